@@ -1,0 +1,2 @@
+#![doc = "placeholder"]
+pub mod proto;

@@ -1,0 +1,115 @@
+//! The transport ciphers and how two ends agree on one (PROTOCOL.md, section 4).
+
+use std::fmt;
+
+/// Places in an offer. More than there are ciphers, so that a later version can name new ones in the same message.
+pub const OFFER: usize = 8;
+
+/// A cipher for the transport frames. Its number is its code point on the wire; 0 means "none".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cipher {
+    /// ChaCha20-Poly1305 (RFC 8439): fast and constant-time on every processor.
+    ChaCha20Poly1305 = 1,
+    /// AES-256-GCM (NIST SP 800-38D): about twice as fast where the processor has AES instructions.
+    Aes256Gcm = 2,
+}
+
+impl Cipher {
+    fn from_code_point(code: u8) -> Option<Self> {
+        [Self::ChaCha20Poly1305, Self::Aes256Gcm].into_iter().find(|&cipher| cipher as u8 == code)
+    }
+}
+
+impl fmt::Display for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ChaCha20Poly1305 => "chacha20poly1305",
+            Self::Aes256Gcm => "aes256gcm",
+        })
+    }
+}
+
+/// The ciphers that one end accepts, the preferred one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ciphers(&'static [Cipher]);
+
+impl Ciphers {
+    /// Just one, whatever the processor.
+    pub fn only(cipher: Cipher) -> Self {
+        Self(match cipher {
+            Cipher::ChaCha20Poly1305 => &[Cipher::ChaCha20Poly1305],
+            Cipher::Aes256Gcm => &[Cipher::Aes256Gcm],
+        })
+    }
+
+    /// What is best here: AES only with hardware for it, since without it AES is slow.
+    pub fn auto(has_aes_instructions: bool) -> Self {
+        if has_aes_instructions {
+            Self(&[Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305])
+        } else {
+            Self::only(Cipher::ChaCha20Poly1305)
+        }
+    }
+
+    /// I2: the offer as message 1 carries it, code points in order of preference, the rest 0.
+    pub(super) fn offer(self) -> [u8; OFFER] {
+        let mut offer = [0; OFFER];
+        offer.iter_mut().zip(self.0).for_each(|(place, &cipher)| *place = cipher as u8);
+        offer
+    }
+
+    /// R3: the first of ours that the initiator offers.
+    pub(super) fn choose(self, offer: [u8; OFFER]) -> Option<Cipher> {
+        self.0.iter().copied().find(|&cipher| offer.contains(&(cipher as u8)))
+    }
+
+    /// I5: the responder's choice, if it is one of ours.
+    pub(super) fn accept(self, code: u8) -> Option<Cipher> {
+        Cipher::from_code_point(code).filter(|cipher| self.0.contains(cipher))
+    }
+}
+
+/// For people: `aes256gcm or chacha20poly1305`.
+impl fmt::Display for Ciphers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, cipher) in self.0.iter().enumerate() {
+            let separator = if place == 0 { "" } else { " or " };
+            write!(f, "{separator}{cipher}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aes_is_chosen_only_when_both_ends_have_the_instructions() {
+        let (with, without) = (Ciphers::auto(true), Ciphers::auto(false));
+        assert_eq!(with.choose(with.offer()), Some(Cipher::Aes256Gcm));
+        assert_eq!(with.choose(without.offer()), Some(Cipher::ChaCha20Poly1305));
+        assert_eq!(without.choose(with.offer()), Some(Cipher::ChaCha20Poly1305));
+    }
+
+    #[test]
+    fn ends_that_insist_on_different_ciphers_have_none_in_common() {
+        let aes = Ciphers::only(Cipher::Aes256Gcm);
+        assert_eq!(aes.choose(Ciphers::only(Cipher::ChaCha20Poly1305).offer()), None);
+    }
+
+    #[test]
+    fn code_points_of_later_versions_are_passed_over() {
+        let offer = [200, 201, 2, 0, 0, 0, 0, 255];
+        assert_eq!(Ciphers::auto(true).choose(offer), Some(Cipher::Aes256Gcm));
+    }
+
+    #[test]
+    fn a_choice_that_was_not_offered_is_refused() {
+        let chacha = Ciphers::only(Cipher::ChaCha20Poly1305);
+        assert_eq!(chacha.accept(2), None);
+        assert_eq!(chacha.accept(99), None);
+        assert_eq!(chacha.accept(0), None);
+    }
+}

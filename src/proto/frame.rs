@@ -1,0 +1,469 @@
+//! The frames that follow the handshake (PROTOCOL.md, section 5).
+//!
+//! ```text
+//!  0        2                                      length + 2
+//!  ├────────┼─────────────────────────┬──────┬─────────┬─────┤
+//!  │ length │ payload                 │ kind │ padding │ tag │
+//!  └────────┴─────────────────────────┴──────┴─────────┴─────┘
+//!   clear,   └──────────────── sealed ────────────────┘
+//!   associated data
+//! ```
+//!
+//! A frame is sealed where its payload was read to and opened where it was received: no byte is copied here.
+//! What may follow what is in the types: an initiator's [`Sealer`] exists only once its *Open* is sealed
+//! ([`First`]), and [`Sealer::end`] and [`Sealer::abort`] consume it.
+
+use std::ops::Range;
+
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
+use hkdf::Hkdf;
+use sha2::Sha256;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::cipher::Cipher;
+use super::connection_info::ConnectionInfo;
+use super::noise::{Secret, TAG};
+
+/// Bytes of the length field in front of a frame.
+pub const HEADER: usize = 2;
+/// Bytes of a frame that are not payload: header, kind, tag.
+pub const OVERHEAD: usize = HEADER + 1 + TAG;
+/// The most bytes a frame has, header included. A power of two, so that full frames lie page-aligned in a buffer.
+pub const FRAME_MAX: usize = 64 * 1024;
+/// The most payload bytes in one frame.
+pub const PAYLOAD_MAX: usize = FRAME_MAX - OVERHEAD;
+
+/// Frames sealed under one key before it is replaced (step T5): at most 4 GiB, which is 2^28 AES blocks, and leaves an
+/// attacker on AES-256-GCM's confidentiality an advantage below 2^-72. It also bounds what a stolen memory image opens.
+const REKEY_AFTER: u64 = 1 << 16;
+
+/// A frame could not be opened. The connection is over: nothing after it can be trusted to be in order.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum FrameError {
+    /// The length field is outside what a frame can have.
+    #[error("a frame of impossible length {0}")]
+    Length(usize),
+    /// Altered, reordered, repeated or dropped on the way, or sealed by somebody else.
+    #[error("a frame does not authenticate: it was altered, reordered or repeated on the way")]
+    Forged,
+    /// Authentic, but not what the specification allows at this place.
+    #[error("the peer broke the protocol: {0}")]
+    Unexpected(&'static str),
+    /// The nonce counter is used up (2^64 − 1 frames).
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+}
+
+/// The nonce counter is used up: one more frame would repeat a nonce.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("this direction has carried 2^64 - 1 frames and its nonces are used up")]
+pub struct Exhausted;
+
+/// Why a peer aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortReason {
+    /// The peer's local connection was reset.
+    Reset,
+    /// The responder could not connect to its target.
+    TargetUnreachable,
+    /// The responder carries as many connections as it may.
+    Busy,
+    /// The peer is shutting down.
+    Shutdown,
+    /// A code of a later version.
+    Other(u8),
+}
+
+impl AbortReason {
+    fn code(self) -> u8 {
+        match self {
+            Self::Reset => 1,
+            Self::TargetUnreachable => 2,
+            Self::Busy => 3,
+            Self::Shutdown => 4,
+            Self::Other(code) => code,
+        }
+    }
+
+    fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::Reset,
+            2 => Self::TargetUnreachable,
+            3 => Self::Busy,
+            4 => Self::Shutdown,
+            code => Self::Other(code),
+        }
+    }
+}
+
+/// The byte behind a frame's payload. Never 0, which is padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    Open = 1,
+    Data = 2,
+    End = 3,
+    Abort = 4,
+}
+
+/// What an opened frame says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Bytes of the stream, and where in the frame they lie. May be empty.
+    Data(Range<usize>),
+    /// The stream of this direction is complete.
+    End,
+    /// The connection has failed at the peer: what was received is not the whole stream.
+    Abort(AbortReason),
+}
+
+/// How many bytes the frame has, header included, that starts with this header.
+///
+/// # Errors
+/// [`FrameError::Length`] when it could not hold a kind and a tag, or is above [`FRAME_MAX`].
+pub fn frame_length(header: [u8; HEADER]) -> Result<usize, FrameError> {
+    let sealed = usize::from(u16::from_be_bytes(header));
+    match HEADER + sealed {
+        length @ OVERHEAD..=FRAME_MAX => Ok(length),
+        _ => Err(FrameError::Length(sealed)),
+    }
+}
+
+/// The sealer or opener of the initiator's direction before its first frame, which must be *Open* (steps T1 and T2).
+pub struct First<T>(T);
+
+impl<T> First<T> {
+    pub(super) fn new(inner: T) -> Self {
+        Self(inner)
+    }
+}
+
+impl First<Sealer> {
+    /// T1: seals *Open* into the front of `slot`, and gives the frame's length and the sealer for what follows.
+    ///
+    /// # Panics
+    /// When `slot` is shorter than [`FRAME_MAX`].
+    pub fn open(self, info: &ConnectionInfo, slot: &mut [u8]) -> (Sealer, usize) {
+        let mut sealer = self.0;
+        let payload = info.encode(&mut slot[HEADER..]);
+        let length = sealer.seal(Kind::Open, slot, payload).expect("the first frame has a nonce");
+        (sealer, length)
+    }
+}
+
+impl First<Opener> {
+    /// T2: opens the first frame.
+    ///
+    /// # Errors
+    /// As [`Opener::open`]; [`FrameError::Unexpected`] for any other frame than *Open*.
+    pub fn open(mut self, frame: &mut [u8]) -> Result<(Opener, ConnectionInfo), FrameError> {
+        match self.0.unseal(frame)? {
+            (Kind::Open, payload) => {
+                let info = ConnectionInfo::decode(&frame[payload]).map_err(FrameError::Unexpected)?;
+                Ok((self.0, info))
+            }
+            _ => Err(FrameError::Unexpected("its first frame is not Open")),
+        }
+    }
+}
+
+/// Seals one direction's frames.
+pub struct Sealer(Chain);
+
+impl Sealer {
+    pub(super) fn new(cipher: Cipher, key: Secret) -> Self {
+        Self(Chain::new(cipher, key))
+    }
+
+    /// T3: seals the `payload` bytes that lie behind the header's place in `slot`, in place; gives the frame's length.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when no nonce is left.
+    ///
+    /// # Panics
+    /// When `slot` is shorter than `payload` + [`OVERHEAD`], or `payload` above [`PAYLOAD_MAX`].
+    pub fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
+        self.seal(Kind::Data, slot, payload)
+    }
+
+    /// T4: seals *End* into the front of `slot`. Nothing can be sealed after it.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when no nonce is left.
+    pub fn end(mut self, slot: &mut [u8]) -> Result<usize, Exhausted> {
+        self.seal(Kind::End, slot, 0)
+    }
+
+    /// T4: seals *Abort* into the front of `slot`. Nothing can be sealed after it.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when no nonce is left.
+    pub fn abort(mut self, reason: AbortReason, slot: &mut [u8]) -> Result<usize, Exhausted> {
+        slot[HEADER] = reason.code();
+        self.seal(Kind::Abort, slot, 1)
+    }
+
+    fn seal(&mut self, kind: Kind, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
+        assert!(payload <= PAYLOAD_MAX, "a frame holds at most {PAYLOAD_MAX} bytes");
+        let frame = &mut slot[..payload + OVERHEAD];
+        let length = u16::try_from(frame.len() - HEADER).expect("FRAME_MAX fits the length field");
+        let (header, sealed) =
+            frame.split_first_chunk_mut::<HEADER>().expect("a frame is longer than its header");
+        let (text, tag) = sealed.split_last_chunk_mut::<TAG>().expect("a frame has room for its tag");
+        *header = length.to_be_bytes();
+        text[payload] = kind as u8;
+
+        let nonce = self.0.next()?;
+        let sealed = self
+            .0
+            .aead
+            .seal_in_place_separate_tag(nonce, Aad::from(&*header), text)
+            .expect("a frame is far below the cipher's limit");
+        tag.copy_from_slice(sealed.as_ref());
+        Ok(frame.len())
+    }
+}
+
+/// Opens one direction's frames.
+pub struct Opener(Chain);
+
+impl Opener {
+    pub(super) fn new(cipher: Cipher, key: Secret) -> Self {
+        Self(Chain::new(cipher, key))
+    }
+
+    /// T6: opens one whole frame in place, header included, as [`frame_length`] measured it.
+    ///
+    /// # Errors
+    /// [`FrameError::Forged`] for anything but the next frame that the peer sealed; [`FrameError::Unexpected`] for an authentic
+    /// frame that has no kind, an unknown one, a second *Open*, or an *End* or *Abort* with a wrong payload.
+    pub fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
+        match self.unseal(frame)? {
+            (Kind::Data, payload) => Ok(Received::Data(payload)),
+            (Kind::End, payload) if payload.is_empty() => Ok(Received::End),
+            (Kind::End, _) => Err(FrameError::Unexpected("an End with a payload")),
+            (Kind::Abort, payload) => match frame[payload] {
+                [code] => Ok(Received::Abort(AbortReason::from_code(code))),
+                _ => Err(FrameError::Unexpected("an Abort without its one byte of reason")),
+            },
+            (Kind::Open, _) => Err(FrameError::Unexpected("an Open that is not the first frame")),
+        }
+    }
+
+    fn unseal(&mut self, frame: &mut [u8]) -> Result<(Kind, Range<usize>), FrameError> {
+        let length = frame.len();
+        let (header, sealed) = frame.split_first_chunk_mut::<HEADER>().ok_or(FrameError::Length(length))?;
+        if frame_length(*header)? != length {
+            return Err(FrameError::Length(length));
+        }
+        let nonce = self.0.next()?;
+        let text =
+            self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed).map_err(|_| FrameError::Forged)?;
+
+        // As in TLS 1.3 (RFC 8446, section 5.4), the kind is the last byte that is not zero. The scan's duration shows
+        // how much padding there is, and only to someone who already sees the frame's length.
+        let end =
+            text.iter().rposition(|&byte| byte != 0).ok_or(FrameError::Unexpected("a frame of zeros"))?;
+        let kind = match text[end] {
+            1 => Kind::Open,
+            2 => Kind::Data,
+            3 => Kind::End,
+            4 => Kind::Abort,
+            _ => return Err(FrameError::Unexpected("a frame of unknown kind")),
+        };
+        Ok((kind, HEADER..HEADER + end))
+    }
+}
+
+/// One direction's key, and the keys that follow from it.
+struct Chain {
+    cipher: Cipher,
+    key: Secret,
+    aead: LessSafeKey,
+    /// Frames sealed or opened so far, over all keys: the next nonce. It goes on when the key is replaced, so that no
+    /// (key, nonce) pair could repeat even if a replacement were skipped.
+    counter: u64,
+}
+
+impl Chain {
+    fn new(cipher: Cipher, key: Secret) -> Self {
+        let aead = expand_key(cipher, &key);
+        Self { cipher, key, aead, counter: 0 }
+    }
+
+    /// The next nonce. Replaces the key first when it is time (T5).
+    ///
+    /// Called once a frame whether or not it opens: after a forgery the connection ends, so there is nothing to keep.
+    fn next(&mut self) -> Result<Nonce, Exhausted> {
+        let following = self.counter.checked_add(1).ok_or(Exhausted)?;
+        if self.counter != 0 && self.counter.is_multiple_of(REKEY_AFTER) {
+            self.rekey();
+        }
+        let nonce = nonce(self.counter);
+        self.counter = following;
+        Ok(nonce)
+    }
+
+    /// T5: the next key is a one-way function of this one, which is wiped: a key found later opens nothing sent before.
+    fn rekey(&mut self) {
+        let mut next = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::from_prk(&*self.key)
+            .expect("a key is as long as a SHA-256 digest")
+            .expand(b"spipe/1 rekey", &mut *next)
+            .expect("HKDF-SHA256 gives up to 8,160 bytes");
+        self.aead = expand_key(self.cipher, &next);
+        self.key = next;
+    }
+}
+
+/// Four zero bytes and the counter in network order.
+fn nonce(counter: u64) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_be_bytes());
+    Nonce::assume_unique_for_key(nonce)
+}
+
+fn expand_key(cipher: Cipher, key: &Secret) -> LessSafeKey {
+    let algorithm = match cipher {
+        Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
+        Cipher::Aes256Gcm => &aead::AES_256_GCM,
+    };
+    LessSafeKey::new(UnboundKey::new(algorithm, &**key).expect("both ciphers take 32 bytes of key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(cipher: Cipher) -> (Sealer, Opener) {
+        (Sealer::new(cipher, Zeroizing::new([7; 32])), Opener::new(cipher, Zeroizing::new([7; 32])))
+    }
+
+    fn seal(sealer: &mut Sealer, kind: Kind, payload: &[u8]) -> Vec<u8> {
+        let mut slot = vec![0; payload.len() + OVERHEAD];
+        slot[HEADER..HEADER + payload.len()].copy_from_slice(payload);
+        sealer.seal(kind, &mut slot, payload.len()).unwrap();
+        slot
+    }
+
+    /// A frame as a peer could seal it that knows the key but not the specification.
+    fn seal_raw(sealer: &mut Sealer, text: &[u8]) -> Vec<u8> {
+        let mut frame = u16::try_from(text.len() + TAG).unwrap().to_be_bytes().to_vec();
+        let mut body = text.to_vec();
+        let nonce = sealer.0.next().unwrap();
+        sealer.0.aead.seal_in_place_append_tag(nonce, Aad::from(&frame), &mut body).unwrap();
+        frame.extend(body);
+        frame
+    }
+
+    #[test]
+    fn payloads_of_every_edge_size_arrive() {
+        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            let (mut sealer, mut opener) = pair(cipher);
+            for size in [0, 1, 15, 16, 17, 255, 256, 4095, PAYLOAD_MAX - 1, PAYLOAD_MAX] {
+                let payload: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
+                let mut frame = seal(&mut sealer, Kind::Data, &payload);
+                let Received::Data(range) = opener.open(&mut frame).unwrap() else { panic!("not data") };
+                assert_eq!(frame[range], payload);
+            }
+        }
+    }
+
+    #[test]
+    fn payloads_that_end_in_zeros_keep_them() {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        let mut frame = seal(&mut sealer, Kind::Data, &[5, 0, 0, 0]);
+        assert_eq!(opener.open(&mut frame), Ok(Received::Data(2..6)));
+        assert_eq!(frame[2..6], [5, 0, 0, 0]);
+    }
+
+    #[test]
+    fn padding_is_taken_off() {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        let mut frame = seal_raw(&mut sealer, &[b'h', b'i', Kind::Data as u8, 0, 0, 0, 0]);
+        assert_eq!(opener.open(&mut frame), Ok(Received::Data(2..4)));
+    }
+
+    #[test]
+    fn frames_on_both_sides_of_a_rekey_arrive_and_the_key_has_changed() {
+        let (mut sealer, mut opener) = pair(Cipher::ChaCha20Poly1305);
+        (sealer.0.counter, opener.0.counter) = (REKEY_AFTER - 1, REKEY_AFTER - 1);
+        for payload in [b"last", b"next", b"more"] {
+            let mut frame = seal(&mut sealer, Kind::Data, payload);
+            assert_eq!(opener.open(&mut frame), Ok(Received::Data(2..6)));
+        }
+        assert_ne!(*sealer.0.key, [7; 32]);
+        assert_eq!(sealer.0.key, opener.0.key);
+    }
+
+    #[test]
+    fn the_old_key_opens_the_last_frame_before_a_rekey_and_not_the_first_after() {
+        let (mut sealer, opener) = pair(Cipher::Aes256Gcm);
+        for (counter, opens) in [(REKEY_AFTER - 1, true), (REKEY_AFTER, false)] {
+            sealer.0.counter = counter;
+            let mut frame = seal(&mut sealer, Kind::Data, b"x");
+            let (header, sealed) = frame.split_first_chunk_mut::<HEADER>().unwrap();
+            let nonce = nonce(counter);
+            assert_eq!(
+                opener.0.aead.open_in_place(nonce, Aad::from(header), sealed).is_ok(),
+                opens,
+                "{counter}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_used_up_counter_refuses_instead_of_wrapping() {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        let mut frame = seal(&mut sealer, Kind::Data, b"x");
+        (sealer.0.counter, opener.0.counter) = (u64::MAX, u64::MAX);
+        assert_eq!(sealer.data(&mut [0; 100], 1), Err(Exhausted));
+        assert_eq!(opener.open(&mut frame), Err(FrameError::Exhausted(Exhausted)));
+        assert_eq!(sealer.end(&mut [0; 100]), Err(Exhausted));
+    }
+
+    #[test]
+    fn authentic_frames_against_the_specification_are_refused() {
+        for text in
+            [&[0_u8; 5][..], &[0], &[9], b"payload\x05", &[Kind::Abort as u8], b"ab\x04", b"a\x03", &[1]]
+        {
+            let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+            let mut frame = seal_raw(&mut sealer, text);
+            assert!(matches!(opener.open(&mut frame), Err(FrameError::Unexpected(_))), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_frame_that_is_not_open_is_refused() {
+        for kind in [Kind::Data, Kind::End, Kind::Abort] {
+            let (mut sealer, opener) = pair(Cipher::Aes256Gcm);
+            let mut frame = seal(&mut sealer, kind, &[]);
+            assert!(matches!(First(opener).open(&mut frame), Err(FrameError::Unexpected(_))), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_before_anything_is_opened() {
+        for sealed in [0, 1, 16, 65_535] {
+            let header = u16::try_from(sealed).unwrap().to_be_bytes();
+            assert_eq!(frame_length(header), Err(FrameError::Length(sealed)));
+        }
+        assert_eq!(frame_length([0, 17]), Ok(OVERHEAD));
+        assert_eq!(frame_length([0xff, 0xfe]), Ok(FRAME_MAX));
+    }
+
+    #[test]
+    fn a_frame_shorter_or_longer_than_its_header_says_is_refused() {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        let frame = seal(&mut sealer, Kind::Data, b"payload");
+        for cut in 0..frame.len() {
+            assert!(opener.open(&mut frame[..cut].to_vec()).is_err(), "{cut} bytes");
+        }
+        let mut longer = frame.clone();
+        longer.push(0);
+        assert!(opener.open(&mut longer).is_err());
+        // None of these cost a nonce: the whole frame still opens.
+        assert!(opener.open(&mut frame.clone()).is_ok());
+    }
+}

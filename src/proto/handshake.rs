@@ -1,0 +1,277 @@
+//! The handshake, one round trip (PROTOCOL.md, section 3):
+//!
+//! ```text
+//! Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256
+//!   -> psk, e, e1
+//!   <- e, ee, ekem1
+//! ```
+//!
+//! [`Initiator::start`] → message 1 → [`Responder::read`] → [`Responder::reply`] → message 2 → [`Initiator::finish`].
+//! Each step consumes the one before, so steps in a wrong order do not compile, and no state is left to use twice.
+
+use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
+use thiserror::Error;
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::cipher::{Cipher, Ciphers, OFFER};
+use super::frame::{First, Opener, Sealer};
+use super::key::{Fingerprint, Key};
+use super::noise::{Forged, SymmetricState, TAG};
+
+const PROTOCOL_NAME: &str = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
+
+/// The prologue's fixed part. The zero byte keeps it apart from the label behind it.
+const PROLOGUE: &[u8] = b"spipe/1\0";
+
+/// Bytes of an X25519 public key.
+const X25519: usize = 32;
+/// Bytes of an ML-KEM-768 encapsulation key (FIPS 203, table 3).
+const KEM_KEY: usize = 1184;
+/// Bytes of an ML-KEM-768 ciphertext (FIPS 203, table 3).
+const KEM_CIPHERTEXT: usize = 1088;
+/// Bytes of either message's payload. What is not yet used is sent as zero and ignored, as room for later versions.
+const PAYLOAD: usize = 16;
+
+/// Bytes of message 1, from the initiator.
+pub const MESSAGE_1: usize = X25519 + KEM_KEY + TAG + PAYLOAD + TAG;
+/// Bytes of message 2, from the responder.
+pub const MESSAGE_2: usize = X25519 + KEM_CIPHERTEXT + TAG + PAYLOAD + TAG;
+
+/// What an initiator consumes. It comes from the operating system's random generator, and is used once.
+#[derive(ZeroizeOnDrop)]
+pub struct InitiatorRandomness {
+    /// The X25519 secret.
+    pub x25519: [u8; 32],
+    /// ML-KEM's key generation seeds: `d`, then `z` (FIPS 203, algorithm 19).
+    pub kem: [u8; 64],
+}
+
+/// What a responder consumes, under the same conditions.
+#[derive(ZeroizeOnDrop)]
+pub struct ResponderRandomness {
+    /// The X25519 secret.
+    pub x25519: [u8; 32],
+    /// ML-KEM's encapsulation seed `m` (FIPS 203, algorithm 20).
+    pub kem: [u8; 32],
+}
+
+/// Why a handshake failed.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum HandshakeError {
+    /// The peer has another key or label, or is not spipe, or somebody altered the message.
+    #[error(transparent)]
+    Forged(#[from] Forged),
+    /// The initiator holds the key but sent an encapsulation key that FIPS 203 forbids.
+    #[error("the peer's ML-KEM key is malformed")]
+    MalformedKemKey,
+    /// Both ends hold the key, but `--cipher` leaves nothing in common.
+    #[error("no transport cipher in common: this end accepts {0} only")]
+    NoCommonCipher(Ciphers),
+}
+
+/// An optional text that both ends must share besides the key, mixed into the handshake. It is not secret.
+///
+/// It tells apart tunnels that share a key, so that nobody on the network can join one tunnel's client to another
+/// tunnel's service (rerouting; RFC 9257, section 4).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Label(String);
+
+/// A label above [`Label::MAX`] bytes.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a label is at most {max} bytes, and this one is {0}", max = Label::MAX)]
+pub struct LabelTooLong(usize);
+
+impl Label {
+    /// The most bytes a label may have.
+    pub const MAX: usize = 255;
+}
+
+impl std::str::FromStr for Label {
+    type Err = LabelTooLong;
+
+    fn from_str(text: &str) -> Result<Self, LabelTooLong> {
+        if text.len() > Self::MAX { Err(LabelTooLong(text.len())) } else { Ok(Self(text.to_owned())) }
+    }
+}
+
+/// What a finished handshake leaves: one key a direction, and no way back to what made them.
+pub struct Established<S, O> {
+    /// For the frames that this end sends.
+    pub sealer: S,
+    /// For the frames that this end receives.
+    pub opener: O,
+    /// What both agreed on, for the log.
+    pub cipher: Cipher,
+}
+
+/// What the initiator has then: its first frame is still to be sealed.
+pub type InitiatorEstablished = Established<First<Sealer>, Opener>;
+/// What the responder has then: the initiator's first frame is still to be opened.
+pub type ResponderEstablished = Established<Sealer, First<Opener>>;
+
+/// The initiator between its message and the responder's.
+pub struct Initiator {
+    noise: SymmetricState,
+    ephemeral: StaticSecret,
+    kem: KemSecret,
+    ciphers: Ciphers,
+}
+
+impl Initiator {
+    /// I1–I2: makes the ephemeral keys and message 1.
+    pub fn start(
+        key: &Key,
+        label: &Label,
+        ciphers: Ciphers,
+        randomness: &InitiatorRandomness,
+    ) -> (Self, [u8; MESSAGE_1]) {
+        let (ephemeral, public) = ephemeral(&randomness.x25519);
+        let (kem, kem_public) = mlkem768::generate_key_pair(randomness.kem).into_parts();
+
+        let mut message = [0; MESSAGE_1];
+        let (e, rest) = message.split_at_mut(X25519);
+        let (e1, payload) = rest.split_at_mut(KEM_KEY + TAG);
+        e.copy_from_slice(&public);
+        e1[..KEM_KEY].copy_from_slice(kem_public.as_slice());
+        payload[..OFFER].copy_from_slice(&ciphers.offer());
+
+        let mut noise = begin(key, label);
+        noise.e(&public);
+        noise.seal(e1);
+        noise.seal(payload);
+        (Self { noise, ephemeral, kem: KemSecret(Box::new(kem)), ciphers }, message)
+    }
+
+    /// I3–I5: reads message 2.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Forged`] unless the responder holds the same key and label and answered this very message 1;
+    /// [`HandshakeError::NoCommonCipher`] when it accepts no cipher of ours.
+    pub fn finish(mut self, message: &mut [u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
+        let (e, rest) =
+            message.split_first_chunk_mut::<X25519>().expect("message 2 starts with a public key");
+        let (ekem1, payload) = rest.split_at_mut(KEM_CIPHERTEXT + TAG);
+
+        self.noise.e(e);
+        self.noise.ee(&self.ephemeral, e);
+        let ciphertext: &[u8] = self.noise.open(ekem1)?;
+        let ciphertext =
+            MlKem768Ciphertext::try_from(ciphertext).expect("the field has the ciphertext's length");
+        self.noise.kem_secret(&Zeroizing::new(mlkem768::decapsulate(&self.kem.0, &ciphertext)));
+        let choice = self.noise.open(payload)?[0];
+
+        let cipher = self.ciphers.accept(choice).ok_or(HandshakeError::NoCommonCipher(self.ciphers))?;
+        let (to_responder, to_initiator) = self.noise.split();
+        Ok(Established {
+            sealer: First::new(Sealer::new(cipher, to_responder)),
+            opener: Opener::new(cipher, to_initiator),
+            cipher,
+        })
+    }
+}
+
+/// The responder once message 1 has proved that the initiator holds the key.
+pub struct Responder {
+    noise: SymmetricState,
+    initiator: [u8; X25519],
+    kem_public: MlKem768PublicKey,
+    offer: [u8; OFFER],
+    fingerprint: Fingerprint,
+}
+
+impl Responder {
+    /// R1–R2: reads message 1 with each key in turn. Up to here the cost is symmetric cryptography over 1.2 KiB a key, so a
+    /// stranger cannot make us work.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Forged`] when no key opens it; [`HandshakeError::MalformedKemKey`] when one does but what it
+    /// carries is no ML-KEM key.
+    pub fn read(message: &[u8; MESSAGE_1], keys: &[Key], label: &Label) -> Result<Self, HandshakeError> {
+        let opened = keys.iter().find_map(|key| Self::read_with(message, key, label).ok());
+        let responder = opened.ok_or(Forged)?;
+        if mlkem768::validate_public_key(&responder.kem_public) {
+            Ok(responder)
+        } else {
+            Err(HandshakeError::MalformedKemKey)
+        }
+    }
+
+    fn read_with(message: &[u8; MESSAGE_1], key: &Key, label: &Label) -> Result<Self, Forged> {
+        let mut message = *message;
+        let (e, rest) =
+            message.split_first_chunk_mut::<X25519>().expect("message 1 starts with a public key");
+        let (e1, payload) = rest.split_at_mut(KEM_KEY + TAG);
+
+        let mut noise = begin(key, label);
+        noise.e(e);
+        let kem_public: &[u8] = noise.open(e1)?;
+        let kem_public = MlKem768PublicKey::try_from(kem_public).expect("the field has the key's length");
+        let offer = *noise.open(payload)?.first_chunk().expect("the payload has room for the offer");
+        Ok(Self { noise, initiator: *e, kem_public, offer, fingerprint: key.fingerprint() })
+    }
+
+    /// Which of the keys the initiator proved to hold.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// R3–R5: makes message 2. It is to be sent even when there is no cipher in common: the initiator has proved the
+    /// key and may know why it fails.
+    pub fn reply(
+        mut self,
+        ciphers: Ciphers,
+        randomness: &ResponderRandomness,
+    ) -> ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>) {
+        let cipher = ciphers.choose(self.offer);
+        let (ephemeral, public) = ephemeral(&randomness.x25519);
+        let (ciphertext, kem_secret) = mlkem768::encapsulate(&self.kem_public, randomness.kem);
+        let kem_secret = Zeroizing::new(kem_secret);
+
+        let mut message = [0; MESSAGE_2];
+        let (e, rest) = message.split_at_mut(X25519);
+        let (ekem1, payload) = rest.split_at_mut(KEM_CIPHERTEXT + TAG);
+        e.copy_from_slice(&public);
+        ekem1[..KEM_CIPHERTEXT].copy_from_slice(ciphertext.as_slice());
+        payload[0] = cipher.map_or(0, |cipher| cipher as u8);
+
+        self.noise.e(&public);
+        self.noise.ee(&ephemeral, &self.initiator);
+        self.noise.seal(ekem1);
+        self.noise.kem_secret(&kem_secret);
+        self.noise.seal(payload);
+
+        let established = cipher.ok_or(HandshakeError::NoCommonCipher(ciphers)).map(|cipher| {
+            let (to_responder, to_initiator) = self.noise.split();
+            Established {
+                sealer: Sealer::new(cipher, to_initiator),
+                opener: First::new(Opener::new(cipher, to_responder)),
+                cipher,
+            }
+        });
+        (message, established)
+    }
+}
+
+/// What both ends do first: name the protocol, mix in prologue and label, then token `psk`.
+fn begin(key: &Key, label: &Label) -> SymmetricState {
+    let mut noise = SymmetricState::new(PROTOCOL_NAME, &[PROLOGUE, label.0.as_bytes()]);
+    noise.psk(key.psk());
+    noise
+}
+
+/// An end's X25519 key pair.
+fn ephemeral(secret: &[u8; X25519]) -> (StaticSecret, [u8; X25519]) {
+    let secret = StaticSecret::from(*secret);
+    let public = PublicKey::from(&secret).to_bytes();
+    (secret, public)
+}
+
+/// The initiator's decapsulation key, which libcrux leaves to its user to wipe.
+struct KemSecret(Box<MlKem768PrivateKey>);
+
+impl Drop for KemSecret {
+    fn drop(&mut self) {
+        self.0[..MlKem768PrivateKey::len()].zeroize();
+    }
+}

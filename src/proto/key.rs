@@ -1,0 +1,140 @@
+//! From the bytes of a key file to the pre-shared key of the handshake (PROTOCOL.md, section 2).
+
+use std::fmt;
+
+use hkdf::{Hkdf, HkdfExtract};
+use sha2::Sha256;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// The least number of bytes a key file may hold: 256 bits, so that 32 random bytes are a full-strength key.
+pub const KEY_FILE_MIN: usize = 32;
+
+/// HKDF-Extract's salt. It separates our keys from any other use of the same file, spiped's included.
+const SALT: &[u8] = b"spipe/1 key file";
+
+/// A key file that is too short to be a key.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a key is at least {KEY_FILE_MIN} bytes, and this one is {0}")]
+pub struct KeyTooShort(pub usize);
+
+/// The key that both ends share.
+///
+/// Neither `Debug` nor `Clone`: it cannot end in a log, and there is one copy to wipe.
+pub struct Key {
+    psk: Zeroizing<[u8; 32]>,
+    fingerprint: Fingerprint,
+}
+
+impl Key {
+    /// Derives the key from the whole content of a key file.
+    ///
+    /// # Errors
+    /// [`KeyTooShort`] below [`KEY_FILE_MIN`] bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyTooShort> {
+        let mut derivation = KeyDerivation::default();
+        derivation.update(bytes);
+        derivation.finish()
+    }
+
+    /// What the ends compare to see that they hold the same key.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    pub(super) fn psk(&self) -> &[u8; 32] {
+        &self.psk
+    }
+}
+
+/// Derives a [`Key`] from a file's bytes piece by piece.
+///
+/// Streaming, so that a key file of any size costs no memory and its bytes never lie in a buffer that grows (each
+/// growth would leave an unwiped copy behind).
+pub struct KeyDerivation {
+    extract: HkdfExtract<Sha256>,
+    length: usize,
+}
+
+impl Default for KeyDerivation {
+    fn default() -> Self {
+        Self { extract: HkdfExtract::new(Some(SALT)), length: 0 }
+    }
+}
+
+impl KeyDerivation {
+    /// Takes in the next bytes of the file.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.extract.input_ikm(bytes);
+        self.length += bytes.len();
+    }
+
+    /// Ends the file.
+    ///
+    /// # Errors
+    /// [`KeyTooShort`] when fewer than [`KEY_FILE_MIN`] bytes came in.
+    pub fn finish(self) -> Result<Key, KeyTooShort> {
+        if self.length < KEY_FILE_MIN {
+            return Err(KeyTooShort(self.length));
+        }
+        let (prk, hkdf) = self.extract.finalize();
+        let _wiped = Zeroizing::new(<[u8; 32]>::from(prk));
+        let mut psk = Zeroizing::new([0; 32]);
+        expand(&hkdf, b"spipe/1 psk", &mut *psk);
+        let mut fingerprint = [0; 4];
+        expand(&hkdf, b"spipe/1 fingerprint", &mut fingerprint);
+        Ok(Key { psk, fingerprint: Fingerprint(fingerprint) })
+    }
+}
+
+fn expand(hkdf: &Hkdf<Sha256>, info: &[u8], out: &mut [u8]) {
+    hkdf.expand(info, out).expect("HKDF-SHA256 gives up to 8,160 bytes");
+}
+
+/// A short name for a key: 32 bits, written as `7f3a-19c2`, to be read out over the telephone.
+///
+/// An HKDF output of its own label, so it tells nothing about the key beyond a way to recognise a right guess, and
+/// 2^256 guesses are out of reach. 32 bits distinguish an administrator's keys; they are no proof against an attacker,
+/// and nothing in the protocol relies on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 4]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d] = self.0;
+        write!(formatter, "{a:02x}{b:02x}-{c:02x}{d:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirty_one_bytes_are_refused() {
+        assert_eq!(Key::from_bytes(&[7; 31]).err(), Some(KeyTooShort(31)));
+    }
+
+    #[test]
+    fn an_empty_file_is_refused() {
+        assert_eq!(Key::from_bytes(&[]).err(), Some(KeyTooShort(0)));
+    }
+
+    #[test]
+    fn every_byte_of_a_long_file_counts() {
+        let mut file = vec![1; 10_000];
+        let before = Key::from_bytes(&file).unwrap();
+        file[9_999] = 2;
+        let after = Key::from_bytes(&file).unwrap();
+        assert_ne!(before.psk(), after.psk());
+        assert_ne!(before.fingerprint(), after.fingerprint());
+    }
+
+    #[test]
+    fn pieces_give_the_same_key_as_the_whole() {
+        let file: Vec<u8> = (0..=255).collect();
+        let mut derivation = KeyDerivation::default();
+        file.chunks(7).for_each(|piece| derivation.update(piece));
+        assert_eq!(derivation.finish().unwrap().psk(), Key::from_bytes(&file).unwrap().psk());
+    }
+}

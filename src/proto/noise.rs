@@ -1,0 +1,166 @@
+//! The symmetric state of the Noise framework (Noise revision 34, section 5.2) and the handshake tokens of NNpsk0 with
+//! the hybrid-forward-secrecy extension, one method a token.
+//!
+//! `handshake` puts the tokens in order. They are separate so that the published vectors for plain
+//! `Noise_NNpsk0_25519_ChaChaPoly_SHA256`, and the `snow` crate as a peer, exercise this very code without `e1` and `ekem1`.
+
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
+use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
+use hkdf::Hkdf;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
+
+/// Bytes that each sealed field grows by (Poly1305's tag).
+pub const TAG: usize = 16;
+
+/// A secret of 32 bytes, wiped when dropped.
+pub type Secret = Zeroizing<[u8; 32]>;
+
+/// A field of a handshake message did not open.
+///
+/// One value for every cause: which check failed is nobody's business but the key holder's.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the message does not authenticate")]
+pub struct Forged;
+
+/// Noise's `SymmetricState` with its `CipherState` inside.
+pub struct SymmetricState {
+    chaining_key: Secret,
+    hash: [u8; 32],
+    cipher_key: Secret,
+    /// Counts sealed fields under one `cipher_key`. A handshake seals four fields, so it cannot wrap.
+    nonce: u64,
+}
+
+impl SymmetricState {
+    /// `InitializeSymmetric(protocol_name)` and `MixHash(prologue)`.
+    ///
+    /// # Panics
+    /// For a `protocol_name` of 32 bytes or fewer, which Noise pads instead of hashing; ours is longer.
+    pub fn new(protocol_name: &str, prologue: &[&[u8]]) -> Self {
+        assert!(protocol_name.len() > 32, "shorter names are not hashed (Noise, section 5.2)");
+        let hash: [u8; 32] = Sha256::digest(protocol_name).into();
+        let mut state = Self {
+            chaining_key: Zeroizing::new(hash),
+            hash,
+            // Every pattern here starts with `psk`, so this is replaced before the first field is sealed.
+            cipher_key: Zeroizing::new([0; 32]),
+            nonce: 0,
+        };
+        state.mix_hash(prologue);
+        state
+    }
+
+    /// Token `psk`: `MixKeyAndHash(psk)`.
+    pub fn psk(&mut self, psk: &[u8; 32]) {
+        let mut output = Zeroizing::new([0; 96]);
+        self.hkdf(psk, &mut *output);
+        let (chaining_key, rest) = output.split_at(32);
+        let (hash, cipher_key) = rest.split_at(32);
+        self.chaining_key.copy_from_slice(chaining_key);
+        self.mix_hash(&[hash]);
+        self.set_cipher_key(cipher_key);
+    }
+
+    /// Token `e`, sent or received: in a PSK handshake the public key is mixed into the hash and the key (section 9.2).
+    pub fn e(&mut self, public: &[u8; 32]) {
+        self.mix_hash(&[public]);
+        self.mix_key(public);
+    }
+
+    /// Token `ee`: `MixKey(DH(e, re))`.
+    ///
+    /// An all-zero result is not refused, as section 12.1 advises: only a holder of the pre-shared key could cause it.
+    pub fn ee(&mut self, secret: &StaticSecret, public: &[u8; 32]) {
+        let shared = secret.diffie_hellman(&PublicKey::from(*public));
+        self.mix_key(shared.as_bytes());
+    }
+
+    /// The second half of token `ekem1`: `MixKey` of the secret that the KEM gave. Its first half, the ciphertext, is
+    /// sealed or opened like any other field.
+    pub fn kem_secret(&mut self, secret: &[u8; 32]) {
+        self.mix_key(secret);
+    }
+
+    /// `EncryptAndHash`, in place: the last [`TAG`] bytes of `field` are room for the tag.
+    ///
+    /// # Panics
+    /// For a field shorter than [`TAG`].
+    pub fn seal(&mut self, field: &mut [u8]) {
+        let (text, tag) = field.split_last_chunk_mut::<TAG>().expect("a field has room for its tag");
+        let sealed = self
+            .cipher()
+            .encrypt_inout_detached(&self.next_nonce(), &self.hash, text.into())
+            .expect("a handshake field is far below ChaCha20-Poly1305's 256 GiB");
+        tag.copy_from_slice(&sealed);
+        self.mix_hash(&[field]);
+    }
+
+    /// `DecryptAndHash`, in place: gives the plaintext, which is the field without its last [`TAG`] bytes.
+    ///
+    /// # Errors
+    /// [`Forged`] when the field is not what the peer sealed under this state.
+    pub fn open<'f>(&mut self, field: &'f mut [u8]) -> Result<&'f mut [u8], Forged> {
+        let hash = self.hash;
+        self.mix_hash(&[field]);
+        let (text, tag) = field.split_last_chunk_mut::<TAG>().ok_or(Forged)?;
+        self.cipher()
+            .decrypt_inout_detached(&self.next_nonce(), &hash, (&mut *text).into(), &Tag::from(*tag))
+            .map_err(|_| Forged)?;
+        Ok(text)
+    }
+
+    /// `Split()`: the key of the initiator's direction, then the responder's.
+    pub fn split(self) -> (Secret, Secret) {
+        let mut output = Zeroizing::new([0; 64]);
+        self.hkdf(&[], &mut *output);
+        let (mut initiator, mut responder) = (Secret::default(), Secret::default());
+        initiator.copy_from_slice(&output[..32]);
+        responder.copy_from_slice(&output[32..]);
+        (initiator, responder)
+    }
+
+    /// `MixKey(input)`.
+    fn mix_key(&mut self, input: &[u8; 32]) {
+        let mut output = Zeroizing::new([0; 64]);
+        self.hkdf(input, &mut *output);
+        let (chaining_key, cipher_key) = output.split_at(32);
+        self.chaining_key.copy_from_slice(chaining_key);
+        self.set_cipher_key(cipher_key);
+    }
+
+    /// `MixHash` of the concatenation of `parts`.
+    fn mix_hash(&mut self, parts: &[&[u8]]) {
+        let mut hash = Sha256::new_with_prefix(self.hash);
+        for part in parts {
+            hash.update(part);
+        }
+        self.hash = hash.finalize().into();
+    }
+
+    /// Noise's `HKDF` is RFC 5869's with the chaining key as salt and an empty info.
+    fn hkdf(&self, input: &[u8], output: &mut [u8]) {
+        Hkdf::<Sha256>::new(Some(&*self.chaining_key), input)
+            .expand(&[], output)
+            .expect("HKDF-SHA256 gives up to 8,160 bytes");
+    }
+
+    fn set_cipher_key(&mut self, key: &[u8]) {
+        self.cipher_key.copy_from_slice(key);
+        self.nonce = 0;
+    }
+
+    fn cipher(&self) -> ChaCha20Poly1305 {
+        ChaCha20Poly1305::new((&*self.cipher_key).into())
+    }
+
+    /// Four zero bytes, then the counter in little-endian order (section 12.3).
+    fn next_nonce(&mut self) -> Nonce {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&self.nonce.to_le_bytes());
+        self.nonce += 1;
+        nonce.into()
+    }
+}
