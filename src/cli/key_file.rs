@@ -1,0 +1,170 @@
+//! Reading and making key files.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::proto::key::{Fingerprint, Key, KeyDerivation, KeyTooShort};
+
+/// Where a key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum KeySource {
+    /// A file, or whatever else has a path and ends.
+    File(PathBuf),
+    /// `-`
+    Stdin,
+}
+
+impl FromStr for KeySource {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(if text == "-" { Self::Stdin } else { Self::File(text.into()) })
+    }
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(formatter),
+            Self::Stdin => formatter.write_str("standard input"),
+        }
+    }
+}
+
+/// Whether to mind that others can read a key file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Permissions {
+    Private,
+    /// `--insecure-key-permissions`
+    Any,
+}
+
+impl From<bool> for Permissions {
+    fn from(insecure: bool) -> Self {
+        if insecure { Self::Any } else { Self::Private }
+    }
+}
+
+/// What is wrong with a key file, and what to do.
+#[derive(Debug, Error)]
+pub enum KeyFileError {
+    /// It cannot be opened or read.
+    #[error("cannot read the key {0}: {1}{hint}", hint = if .1.kind() == io::ErrorKind::NotFound { "; make one with 'spipe keygen'" } else { "" })]
+    Read(String, io::Error),
+    /// It is too short.
+    #[error("the key {0} is not usable: {1}; make one with 'spipe keygen'")]
+    TooShort(String, KeyTooShort),
+    /// Others can read it.
+    #[error("the key {path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
+    Permissions(PathBuf, u32),
+    /// A device, which never ends.
+    #[error("the key {0} is a device and not a file; to read standard input, write -k -")]
+    Device(PathBuf),
+    /// A key typed at a terminal would stay on the screen.
+    #[error("standard input is a terminal, and a key does not belong on a screen; redirect a file to it")]
+    Terminal,
+    /// `keygen` found something with that name.
+    #[error("{path} exists already and is left as it is; remove it first if nobody needs it", path = .0.display())]
+    Exists(PathBuf),
+    /// `keygen` could not write.
+    #[error("cannot write the key {path}: {1}", path = .0.display())]
+    Write(PathBuf, io::Error),
+    /// `keygen` without a file, on a terminal.
+    #[error("a key does not belong on a terminal; name a file: spipe keygen FILE")]
+    ToTerminal,
+    /// The system's random generator failed.
+    #[error("the system gives no random bytes: {0}")]
+    Randomness(rand::rngs::SysError),
+}
+
+/// Reads a key.
+pub(super) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, KeyFileError> {
+    match source {
+        KeySource::File(path) => {
+            let file = File::open(path).map_err(|error| KeyFileError::Read(source.to_string(), error))?;
+            // Of the open file, not of the path, which could be another one by now.
+            let metadata = file.metadata().map_err(|error| KeyFileError::Read(source.to_string(), error))?;
+            if metadata.file_type().is_char_device() || metadata.file_type().is_block_device() {
+                return Err(KeyFileError::Device(path.clone()));
+            }
+            let mode = metadata.permissions().mode() & 0o7777;
+            if permissions == Permissions::Private && mode & 0o077 != 0 {
+                return Err(KeyFileError::Permissions(path.clone(), mode));
+            }
+            derive(source, file)
+        }
+        KeySource::Stdin if io::stdin().is_terminal() => Err(KeyFileError::Terminal),
+        KeySource::Stdin => derive(source, io::stdin().lock()),
+    }
+}
+
+fn derive(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError> {
+    let mut derivation = KeyDerivation::default();
+    let mut piece = Zeroizing::new([0; 4096]);
+    loop {
+        match reader.read(&mut *piece) {
+            Ok(0) => break,
+            Ok(count) => derivation.update(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(KeyFileError::Read(source.to_string(), error)),
+        }
+    }
+    derivation.finish().map_err(|error| KeyFileError::TooShort(source.to_string(), error))
+}
+
+/// Makes a key file, safe on disk when this returns.
+pub(super) fn generate(path: &Path) -> Result<Fingerprint, KeyFileError> {
+    let (bytes, fingerprint) = random_key()?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => KeyFileError::Exists(path.to_owned()),
+            _ => KeyFileError::Write(path.to_owned(), error),
+        }
+    })?;
+    let written =
+        file.write_all(&*bytes).and_then(|()| file.sync_all()).and_then(|()| sync_directory_of(path));
+    if let Err(error) = written {
+        // Half a key must not be taken for one. It is ours: create_new made it.
+        let _ = std::fs::remove_file(path);
+        return Err(KeyFileError::Write(path.to_owned(), error));
+    }
+    Ok(fingerprint)
+}
+
+/// Writes a key to standard output, and its fingerprint to standard error.
+pub(super) fn generate_to_stdout() -> Result<(), KeyFileError> {
+    if io::stdout().is_terminal() {
+        return Err(KeyFileError::ToTerminal);
+    }
+    let (bytes, fingerprint) = random_key()?;
+    // The standard library's buffer for standard output would keep a copy, so it is passed by.
+    rustix::io::dup(io::stdout())
+        .map_err(io::Error::from)
+        .and_then(|descriptor| File::from(descriptor).write_all(&*bytes))
+        .map_err(|error| KeyFileError::Write("standard output".into(), error))?;
+    let _ = writeln!(io::stderr(), "a new key, fingerprint {fingerprint}");
+    Ok(())
+}
+
+fn random_key() -> Result<(Zeroizing<[u8; 32]>, Fingerprint), KeyFileError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    SysRng.try_fill_bytes(&mut *bytes).map_err(KeyFileError::Randomness)?;
+    let key = Key::from_bytes(&*bytes).expect("32 bytes are enough");
+    Ok((bytes, key.fingerprint()))
+}
+
+/// A new file's name is on disk only when its directory is.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}

@@ -1,0 +1,406 @@
+//! Address syntax, the same for `--source`, `--target` and `--bind`; only the syntax, no socket is touched here.
+//!
+//! | written | means |
+//! |---|---|
+//! | `[1.2.3.4]:80`, `1.2.3.4:80`, `[::1]:80` | an IP address and a port |
+//! | `[host]:80`, `host:80` | a name, resolved when it is used |
+//! | `/path/to.sock` | a Unix-domain socket |
+//! | `@name` | a Unix-domain socket in Linux's abstract namespace |
+//! | `[]:80`, `*:80` | every address of both families (only to listen on) |
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// The longest name a Unix-domain socket can have: `sun_path` is 108 bytes and one is the terminator (unix(7)).
+const UNIX_NAME_MAX: usize = 107;
+
+/// What is wrong with an address, with what to write instead.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum AddressError {
+    /// Nothing at all.
+    #[error("an address cannot be empty; write host:port, [ip]:port, /path/to.sock or @name")]
+    Empty,
+    /// No `:port`.
+    #[error("the port is missing; write host:port")]
+    NoPort,
+    /// Something else than a number from 1 to 65535 (or 0, to listen).
+    #[error("'{0}' is not a port; write a number from 1 to 65535")]
+    Port(String),
+    /// Colons without brackets.
+    #[error("an IPv6 address goes in brackets; write [{0}]:port")]
+    Brackets(String),
+    /// `[` without `]`, or something other than `:port` behind it.
+    #[error("'[' needs a ']' and then ':port' behind it")]
+    Unclosed,
+    /// Neither an IP address nor a possible host name.
+    #[error("'{0}' is neither an IP address nor a host name")]
+    Host(String),
+    /// `[]:80` or `*:80` where there is nothing to listen on.
+    #[error("'every address' is a place to listen on, not one to connect to or from; name a host")]
+    Every,
+    /// An empty or over-long Unix-domain socket name.
+    #[error("a Unix-domain socket's name is from 1 to {UNIX_NAME_MAX} bytes, and this one is {0}")]
+    UnixName(usize),
+}
+
+/// One place on a network or in a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An IP address and a port.
+    Ip(SocketAddr),
+    /// A host name and a port.
+    Name {
+        /// What to look up.
+        host: String,
+        /// The port on whatever it resolves to.
+        port: u16,
+    },
+    /// A Unix-domain socket.
+    Unix(UnixName),
+}
+
+impl Endpoint {
+    /// The IP addresses this stands for, looked up now.
+    ///
+    /// # Errors
+    /// When the name does not resolve; a Unix-domain socket has none.
+    pub(crate) async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::Ip(address) => Ok(vec![*address]),
+            Self::Name { host, port } => {
+                let found: Vec<_> = tokio::net::lookup_host((host.as_str(), *port))
+                    .await
+                    .map_err(|error| {
+                        io::Error::new(error.kind(), format!("cannot resolve '{host}': {error}"))
+                    })?
+                    .collect();
+                if found.is_empty() {
+                    return Err(io::Error::other(format!("'{host}' has no address")));
+                }
+                Ok(found)
+            }
+            Self::Unix(name) => Err(io::Error::other(format!("{name} is not an IP address"))),
+        }
+    }
+
+    fn port(&self) -> Option<u16> {
+        match self {
+            Self::Ip(address) => Some(address.port()),
+            Self::Name { port, .. } => Some(*port),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(formatter, "[{}]:{}", address.ip(), address.port()),
+            Self::Name { host, port } => write!(formatter, "[{host}]:{port}"),
+            Self::Unix(name) => name.fmt(formatter),
+        }
+    }
+}
+
+/// A Unix-domain socket's name. One that starts with a zero byte is in the abstract namespace, as in `sun_path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixName(PathBuf);
+
+impl UnixName {
+    fn new(name: Vec<u8>) -> Result<Self, AddressError> {
+        match name.len() {
+            1..=UNIX_NAME_MAX if name != [0] => Ok(Self(OsString::from_vec(name).into())),
+            length => Err(AddressError::UnixName(length.min(name.len() - usize::from(name == [0])))),
+        }
+    }
+
+    /// As tokio takes it, abstract names included.
+    pub(crate) fn as_path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The file to look after; an abstract name has none.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        let abstract_name = self.0.as_os_str().as_bytes().starts_with(&[0]);
+        (!abstract_name).then_some(&self.0)
+    }
+}
+
+impl fmt::Display for UnixName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_os_str().as_bytes() {
+            [0, name @ ..] => write!(formatter, "@{}", String::from_utf8_lossy(name)),
+            _ => write!(formatter, "{}", self.0.display()),
+        }
+    }
+}
+
+/// Where to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target(Endpoint);
+
+impl Target {
+    /// The place.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+impl FromStr for Target {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match parse(text, Port::Required)? {
+            Parsed::One(endpoint) if endpoint.port() == Some(0) => Err(AddressError::Port("0".into())),
+            Parsed::One(endpoint) => Ok(Self(endpoint)),
+            Parsed::Every(_) => Err(AddressError::Every),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Where to listen. Port 0 lets the system choose; the log says which it chose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// One place; a name may stand for several.
+    At(Endpoint),
+    /// This port on every address of both families.
+    Every {
+        /// The port.
+        port: u16,
+    },
+}
+
+impl FromStr for Source {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        Ok(match parse(text, Port::Required)? {
+            Parsed::One(endpoint) => Self::At(endpoint),
+            Parsed::Every(port) => Self::Every { port },
+        })
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(endpoint) => endpoint.fmt(formatter),
+            Self::Every { port } => write!(formatter, "[]:{port}"),
+        }
+    }
+}
+
+/// Where to connect from. Port 0, the default, lets the system choose one a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing(Endpoint);
+
+impl Outgoing {
+    /// The place.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+impl FromStr for Outgoing {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match parse(text, Port::Optional)? {
+            Parsed::One(endpoint) => Ok(Self(endpoint)),
+            Parsed::Every(_) => Err(AddressError::Every),
+        }
+    }
+}
+
+impl fmt::Display for Outgoing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Port {
+    Required,
+    Optional,
+}
+
+enum Parsed {
+    One(Endpoint),
+    Every(u16),
+}
+
+fn parse(text: &str, port_is: Port) -> Result<Parsed, AddressError> {
+    if text.is_empty() {
+        return Err(AddressError::Empty);
+    }
+    if text.starts_with('/') {
+        return Ok(Parsed::One(Endpoint::Unix(UnixName::new(text.into())?)));
+    }
+    if let Some(name) = text.strip_prefix('@') {
+        let name = [&[0], name.as_bytes()].concat();
+        return Ok(Parsed::One(Endpoint::Unix(UnixName::new(name)?)));
+    }
+    let (host, port) = split(text)?;
+    let port = match (port, port_is) {
+        (Some(port), _) => parse_port(port)?,
+        (None, Port::Optional) => 0,
+        (None, Port::Required) => return Err(AddressError::NoPort),
+    };
+    if host.is_empty() || host == "*" {
+        return Ok(Parsed::Every(port));
+    }
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(Parsed::One(Endpoint::Ip(SocketAddr::new(ip, port))));
+    }
+    if is_host_name(host) {
+        Ok(Parsed::One(Endpoint::Name { host: host.to_owned(), port }))
+    } else {
+        Err(AddressError::Host(host.to_owned()))
+    }
+}
+
+/// Splits `[host]:port`, `host:port`, `[host]` and `host`.
+fn split(text: &str) -> Result<(&str, Option<&str>), AddressError> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or(AddressError::Unclosed)?;
+        return match rest.strip_prefix(':') {
+            Some(port) => Ok((host, Some(port))),
+            None if rest.is_empty() => Ok((host, None)),
+            None => Err(AddressError::Unclosed),
+        };
+    }
+    match text.split_once(':') {
+        None => Ok((text, None)),
+        // Two colons are an IPv6 address, and "::1:80" could mean two things.
+        Some((_, rest)) if rest.contains(':') => Err(AddressError::Brackets(text.to_owned())),
+        Some(("", _)) => Err(AddressError::Host(String::new())),
+        Some((host, port)) => Ok((host, Some(port))),
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, AddressError> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| AddressError::Port(text.to_owned()))
+}
+
+/// Whether the resolver may see it: host-name characters, or an IPv6 address with a scope (`fe80::1%eth0`), which only
+/// the resolver can read. Digits and dots alone are a mistyped IPv4 address, which the resolver would read as inet_aton(3)
+/// does: "10.1" as 10.0.0.1.
+fn is_host_name(host: &str) -> bool {
+    let scoped =
+        host.split_once('%').is_some_and(|(ip, scope)| ip.parse::<IpAddr>().is_ok() && !scope.is_empty());
+    let named = host.len() <= 253
+        && !host.starts_with(['.', '-'])
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        && host.bytes().any(|byte| !(byte.is_ascii_digit() || byte == b'.'));
+    scoped || named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(text: &str) -> Result<String, AddressError> {
+        text.parse::<Target>().map(|target| target.to_string())
+    }
+
+    #[test]
+    fn every_form_of_the_table_is_read() {
+        for (text, canonical) in [
+            ("[1.2.3.4]:80", "[1.2.3.4]:80"),
+            ("1.2.3.4:80", "[1.2.3.4]:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("host:80", "[host]:80"),
+            ("[host]:80", "[host]:80"),
+            ("db-1.example.org:65535", "[db-1.example.org]:65535"),
+            ("[fe80::1%eth0]:80", "[fe80::1%eth0]:80"),
+            ("/run/redis.sock", "/run/redis.sock"),
+            ("@redis", "@redis"),
+        ] {
+            assert_eq!(target(text), Ok(canonical.to_owned()));
+        }
+    }
+
+    #[test]
+    fn every_address_is_for_listening_only() {
+        for text in ["[]:80", "*:80"] {
+            assert_eq!(text.parse(), Ok(Source::Every { port: 80 }));
+            assert_eq!(target(text), Err(AddressError::Every));
+            assert_eq!(text.parse::<Outgoing>(), Err(AddressError::Every));
+        }
+    }
+
+    #[test]
+    fn an_outgoing_address_needs_no_port() {
+        for (text, canonical) in [
+            ("192.0.2.1", "[192.0.2.1]:0"),
+            ("[::1]", "[::1]:0"),
+            ("host", "[host]:0"),
+            ("[::1]:99", "[::1]:99"),
+        ] {
+            assert_eq!(text.parse::<Outgoing>().unwrap().to_string(), canonical);
+        }
+    }
+
+    #[test]
+    fn a_missing_port_is_refused() {
+        for text in ["host", "[::1]", "1.2.3.4"] {
+            assert_eq!(target(text), Err(AddressError::NoPort));
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for port in ["", "65536", "-1", "+80", "8 0", "http", "0x50"] {
+            assert_eq!(target(&format!("host:{port}")), Err(AddressError::Port(port.to_owned())));
+        }
+    }
+
+    #[test]
+    fn port_0_is_for_listening_only() {
+        assert!("127.0.0.1:0".parse::<Source>().is_ok());
+        assert_eq!(target("127.0.0.1:0"), Err(AddressError::Port("0".into())));
+    }
+
+    #[test]
+    fn an_ipv6_address_without_brackets_is_refused_with_the_brackets_to_write() {
+        let error = target("::1:80").unwrap_err();
+        assert_eq!(error.to_string(), "an IPv6 address goes in brackets; write [::1:80]:port");
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        for text in
+            ["[1.2.3]:80", "1.2.3.4.5:80", "256.1.1.1:80", "[::1::2]:80", "ho st:80", "-host:80", ":80"]
+        {
+            assert!(matches!(target(text), Err(AddressError::Host(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn broken_brackets_are_refused() {
+        for text in ["[::1", "[::1]80", "[host]x:80"] {
+            assert_eq!(target(text), Err(AddressError::Unclosed), "{text}");
+        }
+    }
+
+    #[test]
+    fn unix_names_that_no_socket_can_have_are_refused() {
+        assert_eq!(target("@"), Err(AddressError::UnixName(0)));
+        assert_eq!(target(&format!("/{}", "x".repeat(107))), Err(AddressError::UnixName(108)));
+        assert!(target(&format!("/{}", "x".repeat(106))).is_ok());
+    }
+}

@@ -1,0 +1,14 @@
+//! Moving bytes: sockets, deadlines, the accept loop, the pumps.
+//!
+//! This room knows nothing of ciphers. It asks [`crate::proto`] for handshake messages and frames, and carries them.
+
+pub mod addr;
+pub mod buffer;
+pub mod dial;
+pub mod handshake;
+pub mod listen;
+pub mod lobby;
+pub mod pipe;
+pub mod pump;
+pub mod serve;
+pub mod stream;

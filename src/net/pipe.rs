@@ -1,0 +1,311 @@
+//! One connection, from accept to close.
+//!
+//! ```text
+//!  initiator:  local accepted ─▶ dial the responder ─▶ handshake ─▶ Open ─▶ pumps
+//!  responder:  wire accepted  ─▶ handshake ─▶ Open ─▶ dial the target      ─▶ pumps
+//! ```
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::addr::{Endpoint, Target};
+use super::buffer::Buffer;
+use super::dial::Dialer;
+use super::handshake::{self, Failure};
+use super::lobby::Visitor;
+use super::pump::{Inbox, OpenPump, PumpError, SealPump};
+use super::stream::Stream;
+use crate::proto::cipher::{Cipher, Ciphers};
+use crate::proto::connection_info::ConnectionInfo;
+use crate::proto::frame::{AbortReason, Opener, Sealer};
+use crate::proto::handshake::Label;
+use crate::proto::key::{Fingerprint, Key};
+
+/// How long a failing connection may take to tell its peer so. The peer finds out anyway when the connection closes.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What all connections of one pipe have in common.
+pub struct Pipe {
+    /// What both ends share: a responder accepts any of them, an initiator uses the first. Never empty.
+    pub keys: Vec<Key>,
+    /// What both ends share besides.
+    pub label: Label,
+    /// The transport ciphers that this end accepts.
+    pub ciphers: Ciphers,
+    /// Connects to the responder, or to the service.
+    pub dialer: Dialer,
+    /// How long connecting and the handshake may take together.
+    pub timeout: Duration,
+}
+
+/// Why a connection never carried anything.
+#[derive(Debug, Error)]
+pub enum SetupError {
+    /// The responder, or the service, cannot be reached.
+    #[error("cannot connect to {target}: {error}")]
+    Dial {
+        /// Where.
+        target: Target,
+        /// Why.
+        error: io::Error,
+    },
+    /// The peer did not prove the key, or did not go on.
+    #[error(transparent)]
+    Handshake(#[from] Failure),
+    /// The peer did, but there are connections enough.
+    #[error("no connection ended in time to make room for this one; raise -n")]
+    Busy,
+    /// A stranger had to make room for newer ones.
+    #[error("too many connections are waiting to shake hands, and this one waited longest")]
+    TurnedOut,
+}
+
+/// A connection that is ready to carry bytes.
+struct Ready {
+    local: Stream,
+    wire: Stream,
+    seal: SealPump<Sealer>,
+    open: OpenPump<Opener>,
+    key: Fingerprint,
+    cipher: Cipher,
+    /// What the other end tells of the client.
+    client: Peer,
+}
+
+/// Where a connection comes from, for the log.
+#[derive(Clone, Copy)]
+struct Peer(Option<SocketAddr>);
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => Endpoint::Ip(address).fmt(formatter),
+            None => formatter.write_str("local"),
+        }
+    }
+}
+
+impl Pipe {
+    /// The initiator's side of one connection; `client` is where `local` comes from.
+    ///
+    /// # Errors
+    /// Why it failed, which is in the log as well.
+    pub async fn initiate(&self, local: Stream, client: Option<SocketAddr>) -> Result<(), String> {
+        let (started, peer) = (Instant::now(), Peer(client));
+        // On the heap, so that a connection does not keep room for handshake messages while it carries.
+        match Box::pin(self.set_up_initiator(local, client, started + self.timeout)).await {
+            Ok(ready) => self.carry(ready, started, peer, Towards::Wire).await,
+            Err(error) => {
+                warn!(%peer, target = %self.dialer.target(), reason = %error, "failed");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    async fn set_up_initiator(
+        &self,
+        local: Stream,
+        client: Option<SocketAddr>,
+        deadline: Instant,
+    ) -> Result<Ready, SetupError> {
+        // Whatever goes wrong, the client sees a reset and not an empty answer.
+        local.arm_reset();
+        let mut wire = self.dial(deadline).await?;
+        let key = &self.keys[0];
+        let established = {
+            let (reader, writer) = wire.split();
+            let mut wire = tokio::io::join(reader, writer);
+            handshake::initiate(&mut wire, key, &self.label, self.ciphers, deadline).await?
+        };
+        let mut buffer = Buffer::take();
+        let (sealer, length) = established.sealer.open(&ConnectionInfo { client }, &mut buffer);
+        Ok(Ready {
+            local,
+            wire,
+            seal: SealPump::with_sealed(sealer, buffer, length),
+            open: OpenPump::new(established.opener, Inbox::new()),
+            key: key.fingerprint(),
+            cipher: established.cipher,
+            client: Peer(client),
+        })
+    }
+
+    /// The responder's side of one connection; `from` is where `wire` comes from. `limit` bounds the connections of peers
+    /// that have proved the key.
+    ///
+    /// # Errors
+    /// Why it failed, which is in the log as well.
+    pub async fn respond(
+        &self,
+        wire: Stream,
+        from: Option<SocketAddr>,
+        visitor: Visitor,
+        limit: Arc<Semaphore>,
+    ) -> Result<(), String> {
+        let (started, peer) = (Instant::now(), Peer(from));
+        match Box::pin(self.set_up_responder(wire, visitor, limit, started + self.timeout)).await {
+            Ok((ready, _permit)) => self.carry(ready, started, peer, Towards::Local).await,
+            Err(error) => {
+                warn!(%peer, target = %self.dialer.target(), reason = %error, "refused");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    async fn set_up_responder(
+        &self,
+        mut wire: Stream,
+        visitor: Visitor,
+        limit: Arc<Semaphore>,
+        deadline: Instant,
+    ) -> Result<(Ready, OwnedSemaphorePermit), SetupError> {
+        let shake_hands = async {
+            let (reader, writer) = wire.split();
+            let mut wire = tokio::io::join(reader, writer);
+            let (established, key) =
+                handshake::respond(&mut wire, &self.keys, &self.label, self.ciphers, deadline).await?;
+            let opened = handshake::await_open(&mut wire, established.opener, deadline).await?;
+            Ok::<_, Failure>((established.sealer, opened, established.cipher, key))
+        };
+        let (sealer, (opener, info, inbox), cipher, key) = tokio::select! {
+            shaken = shake_hands => shaken?,
+            () = visitor.turned_out() => return Err(SetupError::TurnedOut),
+        };
+        drop(visitor);
+        let seal = SealPump::new(sealer);
+
+        let admitted = timeout_at(deadline, limit.acquire_owned()).await;
+        let Ok(permit) = admitted.map(|permit| permit.expect("the semaphore is never closed")) else {
+            say_farewell(seal, AbortReason::Busy, &mut wire).await;
+            return Err(SetupError::Busy);
+        };
+        let local = match self.dial(deadline).await {
+            Ok(local) => local,
+            Err(error) => {
+                say_farewell(seal, AbortReason::TargetUnreachable, &mut wire).await;
+                return Err(error);
+            }
+        };
+        local.arm_reset();
+        let open = OpenPump::new(opener, inbox);
+        Ok((Ready { local, wire, seal, open, key, cipher, client: Peer(info.client) }, permit))
+    }
+
+    async fn dial(&self, deadline: Instant) -> Result<Stream, SetupError> {
+        let dialed = timeout_at(deadline, self.dialer.dial()).await;
+        dialed
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time (-o)")))
+            .map_err(|error| SetupError::Dial { target: self.dialer.target().clone(), error })
+    }
+
+    /// Carries bytes both ways until both ends have closed or one fails, and logs the end.
+    async fn carry(
+        &self,
+        mut ready: Ready,
+        started: Instant,
+        peer: Peer,
+        target_is: Towards,
+    ) -> Result<(), String> {
+        let Ready { key, cipher, client, .. } = ready;
+        debug!(%peer, %client, target = %self.dialer.target(), %key, %cipher, "established");
+        let result = pump(&mut ready).await;
+        let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
+        let Ready { local, mut wire, seal, .. } = ready;
+        match &result {
+            Ok(()) => local.disarm(),
+            Err(PumpError::Local(_)) => {
+                drop(local);
+                say_farewell(seal, AbortReason::Reset, &mut wire).await;
+            }
+            Err(_) => {}
+        }
+
+        let (to_target, from_target) = match target_is {
+            Towards::Wire => (sealed, opened),
+            Towards::Local => (opened, sealed),
+        };
+        let target = self.dialer.target();
+        let seconds = started.elapsed().as_secs_f64();
+        macro_rules! log_end {
+            ($level:ident, $reason:expr) => {
+                $level!(%peer, %client, %target, %key, %cipher, to_target, from_target, seconds, reason = %$reason, "closed")
+            };
+        }
+        match result {
+            Ok(()) => log_end!(info, "finished"),
+            // Resets are everyday life.
+            Err(error @ (PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset))) => {
+                log_end!(info, error);
+                return Err(error.to_string());
+            }
+            Err(error) => {
+                log_end!(warn, error);
+                return Err(error.to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// On which side of this end the target is.
+#[derive(Clone, Copy)]
+enum Towards {
+    Wire,
+    Local,
+}
+
+/// Runs both pumps until both directions have ended, or one has failed.
+async fn pump(Ready { local, wire, seal, open, .. }: &mut Ready) -> Result<(), PumpError> {
+    let (mut local_reader, mut local_writer) = local.split();
+    let (mut wire_reader, mut wire_writer) = wire.split();
+
+    // What the client has said already shares a write with Open: it reaches the target one round trip after we connected.
+    poll_fn(|context| match seal.poll_fill(context, &mut local_reader) {
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        _ => Poll::Ready(Ok(())),
+    })
+    .await?;
+
+    let (mut sealed, mut opened) = (false, false);
+    poll_fn(|context| {
+        // Opening comes first, for it may learn from the peer why the other direction is about to fail. Once it is done,
+        // polling it again watches that the peer is still there.
+        if let Poll::Ready(result) = open.poll(context, &mut wire_reader, &mut local_writer) {
+            result?;
+            opened = true;
+        }
+        if !sealed && let Poll::Ready(result) = seal.poll(context, &mut local_reader, &mut wire_writer) {
+            result?;
+            sealed = true;
+        }
+        if sealed && opened { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset it
+/// and could overtake the farewell.
+async fn say_farewell(seal: SealPump<Sealer>, reason: AbortReason, wire: &mut Stream) {
+    let (mut reader, mut writer) = wire.split();
+    let farewell = async {
+        seal.abort(reason, &mut writer).await?;
+        writer.shutdown().await.map_err(PumpError::Wire)?;
+        let mut ignored = Buffer::take();
+        while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
+        Ok::<_, PumpError>(())
+    };
+    if let Ok(Err(error)) = timeout(FAREWELL, farewell).await {
+        debug!(%error, "the other end was gone before it could be told");
+    }
+}

@@ -1,0 +1,456 @@
+//! One direction each: [`SealPump`] from the local stream to the wire, [`OpenPump`] from the wire to the local stream.
+//!
+//! ```text
+//!   local ── readv ──▶ slots ── seal in place ──▶ one write ──▶ wire          SealPump
+//!   local ◀── writev ── payloads ◀── open in place ── one read ◀── wire       OpenPump
+//! ```
+//!
+//! Both are polled, not awaited, for two reasons: a pump that waits for bytes holds no buffer, and after a failure its
+//! state is still there, so that an *Abort* can go out on a frame boundary.
+//!
+//! They are generic over the framing ([`Seal`], [`Open`]), which lets a benchmark run them without a cipher.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use arrayvec::ArrayVec;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::buffer::{BATCH, BATCH_FRAMES, Buffer};
+use super::stream::ReadVectored;
+use crate::proto::frame::{
+    self, AbortReason, Exhausted, FRAME_MAX, FrameError, HEADER, OVERHEAD, Opener, PAYLOAD_MAX, Received,
+    Sealer,
+};
+
+/// Payloads that one writev(2) may carry. Full frames come four at a time; small ones are gathered up to this many.
+const GATHER: usize = 16;
+
+/// Seals frames in place.
+pub trait Seal {
+    /// Seals `payload` bytes behind the header's place in `slot`; gives the frame's length.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when it may seal no more.
+    fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted>;
+
+    /// Seals the last frame of an orderly stream into the front of `slot`; gives its length.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when it may seal no more.
+    fn end(self, slot: &mut [u8]) -> Result<usize, Exhausted>;
+}
+
+impl Seal for Sealer {
+    fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
+        Sealer::data(self, slot, payload)
+    }
+
+    fn end(self, slot: &mut [u8]) -> Result<usize, Exhausted> {
+        Sealer::end(self, slot)
+    }
+}
+
+/// Opens frames in place.
+pub trait Open {
+    /// Opens one whole frame, header included.
+    ///
+    /// # Errors
+    /// [`FrameError`] when it is not the peer's next frame.
+    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError>;
+}
+
+impl Open for Opener {
+    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
+        Opener::open(self, frame)
+    }
+}
+
+/// Why a connection failed once it was established.
+#[derive(Debug, Error)]
+pub enum PumpError {
+    /// The local stream was reset, or could not be written to.
+    #[error("the local side was reset: {0}")]
+    Local(io::Error),
+    /// The connection to the peer broke.
+    #[error("the connection to the other end broke: {0}")]
+    Wire(io::Error),
+    /// The connection to the peer ended without an *End* frame. By accident or by an attacker: it is not told apart.
+    #[error("the connection to the other end was cut short")]
+    Truncated,
+    /// The peer says that it failed.
+    #[error("{}", describe(*.0))]
+    Aborted(AbortReason),
+    /// What came over the wire is not what the peer sealed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// This end may seal no more.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+}
+
+fn describe(reason: AbortReason) -> String {
+    match reason {
+        AbortReason::Reset => "the connection at the other end was reset".into(),
+        AbortReason::TargetUnreachable => "the other end cannot reach its target; its log says why".into(),
+        AbortReason::Busy => "the other end has as many connections as it may; raise its -n".into(),
+        AbortReason::Shutdown => "the other end was shut down".into(),
+        AbortReason::Other(code) => format!("the other end gave up with code {code}"),
+    }
+}
+
+/// Frames that are sealed and not yet written.
+struct Outbox {
+    buffer: Buffer,
+    /// Bytes sealed, from the front of the buffer.
+    sealed: usize,
+    /// Of these, bytes written.
+    written: usize,
+}
+
+/// From the local stream to the wire.
+pub struct SealPump<S> {
+    /// Gone once *End* is sealed.
+    sealer: Option<S>,
+    /// None while there is nothing to write: an idle direction owns no buffer.
+    outbox: Option<Outbox>,
+    bytes: u64,
+}
+
+impl<S: Seal> SealPump<S> {
+    /// A pump with nothing to write yet.
+    pub fn new(sealer: S) -> Self {
+        Self { sealer: Some(sealer), outbox: None, bytes: 0 }
+    }
+
+    /// A pump whose first `length` bytes to write are in `buffer` already. [`Self::poll_fill`] can add to them, so that the
+    /// first bytes of the local stream share a write with them.
+    pub fn with_sealed(sealer: S, buffer: Buffer, length: usize) -> Self {
+        Self { sealer: Some(sealer), outbox: Some(Outbox { buffer, sealed: length, written: 0 }), bytes: 0 }
+    }
+
+    /// Payload bytes sealed so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Carries bytes until the local stream has ended and its *End* is written.
+    ///
+    /// # Errors
+    /// [`PumpError::Local`], [`PumpError::Wire`] and [`PumpError::Exhausted`].
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        local: &mut impl ReadVectored,
+        wire: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            ready!(self.poll_write(context, wire)).map_err(PumpError::Wire)?;
+            if self.sealer.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_fill(context, local))?;
+        }
+    }
+
+    /// Reads once from the local stream, as much as one call gives, and seals it behind what is sealed already; at the end
+    /// of the stream, seals *End*.
+    ///
+    /// # Errors
+    /// [`PumpError::Local`] and [`PumpError::Exhausted`].
+    pub fn poll_fill(
+        &mut self,
+        context: &mut Context<'_>,
+        local: &mut impl ReadVectored,
+    ) -> Poll<Result<(), PumpError>> {
+        let Some(sealer) = &mut self.sealer else { return Poll::Ready(Ok(())) };
+        let (mut buffer, mut end) = match self.outbox.take() {
+            None => (Buffer::take(), 0),
+            Some(Outbox { buffer, sealed, written }) => {
+                debug_assert_eq!(written, 0, "frames join a batch before its first byte is written");
+                (buffer, sealed)
+            }
+        };
+        let read = local.poll_read_vectored(context, &mut payload_slots(&mut buffer[end..]));
+        let outcome = match read {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(PumpError::Local(error))),
+            Poll::Ready(Ok(0)) => {
+                let sealer = self.sealer.take().expect("it was there above");
+                end += sealer.end(&mut buffer[end..])?;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Ok(mut unsealed)) => {
+                self.bytes += unsealed as u64;
+                // The read filled the slots in order, so each frame but the last is full and ends where the next begins.
+                while unsealed > 0 {
+                    let payload = unsealed.min(PAYLOAD_MAX);
+                    end += sealer.data(&mut buffer[end..], payload)?;
+                    unsealed -= payload;
+                }
+                Poll::Ready(Ok(()))
+            }
+        };
+        if end > 0 {
+            self.outbox = Some(Outbox { buffer, sealed: end, written: 0 });
+        }
+        outcome
+    }
+
+    /// Writes all that is sealed, and gives the buffer back.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
+        if let Some(outbox) = &mut self.outbox {
+            while outbox.written < outbox.sealed {
+                let rest = &outbox.buffer[outbox.written..outbox.sealed];
+                match ready!(Pin::new(&mut *wire).poll_write(context, rest))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    count => outbox.written += count,
+                }
+            }
+            self.outbox = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl SealPump<Sealer> {
+    /// Tells the peer that this end failed: writes what is sealed, for the peer could not open *Abort* without the frames
+    /// before it, then *Abort*.
+    ///
+    /// # Errors
+    /// When the wire cannot be written to; nothing can be told then, and nothing need be, since the peer takes a connection
+    /// that ends without *End* for a failure.
+    pub async fn abort(
+        mut self,
+        reason: AbortReason,
+        wire: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), PumpError> {
+        std::future::poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
+        if let Some(sealer) = self.sealer.take() {
+            let mut buffer = Buffer::take();
+            let sealed = sealer.abort(reason, &mut buffer)?;
+            self.outbox = Some(Outbox { buffer, sealed, written: 0 });
+            std::future::poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where to read payloads to so that each can be sealed where it lies: behind a header's place, before a tag's.
+fn payload_slots(buffer: &mut [u8]) -> ArrayVec<IoSliceMut<'_>, BATCH_FRAMES> {
+    buffer
+        .chunks_mut(FRAME_MAX)
+        .filter(|slot| slot.len() > OVERHEAD)
+        .map(|slot| {
+            let end = slot.len() - (OVERHEAD - HEADER);
+            IoSliceMut::new(&mut slot[HEADER..end])
+        })
+        .collect()
+}
+
+/// Bytes from the wire that are not yet opened.
+pub struct Inbox {
+    /// None while `unread` is empty: an idle direction owns no buffer.
+    buffer: Option<Buffer>,
+    unread: Range<usize>,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self { buffer: None, unread: 0..0 }
+    }
+
+    /// Takes out the next frame, if it is here whole: where it lies in [`Self::bytes`].
+    ///
+    /// # Errors
+    /// [`FrameError::Length`].
+    pub fn next_frame(&mut self) -> Result<Option<Range<usize>>, FrameError> {
+        let Some(length) = self.next_length()? else { return Ok(None) };
+        if length > self.unread.len() {
+            return Ok(None);
+        }
+        let frame = self.unread.start..self.unread.start + length;
+        self.unread.start = frame.end;
+        Ok(Some(frame))
+    }
+
+    /// The bytes that [`Self::next_frame`]'s ranges are of.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        self.buffer.as_deref_mut().unwrap_or_default()
+    }
+
+    /// Reads once from the wire, as much as one call gives and the buffer has room for. Frames taken out before are gone.
+    ///
+    /// # Errors
+    /// [`PumpError::Wire`]; [`PumpError::Truncated`] at the end of the stream, which only a frame may tell;
+    /// [`PumpError::Frame`] for an impossible length.
+    pub fn poll_fill(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<Result<(), PumpError>> {
+        let wanted = self.next_length()?.unwrap_or(FRAME_MAX);
+        let mut buffer = self.buffer.take().unwrap_or_else(Buffer::take);
+        if self.unread.is_empty() {
+            self.unread = 0..0;
+        } else if self.unread.start + wanted > BATCH {
+            // The frame would not fit behind its beginning. Full frames never come here: four of them fill the buffer.
+            buffer.copy_within(self.unread.clone(), 0);
+            self.unread = 0..self.unread.len();
+        }
+        let mut room = ReadBuf::new(&mut buffer[self.unread.end..]);
+        let read = Pin::new(wire).poll_read(context, &mut room);
+        let count = room.filled().len();
+        self.unread.end += count;
+        if !self.unread.is_empty() {
+            self.buffer = Some(buffer);
+        }
+        ready!(read).map_err(PumpError::Wire)?;
+        Poll::Ready(if count == 0 { Err(PumpError::Truncated) } else { Ok(()) })
+    }
+
+    /// The length of the next frame, once its header is here.
+    fn next_length(&self) -> Result<Option<usize>, FrameError> {
+        let unread = self.buffer.as_deref().unwrap_or_default().get(self.unread.clone()).unwrap_or_default();
+        unread.first_chunk::<HEADER>().map(|header| frame::frame_length(*header)).transpose()
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What an [`OpenPump`] still has to do.
+#[derive(Clone, Copy)]
+enum Stage {
+    Carrying,
+    /// *End* has been opened; the local stream is to be half-closed once it has all.
+    Ending,
+    /// *Abort* has been opened; what came before it is still delivered.
+    Aborting(AbortReason),
+    Ended,
+}
+
+/// From the wire to the local stream.
+pub struct OpenPump<O> {
+    opener: O,
+    inbox: Inbox,
+    /// Payloads in the inbox that are opened and not yet written.
+    payloads: ArrayVec<Range<usize>, GATHER>,
+    stage: Stage,
+    bytes: u64,
+}
+
+impl<O: Open> OpenPump<O> {
+    /// A pump that starts with what the inbox holds.
+    pub fn new(opener: O, inbox: Inbox) -> Self {
+        Self { opener, inbox, payloads: ArrayVec::new(), stage: Stage::Carrying, bytes: 0 }
+    }
+
+    /// Payload bytes opened so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Carries bytes until the peer's *End*, and half-closes the local stream then. Polled again after that, it watches
+    /// that the peer stays connected and says nothing more.
+    ///
+    /// # Errors
+    /// All of [`PumpError`] but [`PumpError::Exhausted`].
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &mut (impl AsyncRead + Unpin),
+        local: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            ready!(self.poll_write(context, local)).map_err(PumpError::Local)?;
+            match self.stage {
+                Stage::Carrying => {
+                    if self.open_some()? {
+                        continue;
+                    }
+                    // A buffered writer, such as standard output, must not sit on bytes while we wait for more.
+                    ready!(Pin::new(&mut *local).poll_flush(context)).map_err(PumpError::Local)?;
+                }
+                Stage::Ending => {
+                    ready!(Pin::new(&mut *local).poll_shutdown(context)).map_err(PumpError::Local)?;
+                    self.stage = Stage::Ended;
+                    return Poll::Ready(Ok(()));
+                }
+                Stage::Aborting(reason) => return Poll::Ready(Err(PumpError::Aborted(reason))),
+                Stage::Ended if self.inbox.unread.is_empty() => {}
+                Stage::Ended => {
+                    return Poll::Ready(Err(FrameError::Unexpected("bytes after its End").into()));
+                }
+            }
+            ready!(self.inbox.poll_fill(context, wire))?;
+        }
+    }
+
+    /// Opens the frames that are here whole, up to [`GATHER`] payloads; false when there was none.
+    fn open_some(&mut self) -> Result<bool, FrameError> {
+        let mut some = false;
+        while let Stage::Carrying = self.stage
+            && !self.payloads.is_full()
+            && let Some(frame) = self.inbox.next_frame()?
+        {
+            some = true;
+            match self.opener.open(&mut self.inbox.bytes()[frame.clone()])? {
+                Received::Data(payload) if payload.is_empty() => {}
+                Received::Data(payload) => {
+                    self.bytes += payload.len() as u64;
+                    self.payloads.push(frame.start + payload.start..frame.start + payload.end);
+                }
+                Received::End => self.stage = Stage::Ending,
+                Received::Abort(reason) => self.stage = Stage::Aborting(reason),
+            }
+        }
+        Ok(some)
+    }
+
+    /// Writes all payloads that are opened.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        local: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
+        while !self.payloads.is_empty() {
+            let count = {
+                let bytes = &*self.inbox.bytes();
+                let slices: ArrayVec<_, GATHER> =
+                    self.payloads.iter().map(|payload| IoSlice::new(&bytes[payload.clone()])).collect();
+                ready!(Pin::new(&mut *local).poll_write_vectored(context, &slices))?
+            };
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.consume(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes `count` written bytes off the front of the payloads.
+    fn consume(&mut self, mut count: usize) {
+        let whole = self.payloads.iter().take_while(|payload| {
+            let fits = payload.len() <= count;
+            count -= if fits { payload.len() } else { 0 };
+            fits
+        });
+        let whole = whole.count();
+        self.payloads.drain(..whole);
+        if let Some(first) = self.payloads.first_mut() {
+            first.start += count;
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The byte streams at a pipe's two ends, and what the pumps ask of them.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::fd::AsFd;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Stdin, Stdout};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+
+/// TCP keep-alive: first probe after this long without traffic, which is inside the idle limits of common NATs …
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// … then one probe this often …
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+/// … and this many without an answer end the connection: a vanished peer is noticed in two minutes.
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Whether TCP connections are probed when idle (`-j` turns it off).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keepalive {
+    /// Probe.
+    On,
+    /// Do not: a connection may then outlive its peer for ever.
+    Off,
+}
+
+/// A connected byte stream.
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix-domain socket.
+    Unix(UnixStream),
+    /// This process's standard input and output.
+    Stdio(Stdin, Stdout),
+}
+
+impl Stream {
+    /// A fresh TCP connection, set up for a pipe: small writes leave at once, and dead peers are noticed.
+    ///
+    /// Failures are passed over: they mean that the connection is gone already, which its first use will say.
+    pub(crate) fn tcp(stream: TcpStream, keepalive: Keepalive) -> Self {
+        let socket = SockRef::from(&stream);
+        let _ = socket.set_tcp_nodelay(true);
+        if keepalive == Keepalive::On {
+            let settings = TcpKeepalive::new()
+                .with_time(KEEPALIVE_AFTER)
+                .with_interval(KEEPALIVE_EVERY)
+                .with_retries(KEEPALIVE_PROBES);
+            let _ = socket.set_tcp_keepalive(&settings);
+        }
+        Self::Tcp(stream)
+    }
+
+    /// From now on closing this stream is a reset, until [`Self::disarm`].
+    ///
+    /// A stream that was cut short must never look finished. With this set, that holds however the connection ends: by an
+    /// error, by a deadline, and by the death of this process. Only TCP has resets; a Unix-domain socket gives its peer an
+    /// error only when unread bytes are left in it.
+    pub(crate) fn arm_reset(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Closing is orderly again: what was written is delivered first.
+    pub(crate) fn disarm(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = SockRef::from(stream).set_linger(None);
+        }
+    }
+
+    /// Two halves to use at the same time.
+    pub(crate) fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+        match self {
+            Self::Tcp(stream) => {
+                let (reader, writer) = stream.split();
+                (Reader::Tcp(reader), Writer::Tcp(writer))
+            }
+            Self::Unix(stream) => {
+                let (reader, writer) = stream.split();
+                (Reader::Unix(reader), Writer::Unix(writer))
+            }
+            Self::Stdio(input, output) => (Reader::Stdin(input), Writer::Stdout(output)),
+        }
+    }
+}
+
+/// Reading into several places with one system call: tokio's `AsyncRead` cannot.
+pub trait ReadVectored: AsyncRead + Unpin {
+    /// Reads into `slots`, in order, at most as much as they hold; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn poll_read_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        slots: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        // For streams without such a system call: fill the first slot.
+        let Some(slot) = slots.first_mut() else { return Poll::Ready(Ok(0)) };
+        let mut buffer = ReadBuf::new(slot);
+        ready!(Pin::new(self).poll_read(context, &mut buffer))?;
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+}
+
+impl<T: AsyncRead> ReadVectored for tokio::io::ReadHalf<T> {}
+impl ReadVectored for tokio::io::DuplexStream {}
+
+/// The reading half of a [`Stream`].
+pub enum Reader<'s> {
+    /// Of a TCP connection.
+    Tcp(tcp::ReadHalf<'s>),
+    /// Of a Unix-domain socket.
+    Unix(unix::ReadHalf<'s>),
+    /// Standard input.
+    Stdin(&'s mut Stdin),
+}
+
+impl ReadVectored for Reader<'_> {
+    fn poll_read_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        slots: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(half) => poll_readv::<TcpStream>((*half).as_ref(), context, slots),
+            Self::Unix(half) => poll_readv::<UnixStream>((*half).as_ref(), context, slots),
+            Self::Stdin(input) => {
+                let Some(slot) = slots.first_mut() else { return Poll::Ready(Ok(0)) };
+                let mut buffer = ReadBuf::new(slot);
+                ready!(Pin::new(input).poll_read(context, &mut buffer))?;
+                Poll::Ready(Ok(buffer.filled().len()))
+            }
+        }
+    }
+}
+
+/// readv(2) on a non-blocking socket.
+///
+/// A read that leaves room in the slots has drained the socket. Telling tokio so (by `WouldBlock`, which makes it forget
+/// the readiness) saves the extra read that would only find it empty; with epoll's edge-triggered mode new bytes bring a
+/// new event. tokio does the same inside its own `poll_read`.
+fn poll_readv<S: Socket>(
+    socket: &S,
+    context: &mut Context<'_>,
+    slots: &mut [IoSliceMut<'_>],
+) -> Poll<io::Result<usize>> {
+    let room: usize = slots.iter().map(|slot| slot.len()).sum();
+    loop {
+        ready!(socket.poll_read_ready(context))?;
+        let mut drained = None;
+        let read = socket.try_read(|| {
+            let count = rustix::io::readv(socket, slots)?;
+            if 0 < count && count < room {
+                drained = Some(count);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        match (drained, read) {
+            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, read) => return Poll::Ready(read),
+        }
+    }
+}
+
+/// What tokio's two stream sockets have in common without a trait of tokio's for it.
+trait Socket: AsFd {
+    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn try_read(&self, read: impl FnMut() -> io::Result<usize>) -> io::Result<usize>;
+}
+
+impl Socket for TcpStream {
+    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(context)
+    }
+
+    fn try_read(&self, read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(Interest::READABLE, read)
+    }
+}
+
+impl Socket for UnixStream {
+    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(context)
+    }
+
+    fn try_read(&self, read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(Interest::READABLE, read)
+    }
+}
+
+impl AsyncRead for Reader<'_> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
+            Self::Unix(half) => Pin::new(half).poll_read(context, buffer),
+            Self::Stdin(input) => Pin::new(input).poll_read(context, buffer),
+        }
+    }
+}
+
+/// The writing half of a [`Stream`].
+pub enum Writer<'s> {
+    /// Of a TCP connection.
+    Tcp(tcp::WriteHalf<'s>),
+    /// Of a Unix-domain socket.
+    Unix(unix::WriteHalf<'s>),
+    /// Standard output.
+    Stdout(&'s mut Stdout),
+}
+
+impl AsyncWrite for Writer<'_> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_write(context, bytes),
+            Self::Unix(half) => Pin::new(half).poll_write(context, bytes),
+            Self::Stdout(output) => Pin::new(output).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_write_vectored(context, slices),
+            Self::Unix(half) => Pin::new(half).poll_write_vectored(context, slices),
+            Self::Stdout(output) => Pin::new(output).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_flush(context),
+            Self::Unix(half) => Pin::new(half).poll_flush(context),
+            Self::Stdout(output) => Pin::new(output).poll_flush(context),
+        }
+    }
+
+    /// Half-close: the reader at the other side sees the end of the stream, the other direction lives on.
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_shutdown(context),
+            Self::Unix(half) => Pin::new(half).poll_shutdown(context),
+            Self::Stdout(output) => {
+                ready!(Pin::new(output).poll_flush(context))?;
+                // Who reads our output learns of its end only when the descriptor is closed. Descriptor 1 itself stays
+                // taken, lest the next socket get that number.
+                let null = std::fs::File::options().write(true).open("/dev/null")?;
+                Poll::Ready(Ok(rustix::stdio::dup2_stdout(&null)?))
+            }
+        }
+    }
+}
