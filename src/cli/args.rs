@@ -35,6 +35,7 @@ ends them.";
 #[derive(Parser)]
 #[command(
     name = "spipe",
+    version,
     about = "A symmetric-key encrypted pipe: carries any TCP or Unix-socket service between two hosts with one shared key",
     after_help = EXAMPLES,
     disable_version_flag = true,
@@ -152,15 +153,8 @@ pub(super) struct PipeArgs {
     _forward_secrecy: bool,
 
     /// Refused: spiped's faster handshake without forward secrecy
-    #[arg(short = 'f', long, value_parser = no_forward_secrecy, num_args = 0, default_missing_value = "", hide = true)]
-    _no_forward_secrecy: Option<String>,
-}
-
-fn no_forward_secrecy(_: &str) -> Result<String, &'static str> {
-    Err(
-        "forward secrecy cannot be turned off: without it, a key that leaks one day opens all that was ever recorded; \
-         leave -f out",
-    )
+    #[arg(short = 'f', long, hide = true)]
+    pub(super) no_forward_secrecy: bool,
 }
 
 impl PipeArgs {

@@ -71,9 +71,10 @@ async fn show(service: Option<Target>) -> Result<(), String> {
     let name = if service.is_some() { "your service" } else { "an echo service" };
     print(&format!(
         "\nA pipe in one process, with a throw-away key (fingerprint {fingerprint}):\n\n  \
-         client ──▶ spipe -e ══ sealed ══▶ spipe -d ──▶ {name}\n  \
-         {:10} {initiator}      {responder:15} {target}\n\n",
-        ""
+         client ──plain──▶ spipe -e ══sealed══▶ spipe -d ──plain──▶ {name}\n\n  \
+         spipe -e -s {initiator} -t {tap} -k …\n  \
+         (a wiretap from {tap} to {responder})\n  \
+         spipe -d -s {responder} -t {target} -k …\n\n"
     ))?;
 
     let conversation = converse(initiator, service.is_some()).await?;

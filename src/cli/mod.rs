@@ -77,10 +77,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
             demo::run(target).map(|()| ExitCode::SUCCESS).map_err(Error::Demo)
         }
         (None, Some(pipe)) => serve_or_connect(pipe),
-        (None, None) => refuse(&Args::command().error(
-            clap::error::ErrorKind::MissingRequiredArgument,
-            "nothing to do; give -t TARGET and -k KEY, or a command such as keygen",
-        )),
+        (None, None) => contradict("nothing to do; give -t TARGET and -k KEY, or a command such as keygen"),
     }
 }
 
@@ -106,6 +103,11 @@ fn refuse(error: &clap::Error) -> ! {
     std::process::exit(error.exit_code())
 }
 
+/// For the mistakes of use that clap cannot see.
+fn contradict(message: &str) -> ! {
+    refuse(&Args::command().error(clap::error::ErrorKind::ArgumentConflict, message))
+}
+
 fn say(line: &str) -> Result<ExitCode, Error> {
     writeln!(io::stdout(), "{line}")
         .map_err(|error| Error::System { doing: "write to standard output", error })?;
@@ -125,11 +127,16 @@ fn serve_or_connect(args: PipeArgs) -> Result<ExitCode, Error> {
         // clap lets neither through without the other.
         _ => Place::Stdio,
     };
+    if args.no_forward_secrecy {
+        contradict(
+            "-f: forward secrecy cannot be turned off, for without it a key that leaks one day opens all that was \
+             ever recorded; leave -f out",
+        );
+    }
     if matches!((&place, &args.key), (Place::Stdio, KeySource::Stdin)) {
-        refuse(&Args::command().error(
-            clap::error::ErrorKind::ArgumentConflict,
+        contradict(
             "-k - reads the key from standard input, which without -e or -d is the data; give the key as a file",
-        ));
+        );
     }
     let keepalive = if args.no_keepalive { Keepalive::Off } else { Keepalive::On };
     let max_connections = if args.max_connections == 0 { usize::MAX } else { args.max_connections };

@@ -79,8 +79,8 @@ struct Ready {
     open: OpenPump<Opener>,
     key: Fingerprint,
     cipher: Cipher,
-    /// What the other end tells of the client.
-    client: Peer,
+    /// What the initiator told of the client: a responder's news.
+    client: Option<Peer>,
 }
 
 /// Where a connection comes from, for the log.
@@ -107,7 +107,7 @@ impl Pipe {
         match Box::pin(self.set_up_initiator(local, client, started + self.timeout)).await {
             Ok(ready) => self.carry(ready, started, peer, Towards::Wire).await,
             Err(error) => {
-                warn!(%peer, target = %self.dialer.target(), reason = %error, "failed");
+                warn!(%peer, target = %self.dialer.target(), reason = error.to_string(), "failed");
                 Err(error.to_string())
             }
         }
@@ -137,7 +137,7 @@ impl Pipe {
             open: OpenPump::new(established.opener, Inbox::new()),
             key: key.fingerprint(),
             cipher: established.cipher,
-            client: Peer(client),
+            client: None,
         })
     }
 
@@ -157,7 +157,7 @@ impl Pipe {
         match Box::pin(self.set_up_responder(wire, visitor, limit, started + self.timeout)).await {
             Ok((ready, _permit)) => self.carry(ready, started, peer, Towards::Local).await,
             Err(error) => {
-                warn!(%peer, target = %self.dialer.target(), reason = %error, "refused");
+                warn!(%peer, target = %self.dialer.target(), reason = error.to_string(), "refused");
                 Err(error.to_string())
             }
         }
@@ -199,7 +199,7 @@ impl Pipe {
         };
         local.arm_reset();
         let open = OpenPump::new(opener, inbox);
-        Ok((Ready { local, wire, seal, open, key, cipher, client: Peer(info.client) }, permit))
+        Ok((Ready { local, wire, seal, open, key, cipher, client: Some(Peer(info.client)) }, permit))
     }
 
     async fn dial(&self, deadline: Instant) -> Result<Stream, SetupError> {
@@ -218,7 +218,8 @@ impl Pipe {
         target_is: Towards,
     ) -> Result<(), String> {
         let Ready { key, cipher, client, .. } = ready;
-        debug!(%peer, %client, target = %self.dialer.target(), %key, %cipher, "established");
+        let client = client.map(tracing::field::display);
+        debug!(%peer, client, target = %self.dialer.target(), %key, %cipher, "established");
         let result = pump(&mut ready).await;
         let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
         let Ready { local, mut wire, seal, .. } = ready;
@@ -237,24 +238,18 @@ impl Pipe {
         };
         let target = self.dialer.target();
         let seconds = started.elapsed().as_secs_f64();
+        let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log_end {
-            ($level:ident, $reason:expr) => {
-                $level!(%peer, %client, %target, %key, %cipher, to_target, from_target, seconds, reason = %$reason, "closed")
+            ($level:ident) => {
+                $level!(%peer, client, %target, %key, %cipher, to_target, from_target, seconds, reason, "closed")
             };
         }
         match result {
-            Ok(()) => log_end!(info, "finished"),
             // Resets are everyday life.
-            Err(error @ (PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset))) => {
-                log_end!(info, error);
-                return Err(error.to_string());
-            }
-            Err(error) => {
-                log_end!(warn, error);
-                return Err(error.to_string());
-            }
+            Ok(()) | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset)) => log_end!(info),
+            Err(_) => log_end!(warn),
         }
-        Ok(())
+        result.map_err(|_| reason)
     }
 }
 
