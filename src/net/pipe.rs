@@ -6,11 +6,9 @@
 //! ```
 
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -24,7 +22,7 @@ use super::buffer::Buffer;
 use super::dial::Dialer;
 use super::handshake::{self, Failure};
 use super::lobby::Visitor;
-use super::pump::{Inbox, OpenPump, PumpError, SealPump};
+use super::pump::{self, Inbox, OpenPump, PumpError, SealPump};
 use super::stream::Stream;
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
@@ -220,7 +218,8 @@ impl Pipe {
         let Ready { key, cipher, client, .. } = ready;
         let client = client.map(tracing::field::display);
         debug!(%peer, client, target = %self.dialer.target(), %key, %cipher, "established");
-        let result = pump(&mut ready).await;
+        let result =
+            pump::run(&mut ready.seal, &mut ready.open, ready.local.split(), ready.wire.split()).await;
         let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
         let Ready { local, mut wire, seal, .. } = ready;
         match &result {
@@ -258,35 +257,6 @@ impl Pipe {
 enum Towards {
     Wire,
     Local,
-}
-
-/// Runs both pumps until both directions have ended, or one has failed.
-async fn pump(Ready { local, wire, seal, open, .. }: &mut Ready) -> Result<(), PumpError> {
-    let (mut local_reader, mut local_writer) = local.split();
-    let (mut wire_reader, mut wire_writer) = wire.split();
-
-    // What the client has said already shares a write with Open: it reaches the target one round trip after we connected.
-    poll_fn(|context| match seal.poll_fill(context, &mut local_reader) {
-        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        _ => Poll::Ready(Ok(())),
-    })
-    .await?;
-
-    let (mut sealed, mut opened) = (false, false);
-    poll_fn(|context| {
-        // Opening comes first, for it may learn from the peer why the other direction is about to fail. Once it is done,
-        // polling it again watches that the peer is still there.
-        if let Poll::Ready(result) = open.poll(context, &mut wire_reader, &mut local_writer) {
-            result?;
-            opened = true;
-        }
-        if !sealed && let Poll::Ready(result) = seal.poll(context, &mut local_reader, &mut wire_writer) {
-            result?;
-            sealed = true;
-        }
-        if sealed && opened { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await
 }
 
 /// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset it

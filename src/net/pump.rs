@@ -10,6 +10,7 @@
 //!
 //! They are generic over the framing ([`Seal`], [`Open`]), which lets a benchmark run them without a cipher.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::Pin;
@@ -100,6 +101,45 @@ fn describe(reason: AbortReason) -> String {
         AbortReason::Shutdown => "the other end was shut down".into(),
         AbortReason::Other(code) => format!("the other end gave up with code {code}"),
     }
+}
+
+/// Runs both pumps until both directions have ended, or one has failed.
+///
+/// `local` and `wire` are each a reading and a writing half.
+///
+/// # Errors
+/// The first [`PumpError`] of either pump.
+pub async fn run<S: Seal, O: Open>(
+    seal: &mut SealPump<S>,
+    open: &mut OpenPump<O>,
+    (mut local_reader, mut local_writer): (impl ReadVectored, impl AsyncWrite + Unpin),
+    (mut wire_reader, mut wire_writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+) -> Result<(), PumpError> {
+    // What the client has said already shares a write with Open: it reaches the target one round trip after we connected.
+    poll_fn(|context| match seal.poll_fill(context, &mut local_reader) {
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        _ => Poll::Ready(Ok(())),
+    })
+    .await?;
+
+    let (mut sealed, mut opened) = (false, false);
+    poll_fn(|context| {
+        // Opening comes first, for it may learn from the peer why the other direction is about to fail.
+        if !opened && let Poll::Ready(result) = open.poll(context, &mut wire_reader, &mut local_writer) {
+            result?;
+            opened = true;
+        }
+        if !sealed && let Poll::Ready(result) = seal.poll(context, &mut local_reader, &mut wire_writer) {
+            result?;
+            sealed = true;
+        }
+        match (opened, sealed) {
+            (true, true) => Poll::Ready(Ok(())),
+            (true, false) => open.poll_hangup(context, &mut wire_reader).map(Err),
+            (false, _) => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Frames that are sealed and not yet written.
@@ -232,12 +272,12 @@ impl SealPump<Sealer> {
         reason: AbortReason,
         wire: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), PumpError> {
-        std::future::poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
+        poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
         if let Some(sealer) = self.sealer.take() {
             let mut buffer = Buffer::take();
             let sealed = sealer.abort(reason, &mut buffer)?;
             self.outbox = Some(Outbox { buffer, sealed, written: 0 });
-            std::future::poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
+            poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
         }
         Ok(())
     }
@@ -338,7 +378,6 @@ enum Stage {
     Ending,
     /// *Abort* has been opened; what came before it is still delivered.
     Aborting(AbortReason),
-    Ended,
 }
 
 /// From the wire to the local stream.
@@ -362,8 +401,7 @@ impl<O: Open> OpenPump<O> {
         self.bytes
     }
 
-    /// Carries bytes until the peer's *End*, and half-closes the local stream then. Polled again after that, it watches
-    /// that the peer stays connected and says nothing more.
+    /// Carries bytes until the peer's *End*, and half-closes the local stream then.
     ///
     /// # Errors
     /// All of [`PumpError`] but [`PumpError::Exhausted`].
@@ -382,20 +420,27 @@ impl<O: Open> OpenPump<O> {
                     }
                     // A buffered writer, such as standard output, must not sit on bytes while we wait for more.
                     ready!(Pin::new(&mut *local).poll_flush(context)).map_err(PumpError::Local)?;
+                    ready!(self.inbox.poll_fill(context, wire))?;
                 }
-                Stage::Ending => {
-                    ready!(Pin::new(&mut *local).poll_shutdown(context)).map_err(PumpError::Local)?;
-                    self.stage = Stage::Ended;
-                    return Poll::Ready(Ok(()));
-                }
+                Stage::Ending => return Pin::new(local).poll_shutdown(context).map_err(PumpError::Local),
                 Stage::Aborting(reason) => return Poll::Ready(Err(PumpError::Aborted(reason))),
-                Stage::Ended if self.inbox.unread.is_empty() => {}
-                Stage::Ended => {
-                    return Poll::Ready(Err(FrameError::Unexpected("bytes after its End").into()));
-                }
             }
-            ready!(self.inbox.poll_fill(context, wire))?;
         }
+    }
+
+    /// After *End*, while the other direction lives on: watches that the peer stays and says nothing more.
+    pub fn poll_hangup(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<PumpError> {
+        if self.inbox.unread.is_empty() {
+            match ready!(self.inbox.poll_fill(context, wire)) {
+                Ok(()) => {}
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        Poll::Ready(FrameError::Unexpected("bytes after its End").into())
     }
 
     /// Opens the frames that are here whole, up to [`GATHER`] payloads; false when there was none.

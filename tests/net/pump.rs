@@ -1,0 +1,306 @@
+//! The pumps: every byte, in order, both ways, and how a connection ends.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use spipe::net::pump::{self, OpenPump, PumpError, SealPump};
+use spipe::proto::cipher::Cipher;
+use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Opener, Sealer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
+
+use crate::support::{End, establish};
+
+/// A client, two established ends, and a service, with `capacity` bytes between each.
+struct Line {
+    client: DuplexStream,
+    service: DuplexStream,
+    near: Side,
+    far: Side,
+}
+
+struct Side {
+    local: DuplexStream,
+    wire: DuplexStream,
+    end: End,
+}
+
+impl Side {
+    async fn run(self) -> Result<(), PumpError> {
+        let (mut seal, mut open) = self.end.pumps();
+        pump::run(&mut seal, &mut open, split(self.local), split(self.wire)).await
+    }
+}
+
+async fn line(capacity: usize, cipher: Cipher) -> Line {
+    let (mut near_wire, mut far_wire) = duplex(capacity);
+    let (near, far) = establish(&mut near_wire, &mut far_wire, cipher).await;
+    let (client, near_local) = duplex(capacity);
+    let (service, far_local) = duplex(capacity);
+    Line {
+        client,
+        service,
+        near: Side { local: near_local, wire: near_wire, end: near },
+        far: Side { local: far_local, wire: far_wire, end: far },
+    }
+}
+
+fn random(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// Writes all of `bytes` and half-closes, while reading to the end.
+async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) -> Vec<u8> {
+    let (mut reader, mut writer) = split(stream);
+    let mut received = Vec::new();
+    let write = async {
+        writer.write_all(bytes).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let (read, ()) = tokio::join!(reader.read_to_end(&mut received), write);
+    read.unwrap();
+    received
+}
+
+#[tokio::test]
+async fn bytes_cross_both_ways_at_once_whatever_the_pieces() {
+    for (capacity, length) in
+        [(1, 2_000), (8, 20_000), (1_000, 300_000), (FRAME_MAX, 3_000_000), (1 << 20, 5_000_000)]
+    {
+        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            let Line { client, service, near, far } = line(capacity, cipher).await;
+            let (question, answer) = (random(1, length), random(2, length + 7));
+            let (near, far, at_client, at_service) =
+                tokio::join!(near.run(), far.run(), exchange(client, &question), exchange(service, &answer));
+            assert!(near.is_ok() && far.is_ok());
+            assert!(at_service == question, "{capacity} {cipher}: to the service");
+            assert!(at_client == answer, "{capacity} {cipher}: to the client");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_at_all_crosses_too() {
+    let Line { client, service, near, far } = line(8, Cipher::Aes256Gcm).await;
+    let (near, far, at_client, at_service) =
+        tokio::join!(near.run(), far.run(), exchange(client, &[]), exchange(service, &[]));
+    assert!(near.is_ok() && far.is_ok() && at_client.is_empty() && at_service.is_empty());
+}
+
+#[tokio::test]
+async fn a_half_closed_client_still_gets_all_of_a_late_answer() {
+    let Line { client, mut service, near, far } = line(8, Cipher::Aes256Gcm).await;
+    let answer = random(3, 50_000);
+    let serve = async {
+        let mut question = Vec::new();
+        service.read_to_end(&mut question).await.unwrap();
+        // Only now, after the client's end of stream, does the answer begin.
+        service.write_all(&answer).await.unwrap();
+        service.shutdown().await.unwrap();
+        question
+    };
+    let (near, far, at_client, question) =
+        tokio::join!(near.run(), far.run(), exchange(client, b"question"), serve);
+    assert!(near.is_ok() && far.is_ok());
+    assert_eq!(question, b"question");
+    assert!(at_client == answer);
+}
+
+#[tokio::test]
+async fn a_half_closed_service_still_gets_all_that_the_client_says_later() {
+    let Line { mut client, service, near, far } = line(8, Cipher::Aes256Gcm).await;
+    let question = random(4, 50_000);
+    let talk = async {
+        let mut greeting = Vec::new();
+        client.read_to_end(&mut greeting).await.unwrap();
+        client.write_all(&question).await.unwrap();
+        client.shutdown().await.unwrap();
+        greeting
+    };
+    let (near, far, greeting, at_service) =
+        tokio::join!(near.run(), far.run(), talk, exchange(service, b"220 hello"));
+    assert!(near.is_ok() && far.is_ok());
+    assert_eq!(greeting, b"220 hello");
+    assert!(at_service == question);
+}
+
+/// Runs the far side against a wire that brings `frames` and then ends; gives what the service got and how it ended.
+async fn receive(far: End, frames: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
+    let (service, local) = duplex(1 << 20);
+    let (mut wire, far_wire) = duplex(1 << 20);
+    wire.write_all(frames).await.unwrap();
+    drop(wire);
+    let (mut seal, mut open) = far.pumps();
+    let result = pump::run(&mut seal, &mut open, split(local), split(far_wire)).await;
+    let mut got = Vec::new();
+    // The service keeps its own direction open, as a client that waits for an answer does.
+    let (mut reader, _writer) = split(service);
+    drop((seal, open));
+    reader.read_to_end(&mut got).await.unwrap();
+    (got, result)
+}
+
+async fn ends() -> (End, End) {
+    let (near, far) = duplex(8);
+    establish(near, far, Cipher::Aes256Gcm).await
+}
+
+fn data(sealer: &mut Sealer, payload: &[u8]) -> Vec<u8> {
+    let mut slot = vec![0; FRAME_MAX];
+    slot[HEADER..HEADER + payload.len()].copy_from_slice(payload);
+    let length = sealer.data(&mut slot, payload.len()).unwrap();
+    slot.truncate(length);
+    slot
+}
+
+fn end(sealer: Sealer) -> Vec<u8> {
+    let mut slot = vec![0; FRAME_MAX];
+    let length = sealer.end(&mut slot).unwrap();
+    slot.truncate(length);
+    slot
+}
+
+#[tokio::test]
+async fn a_wire_that_ends_without_end_is_truncation_at_every_byte() {
+    let total = {
+        let (mut near, _) = ends().await;
+        data(&mut near.sealer, b"hello").len()
+    };
+    for cut in 0..=total {
+        let (mut near, far) = ends().await;
+        let frame = data(&mut near.sealer, b"hello");
+        let (got, result) = receive(far, &frame[..cut]).await;
+        assert!(matches!(result, Err(PumpError::Truncated)), "after {cut} bytes: {result:?}");
+        assert_eq!(got, if cut == total { &b"hello"[..] } else { b"" });
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_vanishes_after_its_end_is_noticed_though_our_side_is_silent() {
+    let (near, far) = ends().await;
+    let (_, result) = receive(far, &end(near.sealer)).await;
+    assert!(matches!(result, Err(PumpError::Truncated)), "{result:?}");
+}
+
+#[tokio::test]
+async fn bytes_behind_end_are_refused() {
+    let (near, far) = ends().await;
+    let frames = [end(near.sealer), vec![0]].concat();
+    let (_, result) = receive(far, &frames).await;
+    assert!(matches!(result, Err(PumpError::Frame(FrameError::Unexpected(_)))), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_frame_that_was_altered_is_refused_and_what_follows_is_not_opened() {
+    let (mut near, far) = ends().await;
+    let mut altered = data(&mut near.sealer, b"first");
+    altered[10] ^= 1;
+    let frames = [altered, data(&mut near.sealer, b"second"), end(near.sealer)].concat();
+    let (got, result) = receive(far, &frames).await;
+    assert!(matches!(result, Err(PumpError::Frame(FrameError::Forged))), "{result:?}");
+    assert!(got.is_empty());
+}
+
+#[tokio::test]
+async fn an_impossible_length_is_refused() {
+    for header in [[0, 0], [0, 16], [0xff, 0xff]] {
+        let (_near, far) = ends().await;
+        let (_, result) = receive(far, &header).await;
+        assert!(matches!(result, Err(PumpError::Frame(FrameError::Length(_)))), "{header:?}: {result:?}");
+    }
+}
+
+#[tokio::test]
+async fn empty_data_frames_are_no_end_of_stream() {
+    let (mut near, far) = ends().await;
+    let frames =
+        [data(&mut near.sealer, b""), data(&mut near.sealer, b"a"), data(&mut near.sealer, b"")].concat();
+    let (got, result) = receive(far, &frames).await;
+    assert!(matches!(result, Err(PumpError::Truncated)), "{result:?}");
+    assert_eq!(got, b"a");
+}
+
+#[tokio::test]
+async fn thousands_of_small_frames_arrive_in_order() {
+    let (mut near, far) = ends().await;
+    let sent: Vec<u8> = (0..5_000_u32).flat_map(u32::to_be_bytes).collect();
+    let mut frames: Vec<u8> = sent.chunks(4).flat_map(|payload| data(&mut near.sealer, payload)).collect();
+    frames.extend(data(&mut near.sealer, &[9; 60_000]));
+    let (got, _) = receive(far, &frames).await;
+    assert!(got[..sent.len()] == sent && got.len() == sent.len() + 60_000);
+}
+
+#[tokio::test]
+async fn an_abort_follows_what_was_sealed_before_and_gives_its_reason() {
+    let (near, far) = ends().await;
+    let (mut client, near_local) = duplex(1 << 20);
+    let (wire, far_wire) = duplex(1 << 20);
+    client.write_all(b"last words").await.unwrap();
+
+    let mut seal = SealPump::new(near.sealer);
+    let (mut reader, _writer) = split(near_local);
+    std::future::poll_fn(|context| seal.poll_fill(context, &mut reader)).await.unwrap();
+    let (_wire_reader, mut wire_writer) = split(wire);
+    seal.abort(AbortReason::TargetUnreachable, &mut wire_writer).await.unwrap();
+
+    let (mut service, far_local) = duplex(1 << 20);
+    let (mut seal, mut open) = far.pumps();
+    let result = pump::run(&mut seal, &mut open, split(far_local), split(far_wire)).await;
+    assert!(matches!(result, Err(PumpError::Aborted(AbortReason::TargetUnreachable))), "{result:?}");
+    let mut got = [0; 10];
+    service.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"last words");
+}
+
+#[tokio::test]
+async fn an_abort_cut_off_in_the_middle_of_a_frame_finishes_the_frame_first() {
+    let (near, far) = ends().await;
+    let (mut client, near_local) = duplex(1 << 20);
+    let (wire, mut far_wire) = duplex(8);
+    client.write_all(b"more than eight bytes").await.unwrap();
+
+    let mut seal = SealPump::new(near.sealer);
+    let (mut reader, _writer) = split(near_local);
+    let (_wire_reader, mut wire_writer) = split(wire);
+    // The wire takes eight bytes and then makes the pump wait, in the middle of its frame.
+    let polled = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(seal.poll(context, &mut reader, &mut wire_writer).is_pending())
+    });
+    assert!(polled.await);
+
+    let mut frames = Vec::new();
+    let abort = async {
+        seal.abort(AbortReason::Reset, &mut wire_writer).await.unwrap();
+        wire_writer.shutdown().await.unwrap();
+    };
+    let (read, ()) = tokio::join!(far_wire.read_to_end(&mut frames), abort);
+    read.unwrap();
+    let (got, result) = receive(far, &frames).await;
+    assert!(matches!(result, Err(PumpError::Aborted(AbortReason::Reset))), "{result:?}");
+    assert_eq!(got, b"more than eight bytes");
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_stops_the_writer() {
+    let Line { client, service, near, far } = line(8, Cipher::Aes256Gcm).await;
+    let pumps = tokio::spawn(async move { tokio::join!(near.run(), far.run()) });
+    let (_client_reader, mut writer) = split(client);
+    let mut accepted = 0;
+    // Time is not the measure: with nobody reading, the runtime has nothing left to do once everything is full.
+    let stuck = async {
+        loop {
+            accepted += writer.write(&[7; 4096]).await.unwrap();
+        }
+    };
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(1), stuck).await.is_err());
+    // A batch on either side of the wire, and what the four small channels hold.
+    assert!(accepted < 2 * spipe::net::buffer::BATCH, "{accepted} bytes were taken from the writer");
+    drop(service);
+    pumps.abort();
+}
+
+/// Compile-time proof that the product's own types fit the pumps.
+#[allow(dead_code)]
+fn types_fit(seal: SealPump<Sealer>, open: OpenPump<Opener>) -> impl Sized {
+    (seal, open)
+}
