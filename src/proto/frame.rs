@@ -420,8 +420,8 @@ mod tests {
             sealer.0.counter = counter;
             let mut frame = seal(&mut sealer, Kind::Data, b"x");
             let (header, body) = frame.split_first_chunk_mut::<HEADER>().unwrap();
-            let opened = opener.0.aead.open_in_place(nonce(counter), Aad::from(header), body);
-            assert_eq!(opened.is_ok(), opens, "{counter}");
+            let result = opener.0.aead.open_in_place(nonce(counter), Aad::from(header), body);
+            assert_eq!(result.is_ok(), opens, "{counter}");
         }
     }
 

@@ -65,6 +65,17 @@ fn the_responders_stream_arrives_whole() {
 }
 
 #[test]
+fn every_abort_reason_has_its_own_code_on_the_wire() {
+    use AbortReason::{Busy, Other, Reset, Shutdown, TargetUnreachable};
+    for (reason, code) in [(Reset, 1), (TargetUnreachable, 2), (Busy, 3), (Shutdown, 4), (Other(200), 200)] {
+        let connection = connect(Cipher::Aes256Gcm, 1);
+        let frame = abort_frame(connection.responder, reason);
+        assert_eq!(frame, raw_frame(Cipher::Aes256Gcm, &connection.keys.to_initiator, 0, &[code, ABORT]));
+        assert_eq!(read_stream(connection.initiator_reads, &frame).stop, Stop::Abort(reason));
+    }
+}
+
+#[test]
 fn the_largest_frame_arrives() {
     for cipher in CIPHERS {
         let mut connection = connect(cipher, 1);
