@@ -1,5 +1,5 @@
-//! What a reader of frames refuses (PROTOCOL.md, sections 5 and 6), under both ciphers, and what it must not mistake for
-//! a complete stream.
+//! What a reader of frames refuses (PROTOCOL.md, sections 5 and 6), under both ciphers, and what it must not mistake
+//! for a complete stream.
 
 use spipe::proto::cipher::Cipher;
 use spipe::proto::connection_info::ConnectionInfo;
@@ -90,8 +90,8 @@ fn a_flipped_bit_anywhere_in_a_frame_is_refused() {
     for cipher in CIPHERS {
         let frames = frames(cipher, 1);
         let wire = frames.concat();
-        // The Data frame in the middle. More stream follows it than a small flip in its header asks for, so that a frame cut
-        // too long meets its tag as well.
+        // The Data frame in the middle. More stream follows it than a small flip in its header asks for, so that a
+        // frame cut too long meets its tag as well.
         let start = frames[..2].concat().len();
         for bit in start * 8..(start + frames[2].len()) * 8 {
             let mut flipped = wire.clone();
@@ -122,6 +122,8 @@ fn a_flipped_bit_in_the_first_frame_is_refused() {
 
 #[test]
 fn a_stream_cut_anywhere_is_cut_short_and_never_ended() {
+    // Whoever owns the network can forge TCP's end of file. Only End ends a stream, also when the cut is just behind a
+    // whole frame, where spiped would see a clean end.
     for cipher in CIPHERS {
         let frames = frames(cipher, 1);
         let wire = frames.concat();
@@ -149,6 +151,8 @@ fn bytes_missing_inside_the_stream_are_refused_or_leave_it_waiting() {
 
 #[test]
 fn swapped_frames_are_refused() {
+    // A frame's number is its nonce and is nowhere on the wire, so there is nothing that could be renumbered. Among the
+    // pairs are those with Open and with End.
     for cipher in CIPHERS {
         for (one, two) in [(0, 1), (1, 2), (2, 3), (3, 4), (1, 3), (0, 4)] {
             let mut frames = frames(cipher, 1);
@@ -162,6 +166,7 @@ fn swapped_frames_are_refused() {
 
 #[test]
 fn a_replayed_frame_is_refused() {
+    // Of a replayed End or Abort only the test of what comes behind them can tell: the first already ended the stream.
     for cipher in CIPHERS {
         for replayed in 0..4 {
             let mut frames = frames(cipher, 1);
@@ -217,6 +222,7 @@ fn a_frame_reflected_to_its_sender_is_refused() {
 
 #[test]
 fn a_frame_of_another_connection_is_refused() {
+    // The same key file, and the same place in the stream: connections are kept apart by what each handshake drew.
     for cipher in CIPHERS {
         let (ours, others) = (frames(cipher, 1), frames(cipher, 2));
         for place in 0..5 {
@@ -230,7 +236,8 @@ fn a_frame_of_another_connection_is_refused() {
 
 #[test]
 fn frames_under_the_other_cipher_are_refused() {
-    // The same key and nonce: only the cipher differs.
+    // The cipher is agreed once. A reader that tried both would double a forger's chances and hide a confused sender.
+    // Here key and nonce are the same, and only the cipher differs.
     for (cipher, other) in [(CIPHERS[0], CIPHERS[1]), (CIPHERS[1], CIPHERS[0])] {
         let connection = connect(cipher, 1);
         let frame = raw_frame(other, &connection.keys.to_responder, 0, &[OPEN]);
@@ -241,6 +248,8 @@ fn frames_under_the_other_cipher_are_refused() {
 
 #[test]
 fn a_first_frame_other_than_open_is_refused() {
+    // The responder dials when the first frame has opened. What is no Open must not get it that far, even from a holder
+    // of the key.
     for cipher in CIPHERS {
         for text in [&[DATA][..], b"GET /\x02", &[END], &[1, ABORT], &[5], &[0]] {
             let read = read_raw(cipher, &[text]);
@@ -260,6 +269,7 @@ fn a_second_open_is_refused() {
 
 #[test]
 fn an_open_from_the_responder_is_refused() {
+    // Only the initiator's direction starts with Open. The types keep our responder from sending one, and no other's.
     for cipher in CIPHERS {
         let connection = connect(cipher, 1);
         let frame = raw_frame(cipher, &connection.keys.to_initiator, 0, &[OPEN]);
@@ -279,6 +289,7 @@ fn an_open_with_malformed_fields_is_refused() {
 
 #[test]
 fn authentic_frames_that_the_specification_forbids_are_refused() {
+    // In turn: nothing but padding, two unknown kinds, End with a payload, Abort without its reason, Abort with two.
     for cipher in CIPHERS {
         for text in [&[0_u8; 30][..], b"x\x05", b"x\xff", b"x\x03", &[ABORT], b"ab\x04"] {
             let read = read_raw(cipher, &[&[OPEN], text]);
@@ -289,6 +300,8 @@ fn authentic_frames_that_the_specification_forbids_are_refused() {
 
 #[test]
 fn padding_and_unknown_reasons_and_fields_of_later_versions_are_accepted() {
+    // The room that the format leaves. Were it refused today, no later version could ever use it. The payload that ends
+    // in a zero shows that padding is found from the kind and not guessed from the zeros.
     for cipher in CIPHERS {
         let read = read_raw(cipher, &[&[9, 0, 1, 7, OPEN, 0, 0], b"x\0\x02\0\0\0", &[99, ABORT, 0]]);
         let stop = Stop::Abort(AbortReason::Other(99));
@@ -298,6 +311,8 @@ fn padding_and_unknown_reasons_and_fields_of_later_versions_are_accepted() {
 
 #[test]
 fn a_frame_of_impossible_length_is_refused_from_its_header_alone() {
+    // Before a byte of the frame has come: otherwise a stranger on the wire could make the reader wait for, or reserve,
+    // what no frame can have.
     for cipher in CIPHERS {
         for header in [[0, 0], [0, 16], [0xff, 0xff]] {
             assert!(read(cipher, &header).is_refused(), "{header:?}");

@@ -1,4 +1,5 @@
-//! What the handshake refuses (PROTOCOL.md, sections 3 and 6), and beside it the few things near by that it must accept.
+//! What the handshake refuses (PROTOCOL.md, sections 3 and 6), and beside it the few things near by that it must
+//! accept.
 //!
 //! There is no test of a truncated handshake message: the readers take arrays of the messages' exact sizes, so a short
 //! message is a read that never completes, and not one of them can be called with it.
@@ -66,6 +67,8 @@ fn a_flipped_bit_in_message_2_is_refused() {
 
 #[test]
 fn bytes_that_are_no_handshake_are_refused() {
+    // All zeros is also the X25519 point of low order, whose shared secret everybody knows. It helps nobody without the
+    // key: the psk alone seals message 1.
     for byte in [0, 0xff, b'\n'] {
         assert_eq!(read(&[byte; MESSAGE_1], "").err(), Some(FORGED));
         assert_eq!(finish(start(1).0, [byte; MESSAGE_2]).err(), Some(FORGED));
@@ -98,6 +101,7 @@ fn a_key_file_with_a_line_end_behind_it_is_another_key() {
 
 #[test]
 fn message_1_under_another_label_is_refused() {
+    // Prefixes and a trailing zero are among them, since the label stands at the end of the prologue with no length.
     let labels = ["", "redis", "Redis", "redi", "redis2", " redis", "redis\0", "postgres"];
     for ours in labels {
         let randomness = initiator_randomness(1);
@@ -151,12 +155,14 @@ fn a_responder_with_several_keys_says_which_one_the_initiator_holds() {
 
 #[test]
 fn a_responder_with_several_keys_refuses_one_that_is_not_among_them() {
+    // Trying them in turn must not end in taking the last one.
     let keys = [other_key(), Key::from_bytes(&[1; 40]).unwrap()];
     assert_eq!(Responder::read(&start(1).1, &keys, &Label::default()).err(), Some(FORGED));
 }
 
 #[test]
 fn fields_of_two_handshakes_put_together_are_refused() {
+    // Each field is authentic by itself. What binds them is the transcript, their associated data.
     let ((_, one), (_, two)) = (start(1), start(2));
     for at in [32, 32 + 1184 + 16] {
         assert_eq!(read(&spliced(one, two, at), "").err(), Some(FORGED), "message 1 from byte {at}");
@@ -203,6 +209,7 @@ fn message_1_reflected_to_its_sender_is_refused_as_message_2() {
 
 #[test]
 fn message_2_reflected_to_its_sender_is_refused_as_message_1() {
+    // A host that runs both roles could be handed its own answer.
     let message = answer(&start(1).1, 1);
     let mut reflected = [0; MESSAGE_1];
     reflected[..MESSAGE_2].copy_from_slice(&message);
@@ -223,8 +230,8 @@ fn an_answer_with_the_initiators_own_ephemeral_key_is_refused() {
 
 #[test]
 fn an_initiator_led_to_the_opposite_tunnel_connects_under_one_label_and_not_under_two() {
-    // RFC 9257's "Selfie": a host runs an initiator and, for the opposite tunnel, a responder with the same key, and the
-    // network connects the one to the other. With one label for both it is what the key allows: any holder may
+    // RFC 9257's "Selfie": a host runs an initiator and, for the opposite tunnel, a responder with the same key, and
+    // the network connects the one to the other. With one label for both it is what the key allows: any holder may
     // talk to any other. A label for each tunnel is the answer, and so is a key for each.
     let initiator =
         |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1)).1;
@@ -271,6 +278,7 @@ fn a_key_holder_with_a_malformed_kem_key_is_refused() {
 
 #[test]
 fn ends_without_a_cipher_in_common_both_say_so() {
+    // A mistake of configuration on ends that trust each other: an administrator should read its cause in either log.
     let (aes, chacha) = (Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
     for (ours, theirs) in [(aes, chacha), (chacha, aes)] {
         let (initiator, message_1) =
@@ -284,6 +292,7 @@ fn ends_without_a_cipher_in_common_both_say_so() {
 
 #[test]
 fn the_responders_preference_decides_among_what_both_accept() {
+    // AES only when both ends have it in hardware, and `--cipher` on either end is obeyed.
     let (auto, aes, chacha) =
         (Ciphers::auto(true), Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
     for (ours, theirs, chosen) in [

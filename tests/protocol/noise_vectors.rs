@@ -90,6 +90,7 @@ fn the_responders_bytes_are_the_published_ones() {
 
 #[test]
 fn keys_of_the_wrong_direction_do_not_give_the_published_transport_messages() {
+    // Two ends that both mixed up the directions would understand each other well, and nobody else.
     let vector = vector();
     let (_, (to_responder, to_initiator)) = responder(&vector).unwrap();
     assert!(!transport_matches(&vector, &(to_initiator, to_responder)));

@@ -42,8 +42,8 @@ const IMPURE: &[&str] = &[
 /// Ways to write a path of `std` that the list above would not recognise.
 const HIDDEN: &[&str] = &["std::{", "std::*", "std as ", "::std::"];
 
-/// `net` moves bytes and knows nothing of what seals them. (`x25519` is not here: it is a field of `InitiatorRandomness`,
-/// which `net` fills.)
+/// `net` moves bytes and knows nothing of what seals them. (`x25519` is not here: it is a field of
+/// `InitiatorRandomness`, which `net` fills.)
 const CRYPTOGRAPHY: &[&str] =
     &["chacha20poly1305", "aws_lc_rs", "hkdf", "hmac", "sha2", "x25519_dalek", "libcrux_ml_kem"];
 
@@ -130,8 +130,8 @@ fn names(line: &str, word: &str) -> bool {
         let before = code[..at].chars().next_back();
         let after = code[at + word.len()..].chars().next();
         let open = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric() && c != '_');
-        // A word that itself begins or ends in punctuation is bounded by it. `net::` in `core::net::IpAddr` is no word of
-        // its own: it continues a path.
+        // A word that itself begins or ends in punctuation is bounded by it. `net::` in `core::net::IpAddr` is no word
+        // of its own: it continues a path.
         let starts = open(before) && (before != Some(':') || word.starts_with(':'));
         let ends = open(after) || !word.ends_with(|c: char| c.is_alphanumeric());
         starts && ends
