@@ -226,21 +226,37 @@ impl Sealer {
 }
 
 /// Opens one direction's frames.
-pub struct Opener(Chain);
+pub struct Opener(Chain, Stream);
+
+/// Whether a direction may carry more frames.
+enum Stream {
+    Running,
+    /// *End* or *Abort* came, or a frame was refused. Had a refused frame cost no more than its nonce, then a network
+    /// that put garbage in a frame's place could drop that frame from the stream of a caller who overlooks the error.
+    Over,
+}
 
 impl Opener {
     pub(super) fn new(cipher: Cipher, key: Secret) -> Self {
-        Self(Chain::new(cipher, key))
+        Self(Chain::new(cipher, key), Stream::Running)
     }
 
     /// T6: opens one whole frame in place, header included, as [`frame_length`] measured it.
     ///
     /// # Errors
     /// [`FrameError::Forged`] for anything but the next frame that the peer sealed; [`FrameError::Unexpected`] for an authentic
-    /// frame that has no kind, an unknown one, a second *Open*, or an *End* or *Abort* with a wrong payload.
+    /// frame that has no kind, an unknown one, a second *Open*, or an *End* or *Abort* with a wrong payload, and for every frame
+    /// after an error, *End* or *Abort*.
     pub fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
+        if let Stream::Over = self.1 {
+            return Err(FrameError::Unexpected("a frame after the stream was over"));
+        }
+        self.1 = Stream::Over;
         match self.unseal(frame)? {
-            (Kind::Data, payload) => Ok(Received::Data(payload)),
+            (Kind::Data, payload) => {
+                self.1 = Stream::Running;
+                Ok(Received::Data(payload))
+            }
             (Kind::End, payload) if payload.is_empty() => Ok(Received::End),
             (Kind::End, _) => Err(FrameError::Unexpected("an End with a payload")),
             (Kind::Abort, payload) => match frame[payload] {
@@ -294,7 +310,7 @@ impl Chain {
 
     /// The next nonce. Replaces the key first when it is time (T5).
     ///
-    /// Called once a frame whether or not it opens: after a forgery the connection ends, so there is nothing to keep.
+    /// Called once a frame whether or not it opens: a forgery ends the stream, so there is nothing to keep.
     fn next(&mut self) -> Result<Nonce, Exhausted> {
         let following = self.counter.checked_add(1).ok_or(Exhausted)?;
         if self.counter != 0 && self.counter.is_multiple_of(REKEY_AFTER) {
@@ -403,13 +419,9 @@ mod tests {
         for (counter, opens) in [(REKEY_AFTER - 1, true), (REKEY_AFTER, false)] {
             sealer.0.counter = counter;
             let mut frame = seal(&mut sealer, Kind::Data, b"x");
-            let (header, sealed) = frame.split_first_chunk_mut::<HEADER>().unwrap();
-            let nonce = nonce(counter);
-            assert_eq!(
-                opener.0.aead.open_in_place(nonce, Aad::from(header), sealed).is_ok(),
-                opens,
-                "{counter}"
-            );
+            let (header, body) = frame.split_first_chunk_mut::<HEADER>().unwrap();
+            let result = opener.0.aead.open_in_place(nonce(counter), Aad::from(header), body);
+            assert_eq!(result.is_ok(), opens, "{counter}");
         }
     }
 
@@ -455,15 +467,35 @@ mod tests {
 
     #[test]
     fn a_frame_shorter_or_longer_than_its_header_says_is_refused() {
-        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
-        let frame = seal(&mut sealer, Kind::Data, b"payload");
+        let frame = seal(&mut pair(Cipher::Aes256Gcm).0, Kind::Data, b"payload");
         for cut in 0..frame.len() {
+            let (_, mut opener) = pair(Cipher::Aes256Gcm);
             assert!(opener.open(&mut frame[..cut].to_vec()).is_err(), "{cut} bytes");
         }
         let mut longer = frame.clone();
         longer.push(0);
-        assert!(opener.open(&mut longer).is_err());
-        // None of these cost a nonce: the whole frame still opens.
-        assert!(opener.open(&mut frame.clone()).is_ok());
+        assert!(pair(Cipher::Aes256Gcm).1.open(&mut longer).is_err());
+    }
+
+    #[test]
+    fn after_a_refused_frame_nothing_opens_not_even_the_frame_that_is_due() {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        let mut frames = [b"a", b"b"].map(|payload| seal(&mut sealer, Kind::Data, payload));
+        let mut garbage = [0; OVERHEAD];
+        garbage[1] = 17;
+        assert_eq!(opener.open(&mut garbage), Err(FrameError::Forged));
+        for frame in &mut frames {
+            assert!(matches!(opener.open(frame), Err(FrameError::Unexpected(_))));
+        }
+    }
+
+    #[test]
+    fn after_end_and_abort_nothing_opens() {
+        for (kind, payload) in [(Kind::End, &[][..]), (Kind::Abort, &[1])] {
+            let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+            opener.open(&mut seal(&mut sealer, kind, payload)).unwrap();
+            let mut late = seal(&mut sealer, Kind::Data, b"late");
+            assert!(matches!(opener.open(&mut late), Err(FrameError::Unexpected(_))), "{kind:?}");
+        }
     }
 }

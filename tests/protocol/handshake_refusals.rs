@@ -1,0 +1,341 @@
+//! What the handshake refuses (PROTOCOL.md, sections 3 and 6), and beside it the few things near by that it must
+//! accept.
+//!
+//! There is no test of a truncated handshake message: the readers take arrays of the messages' exact sizes, so a short
+//! message is a read that never completes, and not one of them can be called with it.
+
+use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::connection_info::ConnectionInfo;
+use spipe::proto::frame::FrameError;
+use spipe::proto::handshake::{
+    HandshakeError, Initiator, InitiatorEstablished, Label, MESSAGE_1, MESSAGE_2, Responder,
+};
+use spipe::proto::key::Key;
+use spipe::proto::noise::Forged;
+
+use crate::support::{
+    KEY_FILE, Read, Second, Stop, answer, connect, data_frame, end_frame, flips, initiator_randomness, key,
+    label, open_frame, other_key, read_initiator, read_stream, responder_randomness, start,
+};
+
+const FORGED: HandshakeError = HandshakeError::Forged(Forged);
+
+/// A responder of [`key`] reads message 1 with this `text` as its label.
+fn read(message: &[u8; MESSAGE_1], text: &str) -> Result<Responder, HandshakeError> {
+    Responder::read(message, &[key()], &label(text))
+}
+
+/// Gives the initiator a copy of message 2.
+fn finish(
+    initiator: Initiator,
+    mut message: [u8; MESSAGE_2],
+) -> Result<InitiatorEstablished, HandshakeError> {
+    initiator.finish(&mut message)
+}
+
+/// `a` with the bytes from `at` on replaced by those of `b`.
+fn spliced<const N: usize>(a: [u8; N], b: [u8; N], at: usize) -> [u8; N] {
+    let mut spliced = a;
+    spliced[at..].copy_from_slice(&b[at..]);
+    spliced
+}
+
+#[test]
+fn untouched_messages_are_accepted() {
+    // Without this, a responder that refused everything would pass the rest of this file.
+    let (initiator, message_1) = start(1);
+    assert!(read(&message_1, "").is_ok());
+    assert!(finish(initiator, answer(&message_1, 1)).is_ok());
+}
+
+#[test]
+fn a_flipped_bit_in_message_1_is_refused() {
+    let (_, message) = start(1);
+    for (bit, flipped) in flips(message) {
+        assert_eq!(read(&flipped, "").err(), Some(FORGED), "bit {bit}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_message_2_is_refused() {
+    // Bit 255 matters most: X25519 ignores it, so both ends compute the same secret, and only the transcript tells.
+    let message = answer(&start(1).1, 1);
+    for (bit, flipped) in flips(message) {
+        assert_eq!(finish(start(1).0, flipped).err(), Some(FORGED), "bit {bit}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_handshake_are_refused() {
+    // All zeros is also the X25519 point of low order, whose shared secret everybody knows. It helps nobody without the
+    // key: the psk alone seals message 1.
+    for byte in [0, 0xff, b'\n'] {
+        assert_eq!(read(&[byte; MESSAGE_1], "").err(), Some(FORGED));
+        assert_eq!(finish(start(1).0, [byte; MESSAGE_2]).err(), Some(FORGED));
+    }
+}
+
+#[test]
+fn message_1_under_another_key_is_refused() {
+    let (_, message) = start(1);
+    assert_eq!(Responder::read(&message, &[other_key()], &Label::default()).err(), Some(FORGED));
+}
+
+#[test]
+fn a_key_file_that_differs_in_one_bit_is_another_key() {
+    let (_, message) = start(1);
+    for (bit, file) in flips(KEY_FILE) {
+        let key = Key::from_bytes(&file).unwrap();
+        let refused = Responder::read(&message, &[key], &Label::default()).err();
+        assert_eq!(refused, Some(FORGED), "bit {bit}");
+    }
+}
+
+#[test]
+fn a_key_file_with_a_line_end_behind_it_is_another_key() {
+    // Every byte of the file counts: nothing is trimmed, since a random key may well end in a newline.
+    let (_, message) = start(1);
+    let key = Key::from_bytes(&[&KEY_FILE[..], b"\n"].concat()).unwrap();
+    assert_eq!(Responder::read(&message, &[key], &Label::default()).err(), Some(FORGED));
+}
+
+#[test]
+fn message_1_under_another_label_is_refused() {
+    // Prefixes and a trailing zero are among them, since the label stands at the end of the prologue with no length.
+    let labels = ["", "redis", "Redis", "redi", "redis2", " redis", "redis\0", "postgres"];
+    for ours in labels {
+        let randomness = initiator_randomness(1);
+        let (_, message) = Initiator::start(&key(), &label(ours), Ciphers::auto(true), &randomness);
+        for theirs in labels {
+            let refused = read(&message, theirs).err();
+            assert_eq!(refused, (ours != theirs).then_some(FORGED), "{ours:?} {theirs:?}");
+        }
+    }
+}
+
+#[test]
+fn message_2_under_another_label_is_refused() {
+    // Nobody answers what he cannot read: the answer is to the same initiator's message under the other label.
+    for (ours, theirs) in [("", "redis"), ("redis", ""), ("redis", "redi"), ("redis", "postgres")] {
+        let initiator =
+            |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1));
+        let responder = read(&initiator(theirs).1, theirs).unwrap();
+        let (message, _) = responder.reply(Ciphers::auto(true), &responder_randomness(1));
+        assert_eq!(finish(initiator(ours).0, message).err(), Some(FORGED), "{ours:?} {theirs:?}");
+    }
+}
+
+#[test]
+fn a_label_of_255_bytes_is_taken_and_one_byte_more_is_refused() {
+    assert!("x".repeat(255).parse::<Label>().is_ok());
+    assert!("x".repeat(256).parse::<Label>().is_err());
+    // Bytes count, not characters.
+    assert!("é".repeat(128).parse::<Label>().is_err());
+}
+
+#[test]
+fn a_responder_without_keys_refuses() {
+    assert_eq!(Responder::read(&start(1).1, &[], &Label::default()).err(), Some(FORGED));
+}
+
+#[test]
+fn a_responder_with_several_keys_says_which_one_the_initiator_holds() {
+    let keys = || [other_key(), Key::from_bytes(&[1; 40]).unwrap(), key()];
+    for place in 0..3 {
+        let mine = &keys()[place];
+        let randomness = initiator_randomness(1);
+        let (initiator, message) =
+            Initiator::start(mine, &Label::default(), Ciphers::auto(true), &randomness);
+        let responder = Responder::read(&message, &keys(), &Label::default()).unwrap();
+        assert_eq!(responder.fingerprint(), mine.fingerprint());
+        let (answer, _) = responder.reply(Ciphers::auto(true), &responder_randomness(1));
+        assert!(finish(initiator, answer).is_ok(), "the answer is under key {place}");
+    }
+}
+
+#[test]
+fn a_responder_with_several_keys_refuses_one_that_is_not_among_them() {
+    // Trying them in turn must not end in taking the last one.
+    let keys = [other_key(), Key::from_bytes(&[1; 40]).unwrap()];
+    assert_eq!(Responder::read(&start(1).1, &keys, &Label::default()).err(), Some(FORGED));
+}
+
+#[test]
+fn fields_of_two_handshakes_put_together_are_refused() {
+    // Each field is authentic by itself. What binds them is the transcript, their associated data.
+    let ((_, one), (_, two)) = (start(1), start(2));
+    for at in [32, 32 + 1184 + 16] {
+        assert_eq!(read(&spliced(one, two, at), "").err(), Some(FORGED), "message 1 from byte {at}");
+    }
+    // Both answer the same message 1, so each alone is accepted.
+    let (one, two) = (answer(&one, 1), answer(&one, 2));
+    for at in [32, 32 + 1088 + 16] {
+        let message = spliced(one, two, at);
+        assert_eq!(finish(start(1).0, message).err(), Some(FORGED), "message 2 from byte {at}");
+    }
+}
+
+#[test]
+fn message_2_of_another_handshake_is_refused() {
+    // Two handshakes at once, with their answers swapped.
+    let ((one, first), (two, second)) = (start(1), start(2));
+    let (for_one, for_two) = (answer(&first, 1), answer(&second, 2));
+    assert_eq!(finish(one, for_two).err(), Some(FORGED));
+    assert_eq!(finish(two, for_one).err(), Some(FORGED));
+}
+
+#[test]
+fn a_replayed_message_2_is_refused() {
+    let (earlier, message_1) = start(1);
+    let recorded = answer(&message_1, 1);
+    assert!(finish(earlier, recorded).is_ok());
+    assert_eq!(finish(start(2).0, recorded).err(), Some(FORGED));
+}
+
+#[test]
+fn message_1_reflected_to_its_sender_is_refused_as_message_2() {
+    // The sizes differ, so the network has to cut it or to move its parts; each way keeps some field intact.
+    let (_, message) = start(1);
+    let front: [u8; MESSAGE_2] = *message.first_chunk().unwrap();
+    let back: [u8; MESSAGE_2] = *message.last_chunk().unwrap();
+    let mut both_ends = front;
+    both_ends[MESSAGE_2 - 32..].copy_from_slice(&message[MESSAGE_1 - 32..]);
+    let key_and_tail: [u8; MESSAGE_2] =
+        [&message[..32], &message[MESSAGE_1 - (MESSAGE_2 - 32)..]].concat().try_into().unwrap();
+    for reflected in [front, back, both_ends, key_and_tail] {
+        assert_eq!(finish(start(1).0, reflected).err(), Some(FORGED));
+    }
+}
+
+#[test]
+fn message_2_reflected_to_its_sender_is_refused_as_message_1() {
+    // A host that runs both roles could be handed its own answer.
+    let message = answer(&start(1).1, 1);
+    let mut reflected = [0; MESSAGE_1];
+    reflected[..MESSAGE_2].copy_from_slice(&message);
+    assert_eq!(read(&reflected, "").err(), Some(FORGED));
+    // With its payload where message 1 has it.
+    reflected[MESSAGE_1 - 32..].copy_from_slice(&message[MESSAGE_2 - 32..]);
+    assert_eq!(read(&reflected, "").err(), Some(FORGED));
+}
+
+#[test]
+fn an_answer_with_the_initiators_own_ephemeral_key_is_refused() {
+    // The network knows the initiator's public key and so can claim to have drawn the same; it lacks the secrets.
+    let (initiator, message_1) = start(1);
+    let mut message_2 = answer(&message_1, 1);
+    message_2[..32].copy_from_slice(&message_1[..32]);
+    assert_eq!(finish(initiator, message_2).err(), Some(FORGED));
+}
+
+#[test]
+fn an_initiator_led_to_the_opposite_tunnel_connects_under_one_label_and_not_under_two() {
+    // RFC 9257's "Selfie": a host runs an initiator and, for the opposite tunnel, a responder with the same key, and
+    // the network connects the one to the other. With one label for both it is what the key allows: any holder may
+    // talk to any other. A label for each tunnel is the answer, and so is a key for each.
+    let initiator =
+        |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1)).1;
+    assert!(read(&initiator(""), "").is_ok());
+    assert!(read(&initiator("to the replica"), "to the replica").is_ok());
+    assert_eq!(read(&initiator("to the replica"), "to the primary").err(), Some(FORGED));
+}
+
+#[test]
+fn a_replayed_connection_gets_an_answer_and_none_of_its_frames_opens() {
+    // The responder cannot know message 1 for a replay. It dials only once the first frame has opened, and that takes
+    // keys which depend on what it drew itself.
+    let cipher = Cipher::ChaCha20Poly1305;
+    let recorded = connect(cipher, 1);
+    let (mut sealer, mut wire) = open_frame(recorded.initiator, &ConnectionInfo::default());
+    wire.extend(data_frame(&mut sealer, b"DELETE everything"));
+    wire.extend(end_frame(sealer));
+    let read = read_initiator(recorded.responder_reads, &wire);
+    assert_eq!((read.data.len(), read.stop), (1, Stop::End), "the recording itself is good");
+
+    let replayed = Responder::read(&recorded.keys.message_1, &[key()], &Label::default()).unwrap();
+    let (_, established) = replayed.reply(Ciphers::only(cipher), &responder_randomness(2));
+    let read = read_initiator(established.unwrap().opener, &wire);
+    assert_eq!(read, Read { info: None, data: vec![], stop: Stop::Refused(FrameError::Forged) });
+}
+
+#[test]
+fn an_initiator_fed_a_whole_recorded_answer_opens_none_of_its_frames() {
+    let mut recorded = connect(Cipher::Aes256Gcm, 1);
+    let wire = data_frame(&mut recorded.responder, b"+OK");
+    // Not even when its own half of the handshake repeats: another ephemeral key of the responder, other keys.
+    let (initiator, message_1) = start(1);
+    let established = finish(initiator, answer(&message_1, 2)).unwrap();
+    assert_eq!(read_stream(established.opener, &wire).stop, Stop::Refused(FrameError::Forged));
+}
+
+#[test]
+fn a_key_holder_with_a_malformed_kem_key_is_refused() {
+    // FIPS 203, section 7.2: each coefficient is below 3329. 4095 is what 0xff gives.
+    let pair = (&initiator_randomness(1), &responder_randomness(1));
+    let second = Second::with_kem_key(&KEY_FILE, "", pair, &[1], &[1], &[0xff; 1184]);
+    assert_eq!(read(&second.message_1, "").err(), Some(HandshakeError::MalformedKemKey));
+}
+
+#[test]
+fn ends_without_a_cipher_in_common_both_say_so() {
+    // A mistake of configuration on ends that trust each other: an administrator should read its cause in either log.
+    let (aes, chacha) = (Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
+    for (ours, theirs) in [(aes, chacha), (chacha, aes)] {
+        let (initiator, message_1) =
+            Initiator::start(&key(), &Label::default(), ours, &initiator_randomness(1));
+        let (message_2, established) = read(&message_1, "").unwrap().reply(theirs, &responder_randomness(1));
+        assert_eq!(established.err(), Some(HandshakeError::NoCommonCipher(theirs)));
+        // Message 2 authenticates: a mere forger does not get to tell the initiator this.
+        assert_eq!(finish(initiator, message_2).err(), Some(HandshakeError::NoCommonCipher(ours)));
+    }
+}
+
+#[test]
+fn the_responders_preference_decides_among_what_both_accept() {
+    // AES only when both ends have it in hardware, and `--cipher` on either end is obeyed.
+    let (auto, aes, chacha) =
+        (Ciphers::auto(true), Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
+    for (ours, theirs, chosen) in [
+        (auto, auto, Cipher::Aes256Gcm),
+        (auto, chacha, Cipher::ChaCha20Poly1305),
+        (chacha, auto, Cipher::ChaCha20Poly1305),
+        (auto, aes, Cipher::Aes256Gcm),
+        (aes, auto, Cipher::Aes256Gcm),
+    ] {
+        let (initiator, message_1) =
+            Initiator::start(&key(), &Label::default(), ours, &initiator_randomness(1));
+        let (message_2, responder) = read(&message_1, "").unwrap().reply(theirs, &responder_randomness(1));
+        assert_eq!(responder.unwrap().cipher, chosen);
+        assert_eq!(finish(initiator, message_2).unwrap().cipher, chosen);
+    }
+}
+
+#[test]
+fn a_choice_that_was_not_offered_is_refused() {
+    // A responder that holds the key could choose for us what we never accepted.
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    let chacha = Ciphers::only(Cipher::ChaCha20Poly1305);
+    for choice in [0, 2, 3, 255] {
+        let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1], &[choice]);
+        let (initiator, message_1) = Initiator::start(&key(), &Label::default(), chacha, &ours);
+        assert_eq!(message_1, second.message_1);
+        let refused = finish(initiator, second.message_2).err();
+        assert_eq!(refused, Some(HandshakeError::NoCommonCipher(chacha)), "{choice}");
+    }
+}
+
+#[test]
+fn what_a_later_version_says_in_the_payloads_is_passed_over() {
+    // The transcript covers all of a payload, so the second hand's message 2 answers its own message 1 only: here it
+    // meets our responder with the one and our initiator with the other.
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    let later = [200, 2, 201, 1, 0, 7, 7, 7, 1, 2, 3, 4, 5, 6, 7, 8];
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &later, &[]);
+    let (_, established) = read(&second.message_1, "").unwrap().reply(Ciphers::auto(true), &theirs);
+    assert_eq!(established.unwrap().cipher, Cipher::Aes256Gcm);
+
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[2, 1], &[1, 9, 9, 9, 9, 9, 9, 9, 9]);
+    let (initiator, message_1) = start(1);
+    assert_eq!(message_1, second.message_1);
+    assert_eq!(finish(initiator, second.message_2).unwrap().cipher, Cipher::ChaCha20Poly1305);
+}

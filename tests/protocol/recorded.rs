@@ -1,0 +1,246 @@
+//! Whole connections with their randomness injected, byte for byte as `vectors/spipe-1.txt` records them.
+//!
+//! They serve twice. A change that alters the wire fails here, however well both of our ends still agree; and another
+//! implementation can be checked against them, as `vectors/check.py` does, which shares no code with this one.
+//!
+//! `SPIPE_RECORD=1 cargo test --test protocol recorded` writes the file anew. Wire version 1 is fixed, so that is for
+//! *more* vectors; the ones that are there must come out the same.
+
+use std::fmt::Write as _;
+
+use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::connection_info::ConnectionInfo;
+use spipe::proto::frame::{AbortReason, Sealer};
+use spipe::proto::handshake::{
+    HandshakeError, Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness,
+};
+use spipe::proto::key::Key;
+
+use crate::support::{
+    Read, Second, Stop, abort_frame, data_frame, end_frame, label, open_frame, parse, raw_frame,
+    read_initiator, read_stream,
+};
+
+const RECORDED: &str = include_str!("vectors/spipe-1.txt");
+
+const HEAD: &str = "\
+# Test vectors of spipe's wire version 1 (docs/PROTOCOL.md). Each section is one connection; all values are hexadecimal.
+#
+# key_file, label                     what both ends are given; the label in UTF-8
+# initiator_*, responder_*            the random bytes: X25519 secrets, ML-KEM's d then z, ML-KEM's m
+# psk, fingerprint                    derived from key_file (section 2)
+# offer, choice                       the code points in front of the payloads of messages 1 and 2 (section 4)
+# key_to_responder, key_to_initiator  what Split gives (section 3)
+# to_responder.N.frame                the frame number N, counted from 0, of this direction (section 5)
+# to_responder.N.text                 what is sealed in it: payload, kind, padding
+#
+# Frames that are not here are Data frames with an empty payload and no padding.
+# Recorded by tests/protocol/recorded.rs, checked by check.py beside this file with other implementations of everything.
+";
+
+/// What a connection of the recording is made from.
+struct Case {
+    name: &'static str,
+    key_file: Vec<u8>,
+    label: &'static str,
+    initiator: InitiatorRandomness,
+    responder: ResponderRandomness,
+    offers: Ciphers,
+    accepts: Ciphers,
+    /// The code points in the messages, said again independently of `Ciphers`.
+    offer: &'static [u8],
+    choice: u8,
+    client: &'static str,
+}
+
+fn cases() -> Vec<Case> {
+    // Counting bytes, so that a second implementation that mixes up two inputs or their order is seen to.
+    let from = |first: u8| std::array::from_fn(|i| first.wrapping_add(u8::try_from(i).unwrap()));
+    let seeded = |first: u8| {
+        let kem = std::array::from_fn(|i| first.wrapping_add(32).wrapping_add(u8::try_from(i).unwrap()));
+        (
+            InitiatorRandomness { x25519: from(first), kem },
+            ResponderRandomness { x25519: from(first.wrapping_add(96)), kem: from(first.wrapping_add(128)) },
+        )
+    };
+    let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(true));
+    let ((i1, r1), (i2, r2), (i3, r3)) = (seeded(0x00), seeded(0x21), seeded(0x42));
+    vec![
+        Case {
+            name: "chacha20poly1305 without a label",
+            key_file: (0xa0..0xc0).collect(),
+            label: "",
+            initiator: i1,
+            responder: r1,
+            offers: chacha,
+            accepts: aes,
+            offer: &[1],
+            choice: 1,
+            client: "192.0.2.7:50123",
+        },
+        Case {
+            name: "aes256gcm with a label",
+            // Above SHA-256's block, which HMAC would hash first were it a key; here it is HKDF's input.
+            key_file: (0..100).collect(),
+            label: "réplica",
+            initiator: i2,
+            responder: r2,
+            offers: aes,
+            accepts: aes,
+            offer: &[2, 1],
+            choice: 2,
+            client: "[2001:db8::7]:443",
+        },
+        Case {
+            name: "no cipher in common",
+            key_file: (0xa0..0xc0).collect(),
+            label: "",
+            initiator: i3,
+            responder: r3,
+            offers: chacha,
+            accepts: Ciphers::only(Cipher::Aes256Gcm),
+            offer: &[1],
+            choice: 0,
+            client: "",
+        },
+    ]
+}
+
+/// A section of the file in the making.
+struct Section(String);
+
+impl Section {
+    fn put(&mut self, name: &str, value: &[u8]) {
+        // A value may be empty, and no line ends in a space.
+        let space = if value.is_empty() { "" } else { " " };
+        write!(self.0, "{name} ={space}").unwrap();
+        for byte in value {
+            write!(self.0, "{byte:02x}").unwrap();
+        }
+        self.0.push('\n');
+    }
+
+    fn frame(&mut self, direction: &str, number: u64, text: &[u8], frame: &[u8]) {
+        self.put(&format!("{direction}.{number}.text"), text);
+        self.put(&format!("{direction}.{number}.frame"), frame);
+    }
+}
+
+/// Plays the case with `spipe::proto` and writes down what was on the wire; checks on the way that each end reads the
+/// other, and that the second hand of `support` puts the same messages together.
+fn record(case: &Case) -> String {
+    let key = Key::from_bytes(&case.key_file).unwrap();
+    let label: Label = label(case.label);
+    let randomness = (&case.initiator, &case.responder);
+    let second = Second::new(&case.key_file, case.label, randomness, case.offer, &[case.choice]);
+
+    let (initiator, message_1) = Initiator::start(&key, &label, case.offers, &case.initiator);
+    let responder = Responder::read(&message_1, &[Key::from_bytes(&case.key_file).unwrap()], &label).unwrap();
+    let (message_2, responder) = responder.reply(case.accepts, &case.responder);
+    assert_eq!(message_1, second.message_1);
+    assert_eq!(message_2, second.message_2);
+
+    let mut section = Section(format!("\n[{}]\n", case.name));
+    section.put("key_file", &case.key_file);
+    section.put("psk", &second.psk);
+    let fingerprint = key.fingerprint().to_string().replace('-', "");
+    writeln!(section.0, "fingerprint = {fingerprint}").unwrap();
+    section.put("label", case.label.as_bytes());
+    section.put("initiator_x25519", &case.initiator.x25519);
+    section.put("initiator_kem", &case.initiator.kem);
+    section.put("responder_x25519", &case.responder.x25519);
+    section.put("responder_kem", &case.responder.kem);
+    section.put("offer", case.offer);
+    section.put("message_1", &message_1);
+    section.put("choice", &[case.choice]);
+    section.put("message_2", &message_2);
+
+    let initiator = initiator.finish(&mut { message_2 });
+    if case.choice == 0 {
+        assert_eq!(responder.err(), Some(HandshakeError::NoCommonCipher(case.accepts)));
+        assert_eq!(initiator.err(), Some(HandshakeError::NoCommonCipher(case.offers)));
+        return section.0;
+    }
+    let (initiator, responder) = (initiator.unwrap(), responder.unwrap());
+    assert_eq!((initiator.cipher as u8, responder.cipher as u8), (case.choice, case.choice));
+    section.put("key_to_responder", &second.to_responder);
+    section.put("key_to_initiator", &second.to_initiator);
+
+    // To the responder: Open, Data, Data with padding, End.
+    let info = ConnectionInfo { client: Some(case.client.parse().unwrap()) };
+    let (mut sealer, open) = open_frame(initiator.sealer, &info);
+    let data = data_frame(&mut sealer, b"PING\r\n");
+    // spipe pads nothing, so the padded frame is the second hand's. Ours in its place is thrown away.
+    let padded_text = b"PING\r\n\x02\0\0\0\0\0\0\0\0\0";
+    let padded = raw_frame(initiator.cipher, &second.to_responder, 2, padded_text);
+    data_frame(&mut sealer, b"PING\r\n");
+    let end = end_frame(sealer);
+    let open_text = [&open_payload(case.client)[..], b"\x01"].concat();
+    section.frame("to_responder", 0, &open_text, &open);
+    section.frame("to_responder", 1, b"PING\r\n\x02", &data);
+    section.frame("to_responder", 2, padded_text, &padded);
+    section.frame("to_responder", 3, b"\x03", &end);
+    let read = read_initiator(responder.opener, &[open, data, padded, end].concat());
+    assert_eq!(read, Read { info: Some(info), data: vec![b"PING\r\n".to_vec(); 2], stop: Stop::End });
+
+    // To the initiator: Data on both sides of two rekeys, Abort.
+    let wire = long_stream(responder.sealer, &mut section);
+    let read = read_stream(initiator.opener, &wire);
+    assert_eq!(read.data.len(), 131_074);
+    assert_eq!(read.stop, Stop::Abort(AbortReason::Shutdown));
+    section.0
+}
+
+/// *Open*'s payload as section 5.2 lays it out, said again without `ConnectionInfo`.
+fn open_payload(client: &str) -> Vec<u8> {
+    match client.parse().unwrap() {
+        core::net::SocketAddr::V4(v4) => {
+            [&[1, 0, 6][..], &v4.ip().octets(), &v4.port().to_be_bytes()].concat()
+        }
+        core::net::SocketAddr::V6(v6) => {
+            [&[1, 0, 18][..], &v6.ip().octets(), &v6.port().to_be_bytes()].concat()
+        }
+    }
+}
+
+fn long_stream(mut sealer: Sealer, section: &mut Section) -> Vec<u8> {
+    let mut wire = Vec::new();
+    for number in 0..131_074 {
+        let payload: &[u8] = match number {
+            0 => b"+PONG\r\n",
+            65_535 => b"the last frame of the first key",
+            65_536 => b"the first frame of the second key",
+            131_072 => b"the first frame of the third key",
+            _ => b"",
+        };
+        let frame = data_frame(&mut sealer, payload);
+        if !payload.is_empty() {
+            section.frame("to_initiator", number, &[payload, b"\x02"].concat(), &frame);
+        }
+        wire.extend(frame);
+    }
+    let abort = abort_frame(sealer, AbortReason::Shutdown);
+    section.frame("to_initiator", 131_074, b"\x04\x04", &abort);
+    wire.extend(abort);
+    wire
+}
+
+#[test]
+fn every_byte_on_the_wire_is_the_recorded_one() {
+    let fresh = HEAD.to_owned() + &cases().iter().map(record).collect::<String>();
+    if std::env::var_os("SPIPE_RECORD").is_some() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/protocol/vectors/spipe-1.txt");
+        std::fs::write(file, &fresh).unwrap();
+        return;
+    }
+    // Field by field, since a failure that prints two files of hexadecimal digits helps nobody.
+    let (fresh_fields, recorded) = (parse(&fresh), parse(RECORDED));
+    assert_eq!(fresh_fields.keys().collect::<Vec<_>>(), recorded.keys().collect::<Vec<_>>());
+    for (section, fields) in &fresh_fields {
+        assert_eq!(fields.keys().collect::<Vec<_>>(), recorded[section].keys().collect::<Vec<_>>());
+        for (name, value) in fields {
+            assert_eq!(value, &recorded[section][name], "{name} of [{section}]");
+        }
+    }
+    assert_eq!(fresh, RECORDED, "the fields are equal, so it is a comment or their order");
+}

@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Derives every value in spipe-1.txt again, as docs/PROTOCOL.md has it, with nothing of spipe's code.
+
+    pip install cryptography kyber-py && python3 tests/protocol/vectors/check.py
+
+A reference to read beside the specification, and not for use: kyber-py is slow and does not run in constant time.
+"""
+
+import hashlib
+import hmac
+import pathlib
+import sys
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from kyber_py.ml_kem import ML_KEM_768
+
+PROTOCOL_NAME = b"Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256"
+CIPHERS = {1: ChaCha20Poly1305, 2: AESGCM}
+REKEY_AFTER = 65_536
+PAYLOAD = 16
+
+
+def sha256(data):
+    return hashlib.sha256(data).digest()
+
+
+def hmac256(key, data):
+    return hmac.digest(key, data, "sha256")
+
+
+def hkdf_expand(prk, info, length):
+    """RFC 5869, section 2.3."""
+    out, block = b"", b""
+    while len(out) < length:
+        block = hmac256(prk, block + info + bytes([len(out) // 32 + 1]))
+        out += block
+    return out[:length]
+
+
+class Noise:
+    """Noise revision 34, section 5.2, with one method a token (PROTOCOL.md, section 3)."""
+
+    def __init__(self, prologue):
+        self.ck = self.h = sha256(PROTOCOL_NAME)
+        self.mix_hash(prologue)
+
+    def mix_hash(self, data):
+        self.h = sha256(self.h + data)
+
+    def hkdf(self, data, outputs):
+        out = hkdf_expand(hmac256(self.ck, data), b"", 32 * outputs)
+        return [out[i : i + 32] for i in range(0, len(out), 32)]
+
+    def mix_key(self, data):
+        self.ck, self.k = self.hkdf(data, 2)
+        self.n = 0
+
+    def psk(self, psk):
+        self.ck, for_hash, self.k = self.hkdf(psk, 3)
+        self.mix_hash(for_hash)
+        self.n = 0
+
+    def e(self, public):
+        self.mix_hash(public)
+        self.mix_key(public)
+
+    def seal(self, text):
+        nonce = bytes(4) + self.n.to_bytes(8, "little")
+        sealed = ChaCha20Poly1305(self.k).encrypt(nonce, text, self.h)
+        self.n += 1
+        self.mix_hash(sealed)
+        return sealed
+
+
+def x25519(secret):
+    key = X25519PrivateKey.from_private_bytes(secret)
+    return key, key.public_key().public_bytes_raw()
+
+
+def handshake(v):
+    """Both messages and both keys. Yields (name of the field, its value)."""
+    prk = hmac256(b"spipe/1 key file", v["key_file"])
+    psk = hkdf_expand(prk, b"spipe/1 psk", 32)
+    yield "psk", psk
+    yield "fingerprint", hkdf_expand(prk, b"spipe/1 fingerprint", 4)
+
+    initiator, initiator_public = x25519(v["initiator_x25519"])
+    kem_public, kem_secret = ML_KEM_768._keygen_internal(v["initiator_kem"][:32], v["initiator_kem"][32:])
+    noise = Noise(b"spipe/1\0" + v["label"])
+    noise.psk(psk)
+    noise.e(initiator_public)
+    yield "message_1", initiator_public + noise.seal(kem_public) + noise.seal(v["offer"].ljust(PAYLOAD, b"\0"))
+
+    responder, responder_public = x25519(v["responder_x25519"])
+    shared, ciphertext = ML_KEM_768._encaps_internal(kem_public, v["responder_kem"])
+    assert ML_KEM_768.decaps(kem_secret, ciphertext) == shared
+    noise.e(responder_public)
+    noise.mix_key(responder.exchange(X25519PublicKey.from_public_bytes(initiator_public)))
+    sealed_ciphertext = noise.seal(ciphertext)
+    noise.mix_key(shared)
+    yield "message_2", responder_public + sealed_ciphertext + noise.seal(v["choice"].ljust(PAYLOAD, b"\0"))
+
+    if v["choice"] != b"\0":
+        to_responder, to_initiator = noise.hkdf(b"", 2)
+        yield "key_to_responder", to_responder
+        yield "key_to_initiator", to_initiator
+
+
+def frame(cipher, key, number, text):
+    """The frame number `number` of the direction whose first key is `key` (PROTOCOL.md, section 5)."""
+    for _ in range(number // REKEY_AFTER):
+        key = hkdf_expand(key, b"spipe/1 rekey", 32)
+    header = (len(text) + 16).to_bytes(2, "big")
+    return header + cipher(key).encrypt(bytes(4) + number.to_bytes(8, "big"), text, header)
+
+
+def sections(path):
+    fields = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("["):
+            if fields:
+                yield name, fields
+            name, fields = line.strip("[]"), {}
+        elif line and not line.startswith("#"):
+            field, _, value = line.partition(" =")
+            fields[field] = bytes.fromhex(value)
+    yield name, fields
+
+
+failed = 0
+for name, v in sections(pathlib.Path(__file__).parent / "spipe-1.txt"):
+    derived = dict(handshake(v))
+    for field, text in v.items():
+        if field.endswith(".text"):
+            direction, number, _ = field.split(".")
+            key = derived["key_" + direction]
+            derived[f"{direction}.{number}.frame"] = frame(CIPHERS[v["choice"][0]], key, int(number), text)
+    wrong = [field for field, value in derived.items() if v[field] != value]
+    print(f"[{name}] {len(derived)} derived values, {len(wrong)} wrong: {', '.join(wrong) or 'none'}")
+    failed += len(wrong)
+sys.exit(failed != 0)

@@ -1,0 +1,145 @@
+//! The walls between the rooms of `src`: `cli → net → proto`, and `proto` is pure.
+//!
+//! They are what makes every protocol test deterministic and every fuzz target a function call, and what lets a reader
+//! of the cryptography stop at one directory. A compiler cannot hold them inside one crate, so this test does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What would make `proto` impure: I/O, the clock, the environment, threads, and randomness of its own.
+///
+/// `core::net` is not among them on purpose. `SocketAddr` is plain data, and `proto` carries one inside *Open*;
+/// writing it as `core::net` says that there are no sockets to it.
+const IMPURE: &[&str] = &[
+    "tokio",
+    "std::net",
+    "std::io",
+    "std::fs",
+    "std::env",
+    "std::os",
+    "std::path",
+    "std::process",
+    "std::thread",
+    "std::time",
+    "async",
+    "await",
+    "Instant",
+    "SystemTime",
+    "rand",
+    "rand_core",
+    "getrandom",
+    "SystemRandom",
+    "rustix",
+    "socket2",
+    "tracing",
+    "println",
+    "eprintln",
+    "print",
+    "eprint",
+    "dbg",
+];
+
+/// Ways to write a path of `std` that the list above would not recognise.
+const HIDDEN: &[&str] = &["std::{", "std::*", "std as ", "::std::"];
+
+/// `net` moves bytes and knows nothing of what seals them. (`x25519` is not here: it is a field of
+/// `InitiatorRandomness`, which `net` fills.)
+const CRYPTOGRAPHY: &[&str] =
+    &["chacha20poly1305", "aws_lc_rs", "hkdf", "hmac", "sha2", "x25519_dalek", "libcrux_ml_kem"];
+
+#[test]
+fn proto_does_no_io_and_knows_no_clock_environment_or_randomness() {
+    assert_names_none("proto", IMPURE);
+    assert_names_none("proto", HIDDEN);
+}
+
+#[test]
+fn proto_does_not_reach_into_the_rooms_before_it() {
+    assert_names_none("proto", &["crate::net", "crate::cli", "crate::{", "net::", "cli::", "super::super"]);
+}
+
+#[test]
+fn net_names_no_cryptography() {
+    assert_names_none("net", CRYPTOGRAPHY);
+}
+
+#[test]
+fn net_does_not_reach_into_the_room_before_it() {
+    assert_names_none("net", &["crate::cli", "crate::{", "cli::", "super::super"]);
+}
+
+#[test]
+fn the_search_finds_words_and_only_words() {
+    // The walls stand on this function, so it is tested like one.
+    for (code, word) in [
+        ("use std::io;", "std::io"),
+        ("x = std::io::Error;", "std::io"),
+        ("async fn f() {}", "async"),
+        ("a.await", "await"),
+        ("use std::{fmt, io};", "std::{"),
+        ("let t = Instant::now(); // why", "Instant"),
+        ("let url = \"http://x\"; tokio", "tokio"),
+    ] {
+        assert!(names(code, word), "{code} names {word}");
+    }
+    for (code, word) in [
+        ("use std::iox;", "std::io"),
+        ("let randomness = 1;", "rand"),
+        ("use core::net::IpAddr;", "std::net"),
+        ("fn instant() {}", "Instant"),
+        ("// tokio is not used here", "tokio"),
+        ("/// as std::io does", "std::io"),
+        ("let x = 1; // async", "async"),
+        ("use core::net::IpAddr;", "crate::net"),
+    ] {
+        assert!(!names(code, word), "{code} does not name {word}");
+    }
+}
+
+/// Fails for each place in `src/ROOM` that names one of `words`, and when there is no such room: a wall around nothing
+/// would stand for ever.
+fn assert_names_none(room: &str, words: &[&str]) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(room);
+    let files = rust_files(&directory);
+    assert!(!files.is_empty(), "no Rust files in {}", directory.display());
+    let mut found = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        for (number, line) in (1..).zip(text.lines()) {
+            for word in words.iter().filter(|word| names(line, word)) {
+                found.push(format!("{}:{number} names {word}", file.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let files = paths.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
+/// Whether the code of this line, without its comment, names `word` and not a longer word around it.
+///
+/// Words inside string literals and block comments count: a false alarm is seen, and is easy to write around.
+fn names(line: &str, word: &str) -> bool {
+    let code = code(line);
+    code.match_indices(word).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = code[at + word.len()..].chars().next();
+        let open = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric() && c != '_');
+        // A word that itself begins or ends in punctuation is bounded by it. `net::` in `core::net::IpAddr` is no word
+        // of its own: it continues a path.
+        let starts = open(before) && (before != Some(':') || word.starts_with(':'));
+        let ends = open(after) || !word.ends_with(|c: char| c.is_alphanumeric());
+        starts && ends
+    })
+}
+
+/// The line up to a `//` that is not part of a string such as a URL.
+fn code(line: &str) -> &str {
+    let comment = line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count().is_multiple_of(2));
+    comment.map_or(line, |(at, _)| &line[..at])
+}
