@@ -172,8 +172,8 @@ impl First<Opener> {
 pub struct Sealer(Chain);
 
 impl Sealer {
-    pub(super) fn new(cipher: Cipher, key: Secret) -> Self {
-        Self(Chain::new(cipher, key))
+    pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
+        Self(Chain::new(cipher, secret))
     }
 
     /// T3: seals the `payload` bytes that lie behind the header's place in `slot`, in place; gives the frame's length.
@@ -237,8 +237,8 @@ enum Stream {
 }
 
 impl Opener {
-    pub(super) fn new(cipher: Cipher, key: Secret) -> Self {
-        Self(Chain::new(cipher, key), Stream::Running)
+    pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
+        Self(Chain::new(cipher, secret), Stream::Running)
     }
 
     /// T6: opens one whole frame in place, header included, as [`frame_length`] measured it.
@@ -292,23 +292,24 @@ impl Opener {
     }
 }
 
-/// One direction's key, and the keys that follow from it.
+/// One direction's secret, the cipher's key from it, and the secrets that follow from it.
 struct Chain {
     cipher: Cipher,
-    key: Secret,
+    /// Only ever a key of HKDF's, as the traffic secrets of TLS 1.3 are: the cipher has a key of its own.
+    secret: Secret,
     aead: LessSafeKey,
-    /// Frames sealed or opened so far, over all keys: the next nonce. It goes on when the key is replaced, so that no
-    /// (key, nonce) pair could repeat even if a replacement were skipped.
+    /// Frames sealed or opened so far, over all secrets: the next nonce. It goes on when the secret is replaced, so that
+    /// no (key, nonce) pair could repeat even if a replacement were skipped.
     counter: u64,
 }
 
 impl Chain {
-    fn new(cipher: Cipher, key: Secret) -> Self {
-        let aead = expand_key(cipher, &key);
-        Self { cipher, key, aead, counter: 0 }
+    fn new(cipher: Cipher, secret: Secret) -> Self {
+        let aead = frame_key(cipher, &secret);
+        Self { cipher, secret, aead, counter: 0 }
     }
 
-    /// The next nonce. Replaces the key first when it is time (T5).
+    /// The next nonce. Replaces the secret first when it is time (T5).
     ///
     /// Called once a frame whether or not it opens: a forgery ends the stream, so there is nothing to keep.
     fn next(&mut self) -> Result<Nonce, Exhausted> {
@@ -321,15 +322,10 @@ impl Chain {
         Ok(nonce)
     }
 
-    /// T5: the next key is a one-way function of this one, which is wiped: a key found later opens nothing sent before.
+    /// T5: the next secret is a one-way function of this one, which is wiped: what is found later opens nothing sent before.
     fn rekey(&mut self) {
-        let mut next = Zeroizing::new([0; 32]);
-        Hkdf::<Sha256>::from_prk(&*self.key)
-            .expect("a key is as long as a SHA-256 digest")
-            .expand(b"spipe/1 rekey", &mut *next)
-            .expect("HKDF-SHA256 gives up to 8,160 bytes");
-        self.aead = expand_key(self.cipher, &next);
-        self.key = next;
+        self.secret = expand(&self.secret, &[b"spipe/1 rekey"]);
+        self.aead = frame_key(self.cipher, &self.secret);
     }
 }
 
@@ -340,12 +336,23 @@ fn nonce(counter: u64) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-fn expand_key(cipher: Cipher, key: &Secret) -> LessSafeKey {
-    let algorithm = match cipher {
-        Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
-        Cipher::Aes256Gcm => &aead::AES_256_GCM,
+/// The cipher's key. Its derivation names the cipher, so no key is ever used with two.
+fn frame_key(cipher: Cipher, secret: &Secret) -> LessSafeKey {
+    let (algorithm, name): (_, &[u8]) = match cipher {
+        Cipher::ChaCha20Poly1305 => (&aead::CHACHA20_POLY1305, b"chacha20poly1305"),
+        Cipher::Aes256Gcm => (&aead::AES_256_GCM, b"aes256gcm"),
     };
-    LessSafeKey::new(UnboundKey::new(algorithm, &**key).expect("both ciphers take 32 bytes of key"))
+    let key = expand(secret, &[b"spipe/1 key ", name]);
+    LessSafeKey::new(UnboundKey::new(algorithm, &*key).expect("both ciphers take 32 bytes of key"))
+}
+
+fn expand(secret: &Secret, info: &[&[u8]]) -> Secret {
+    let mut output = Zeroizing::new([0; 32]);
+    Hkdf::<Sha256>::from_prk(&**secret)
+        .expect("a secret is as long as a SHA-256 digest")
+        .expand_multi_info(info, &mut *output)
+        .expect("HKDF-SHA256 gives up to 8,160 bytes");
+    output
 }
 
 #[cfg(test)]
@@ -409,8 +416,8 @@ mod tests {
             let mut frame = seal(&mut sealer, Kind::Data, payload);
             assert_eq!(opener.open(&mut frame), Ok(Received::Data(2..6)));
         }
-        assert_ne!(*sealer.0.key, [7; 32]);
-        assert_eq!(sealer.0.key, opener.0.key);
+        assert_ne!(*sealer.0.secret, [7; 32]);
+        assert_eq!(sealer.0.secret, opener.0.secret);
     }
 
     #[test]

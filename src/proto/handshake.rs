@@ -43,7 +43,7 @@ pub const MESSAGE_2: usize = X25519 + KEM_CIPHERTEXT + TAG + PAYLOAD + TAG;
 pub struct InitiatorRandomness {
     /// The X25519 secret.
     pub x25519: [u8; 32],
-    /// ML-KEM's key generation seeds: `d`, then `z` (FIPS 203, algorithm 19).
+    /// ML-KEM's key generation seeds: `d`, then `z` (FIPS 203, algorithm 16).
     pub kem: [u8; 64],
 }
 
@@ -52,7 +52,7 @@ pub struct InitiatorRandomness {
 pub struct ResponderRandomness {
     /// The X25519 secret.
     pub x25519: [u8; 32],
-    /// ML-KEM's encapsulation seed `m` (FIPS 203, algorithm 20).
+    /// ML-KEM's encapsulation seed `m` (FIPS 203, algorithm 17).
     pub kem: [u8; 32],
 }
 

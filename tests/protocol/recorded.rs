@@ -30,7 +30,7 @@ const HEAD: &str = "\
 # initiator_*, responder_*            the random bytes: X25519 secrets, ML-KEM's d then z, ML-KEM's m
 # psk, fingerprint                    derived from key_file (section 2)
 # offer, choice                       the code points in front of the payloads of messages 1 and 2 (section 4)
-# key_to_responder, key_to_initiator  what Split gives (section 3)
+# secret_to_responder, secret_to_initiator  what Split gives (section 3)
 # to_responder.N.frame                the frame number N, counted from 0, of this direction (section 5)
 # to_responder.N.text                 what is sealed in it: payload, kind, padding
 #
@@ -163,8 +163,8 @@ fn record(case: &Case) -> String {
     }
     let (initiator, responder) = (initiator.unwrap(), responder.unwrap());
     assert_eq!((initiator.cipher as u8, responder.cipher as u8), (case.choice, case.choice));
-    section.put("key_to_responder", &second.to_responder);
-    section.put("key_to_initiator", &second.to_initiator);
+    section.put("secret_to_responder", &second.to_responder);
+    section.put("secret_to_initiator", &second.to_initiator);
 
     // To the responder: Open, Data, Data with padding, End.
     let info = ConnectionInfo { client: Some(case.client.parse().unwrap()) };

@@ -177,13 +177,14 @@ fn expand(hkdf: &Hkdf<Sha256>, info: &[u8]) -> [u8; 32] {
     out
 }
 
-/// A direction's key after `times` rekeys.
-pub(crate) fn rekeyed(key: [u8; 32], times: u64) -> [u8; 32] {
-    (0..times).fold(key, |key, _| expand(&Hkdf::from_prk(&key).unwrap(), b"spipe/1 rekey"))
+/// A direction's secret after `times` rekeys.
+pub(crate) fn rekeyed(secret: [u8; 32], times: u64) -> [u8; 32] {
+    (0..times).fold(secret, |secret, _| expand(&Hkdf::from_prk(&secret).unwrap(), b"spipe/1 rekey"))
 }
 
 /// The frame number `counter` of a direction, with any `text` at all for its payload, kind and padding.
-pub(crate) fn raw_frame(cipher: Cipher, key: &[u8; 32], counter: u64, text: &[u8]) -> Vec<u8> {
+pub(crate) fn raw_frame(cipher: Cipher, secret: &[u8; 32], counter: u64, text: &[u8]) -> Vec<u8> {
+    let key = &expand(&Hkdf::from_prk(secret).unwrap(), format!("spipe/1 key {cipher}").as_bytes());
     let header = u16::try_from(text.len() + 16).unwrap().to_be_bytes();
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_be_bytes());

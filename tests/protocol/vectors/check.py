@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from kyber_py.ml_kem import ML_KEM_768
 
 PROTOCOL_NAME = b"Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256"
-CIPHERS = {1: ChaCha20Poly1305, 2: AESGCM}
+CIPHERS = {1: (b"chacha20poly1305", ChaCha20Poly1305), 2: (b"aes256gcm", AESGCM)}
 REKEY_AFTER = 65_536
 PAYLOAD = 16
 
@@ -79,7 +79,7 @@ def x25519(secret):
 
 
 def handshake(v):
-    """Both messages and both keys. Yields (name of the field, its value)."""
+    """Both messages and both secrets. Yields (name of the field, its value)."""
     prk = hmac256(b"spipe/1 key file", v["key_file"])
     psk = hkdf_expand(prk, b"spipe/1 psk", 32)
     yield "psk", psk
@@ -103,16 +103,18 @@ def handshake(v):
 
     if v["choice"] != b"\0":
         to_responder, to_initiator = noise.hkdf(b"", 2)
-        yield "key_to_responder", to_responder
-        yield "key_to_initiator", to_initiator
+        yield "secret_to_responder", to_responder
+        yield "secret_to_initiator", to_initiator
 
 
-def frame(cipher, key, number, text):
-    """The frame number `number` of the direction whose first key is `key` (PROTOCOL.md, section 5)."""
+def frame(cipher, secret, number, text):
+    """The frame number `number` of the direction whose first secret is `secret` (PROTOCOL.md, section 5)."""
     for _ in range(number // REKEY_AFTER):
-        key = hkdf_expand(key, b"spipe/1 rekey", 32)
+        secret = hkdf_expand(secret, b"spipe/1 rekey", 32)
+    name, aead = cipher
+    key = hkdf_expand(secret, b"spipe/1 key " + name, 32)
     header = (len(text) + 16).to_bytes(2, "big")
-    return header + cipher(key).encrypt(bytes(4) + number.to_bytes(8, "big"), text, header)
+    return header + aead(key).encrypt(bytes(4) + number.to_bytes(8, "big"), text, header)
 
 
 def sections(path):
@@ -134,8 +136,8 @@ for name, v in sections(pathlib.Path(__file__).parent / "spipe-1.txt"):
     for field, text in v.items():
         if field.endswith(".text"):
             direction, number, _ = field.split(".")
-            key = derived["key_" + direction]
-            derived[f"{direction}.{number}.frame"] = frame(CIPHERS[v["choice"][0]], key, int(number), text)
+            secret = derived["secret_" + direction]
+            derived[f"{direction}.{number}.frame"] = frame(CIPHERS[v["choice"][0]], secret, int(number), text)
     wrong = [field for field, value in derived.items() if v[field] != value]
     print(f"[{name}] {len(derived)} derived values, {len(wrong)} wrong: {', '.join(wrong) or 'none'}")
     failed += len(wrong)
