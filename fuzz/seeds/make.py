@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the seeds of the protocol's fuzz targets: python3 fuzz/seeds/make.py
+"""Writes the seeds of the fuzz targets: python3 fuzz/seeds/make.py
 
 The real messages come from the recorded connection, whose inputs fuzz/src/lib.rs uses too.
 """
@@ -52,6 +52,17 @@ seeds = {
         "later_version": LATER + CLIENT_4 + LATER,
         "twice": CLIENT_4 + CLIENT_6,
         "cut_short": CLIENT_6[:-1],
+    },
+    "address": {
+        "ipv4": b"192.0.2.7:80",
+        "ipv6": b"[2001:db8::7]:443",
+        "scoped": b"[fe80::1%eth0]:22",
+        "name": b"[db-1.example.org]:6379",
+        "every": b"[]:80",
+        "star": b"*:80",
+        "no_port": b"[::1]",
+        "unix": b"/run/redis/redis.sock",
+        "abstract": b"@redis",
     },
 }
 

@@ -140,12 +140,14 @@ pub fn keys() -> Keys {
 }
 
 /// Frame `counter` of a direction, before the first rekey, with any plaintext.
-pub fn frame(key: &[u8; 32], counter: u64, text: &[u8]) -> Vec<u8> {
+pub fn frame(secret: &[u8; 32], counter: u64, text: &[u8]) -> Vec<u8> {
+    let mut key = [0; 32];
+    Hkdf::<Sha256>::from_prk(secret).unwrap().expand(b"spipe/1 key chacha20poly1305", &mut key).unwrap();
     let header = u16::try_from(text.len() + TAG).unwrap().to_be_bytes();
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_be_bytes());
     let mut frame = [&header[..], text].concat();
-    let tag = ChaCha20Poly1305::new(key.into())
+    let tag = ChaCha20Poly1305::new(&key.into())
         .encrypt_inout_detached(&nonce.into(), &header, (&mut frame[2..]).into())
         .unwrap();
     frame.extend(tag);
