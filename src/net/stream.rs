@@ -72,7 +72,7 @@ impl Stream {
     }
 
     /// Two halves to use at the same time.
-    pub(crate) fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.split();

@@ -225,7 +225,7 @@ async fn thousands_of_small_frames_arrive_in_order() {
     let (mut near, far) = ends().await;
     let sent: Vec<u8> = (0..5_000_u32).flat_map(u32::to_be_bytes).collect();
     let mut frames: Vec<u8> = sent.chunks(4).flat_map(|payload| data(&mut near.sealer, payload)).collect();
-    frames.extend(data(&mut near.sealer, &[9; 60_000]));
+    frames.extend(data(&mut near.sealer, &vec![9; 60_000]));
     let (got, _) = receive(far, &frames).await;
     assert!(got[..sent.len()] == sent && got.len() == sent.len() + 60_000);
 }
