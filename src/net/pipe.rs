@@ -69,7 +69,7 @@ pub enum SetupError {
     TurnedOut,
 }
 
-/// A connection that is ready to carry bytes.
+/// A connection that is ready to carry bytes. Always in a box: a future has room for each place that a value moves through.
 struct Ready {
     local: Stream,
     wire: Stream,
@@ -116,7 +116,7 @@ impl Pipe {
         local: Stream,
         client: Option<SocketAddr>,
         deadline: Instant,
-    ) -> Result<Ready, SetupError> {
+    ) -> Result<Box<Ready>, SetupError> {
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
         let mut wire = self.dial(deadline).await?;
@@ -128,7 +128,7 @@ impl Pipe {
         };
         let mut buffer = Buffer::take();
         let (sealer, length) = established.sealer.open(&ConnectionInfo { client }, &mut buffer);
-        Ok(Ready {
+        Ok(Box::new(Ready {
             local,
             wire,
             seal: SealPump::with_sealed(sealer, buffer, length),
@@ -136,7 +136,7 @@ impl Pipe {
             key: key.fingerprint(),
             cipher: established.cipher,
             client: None,
-        })
+        }))
     }
 
     /// The responder's side of one connection; `from` is where `wire` comes from. `limit` bounds the connections of peers
@@ -167,7 +167,7 @@ impl Pipe {
         visitor: Visitor,
         limit: Arc<Semaphore>,
         deadline: Instant,
-    ) -> Result<(Ready, OwnedSemaphorePermit), SetupError> {
+    ) -> Result<(Box<Ready>, OwnedSemaphorePermit), SetupError> {
         let shake_hands = async {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
@@ -197,7 +197,8 @@ impl Pipe {
         };
         local.arm_reset();
         let open = OpenPump::new(opener, inbox);
-        Ok((Ready { local, wire, seal, open, key, cipher, client: Some(Peer(info.client)) }, permit))
+        let client = Some(Peer(info.client));
+        Ok((Box::new(Ready { local, wire, seal, open, key, cipher, client }), permit))
     }
 
     async fn dial(&self, deadline: Instant) -> Result<Stream, SetupError> {
@@ -210,23 +211,23 @@ impl Pipe {
     /// Carries bytes both ways until both ends have closed or one fails, and logs the end.
     async fn carry(
         &self,
-        mut ready: Ready,
+        mut ready: Box<Ready>,
         started: Instant,
         peer: Peer,
         target_is: Towards,
     ) -> Result<(), String> {
-        let Ready { key, cipher, client, .. } = ready;
+        let Ready { key, cipher, client, .. } = *ready;
         let client = client.map(tracing::field::display);
         debug!(%peer, client, target = %self.dialer.target(), %key, %cipher, "established");
         let result =
             pump::run(&mut ready.seal, &mut ready.open, ready.local.split(), ready.wire.split()).await;
         let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
-        let Ready { local, mut wire, seal, .. } = ready;
         match &result {
-            Ok(()) => local.disarm(),
+            Ok(()) => ready.local.disarm(),
             Err(PumpError::Local(_)) => {
+                let Ready { local, mut wire, seal, .. } = *ready;
                 drop(local);
-                say_farewell(seal, AbortReason::Reset, &mut wire).await;
+                Box::pin(say_farewell(seal, AbortReason::Reset, &mut wire)).await;
             }
             Err(_) => {}
         }

@@ -370,6 +370,27 @@ impl Default for Inbox {
     }
 }
 
+/// Where in the inbox an opened payload lies. Half the size of a `Range`: an idle connection keeps [`GATHER`] of them.
+struct Payload {
+    start: u32,
+    end: u32,
+}
+
+impl Payload {
+    fn new(start: usize, end: usize) -> Self {
+        let narrow = |offset| u32::try_from(offset).expect("a buffer is far below 4 GiB");
+        Self { start: narrow(start), end: narrow(end) }
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    fn len(&self) -> usize {
+        self.range().len()
+    }
+}
+
 /// What an [`OpenPump`] still has to do.
 #[derive(Clone, Copy)]
 enum Stage {
@@ -385,7 +406,7 @@ pub struct OpenPump<O> {
     opener: O,
     inbox: Inbox,
     /// Payloads in the inbox that are opened and not yet written.
-    payloads: ArrayVec<Range<usize>, GATHER>,
+    payloads: ArrayVec<Payload, GATHER>,
     stage: Stage,
     bytes: u64,
 }
@@ -455,7 +476,7 @@ impl<O: Open> OpenPump<O> {
                 Received::Data(payload) if payload.is_empty() => {}
                 Received::Data(payload) => {
                     self.bytes += payload.len() as u64;
-                    self.payloads.push(frame.start + payload.start..frame.start + payload.end);
+                    self.payloads.push(Payload::new(frame.start + payload.start, frame.start + payload.end));
                 }
                 Received::End => self.stage = Stage::Ending,
                 Received::Abort(reason) => self.stage = Stage::Aborting(reason),
@@ -474,7 +495,7 @@ impl<O: Open> OpenPump<O> {
             let count = {
                 let bytes = &*self.inbox.bytes();
                 let slices: ArrayVec<_, GATHER> =
-                    self.payloads.iter().map(|payload| IoSlice::new(&bytes[payload.clone()])).collect();
+                    self.payloads.iter().map(|payload| IoSlice::new(&bytes[payload.range()])).collect();
                 ready!(Pin::new(&mut *local).poll_write_vectored(context, &slices))?
             };
             if count == 0 {
@@ -495,7 +516,7 @@ impl<O: Open> OpenPump<O> {
         let whole = whole.count();
         self.payloads.drain(..whole);
         if let Some(first) = self.payloads.first_mut() {
-            first.start += count;
+            *first = Payload::new(first.range().start + count, first.range().end);
         }
     }
 }
