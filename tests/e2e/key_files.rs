@@ -144,7 +144,8 @@ fn a_key_is_read_from_standard_input() {
 fn a_key_made_by_dd_works() {
     let key = Key::of(&[0; 32]);
     let mut dd = Command::new("dd");
-    run(dd.args(["if=/dev/urandom", "bs=32", "count=1"]).arg(format!("of={}", key.path().display()))).succeeded();
+    run(dd.args(["if=/dev/urandom", "bs=32", "count=1"]).arg(format!("of={}", key.path().display())))
+        .succeeded();
     assert_eq!(std::fs::metadata(key.path()).expect("it is there").len(), 32);
     let pipe = Pipe::to(echo()).start_with(key);
     assert_echoes(&mut pipe.connect(), "hello");

@@ -127,7 +127,7 @@ impl TwoHosts {
 /// Waits until `replica` follows its master, then writes there and reads here.
 fn assert_replicates(master: &Redis, replica: &Redis, value: &str) {
     replica.process.await_line(&["MASTER <-> REPLICA sync: Finished with success"]);
-    assert_eq!(run_commands(master, &format!("SET key {value}\nWAIT 1 30000\n")), "OK\n1");
+    assert_eq!(run_commands(master, &format!("SET key \"{value}\"\nWAIT 1 30000\n")), "OK\n1");
     assert_eq!(replica.ask(&["GET", "key"]), value);
 }
 

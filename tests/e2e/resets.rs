@@ -88,13 +88,13 @@ fn one_connections_failure_does_not_touch_another() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut survivor = pipe.connect();
-    let _echoing = service.accept();
+    let mut surviving = service.accept();
     let doomed = pipe.connect();
     let mut served = service.accept();
     reset(doomed);
     assert_reset(&mut served);
     survivor.write_all(b"still here").expect("the pipe takes it");
-    assert_reads(&mut { _echoing }, "still here");
+    assert_reads(&mut surviving, "still here");
 }
 
 #[test]

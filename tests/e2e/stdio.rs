@@ -109,13 +109,10 @@ fn a_target_that_refuses_is_one_line_and_exit_code_1() {
 
 #[test]
 fn a_wrong_key_is_one_line_and_exit_code_1() {
-    let responder = End::responder(&Key::new(), echo()).start();
-    let mut command = stdio(responder.address().to_string(), &Key::new().path());
-    // The key must live until the command has run.
-    let other = Key::new();
-    command.arg("-q");
-    let mut command_with_key = stdio(responder.address().to_string(), &other.path());
-    run(&mut command_with_key).failed_with(1, &["key or label differs"]);
+    let (key, other) = (Key::new(), Key::new());
+    let responder = End::responder(&key, echo()).start();
+    let mut command = stdio(responder.address().to_string(), &other.path());
+    run(&mut command).failed_with(1, &["key or label differs"]);
 }
 
 #[test]
@@ -180,11 +177,20 @@ impl Ssh {
         );
         let user = run(Command::new("id").arg("-un")).succeeded().text();
         let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new", "-o", &proxy])
-            .args(["-o", &format!("UserKnownHostsFile={}", self.path("known_hosts").display())])
-            .args(["-o", "LogLevel=ERROR", "-l", &user, "-i"])
-            .arg(self.path("user"))
-            .args(["behind.the.pipe.invalid", command]);
+        ssh.args([
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=accept-new",
+            "-o",
+            &proxy,
+        ])
+        .args(["-o", &format!("UserKnownHostsFile={}", self.path("known_hosts").display())])
+        .args(["-o", "LogLevel=ERROR", "-l", &user, "-i"])
+        .arg(self.path("user"))
+        .args(["behind.the.pipe.invalid", command]);
         ssh
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -82,23 +81,6 @@ pub(crate) fn send_back(mut stream: TcpStream) {
     let mut reader = stream.try_clone().expect("descriptors are left");
     let _ = io::copy(&mut reader, &mut stream);
     let _ = stream.shutdown(Shutdown::Write);
-}
-
-/// A client's and a service's stream, TCP or Unix.
-pub(crate) trait Duplex: Read + Write {
-    fn end(&self);
-}
-
-impl Duplex for TcpStream {
-    fn end(&self) {
-        self.shutdown(Shutdown::Write).expect("it is connected");
-    }
-}
-
-impl Duplex for UnixStream {
-    fn end(&self) {
-        self.shutdown(Shutdown::Write).expect("it is connected");
-    }
 }
 
 /// Sends `text`, and asserts that the far end sends it back.
