@@ -43,7 +43,7 @@ fn ends_that_insist_on_different_ciphers_say_so() {
         .initiator_args(&["--cipher", "aes256gcm"])
         .responder_args(&["--cipher", "chacha20poly1305"])
         .start();
-    assert_eq!(assert_reset(&mut pipe.connect()), b"");
+    pipe.initiator.assert_resets_a_client();
     pipe.initiator.await_line(&["failed", "no transport cipher in common", "aes256gcm only"]);
     pipe.responder.await_line(&["refused", "no transport cipher in common", "chacha20poly1305 only"]);
 }

@@ -34,7 +34,7 @@ fn a_client_beyond_the_responders_limit_is_reset_and_told_why_in_the_log() {
     let pipe = Pipe::to(echo()).responder_args(&["-n", "1", "-o", "1"]).start();
     let mut first = pipe.connect();
     assert_echoes(&mut first, "the only one");
-    assert_reset(&mut pipe.connect());
+    pipe.initiator.assert_resets_a_client();
     pipe.initiator.await_line(&["closed", "the other end has as many connections as it may; raise its -n"]);
     pipe.responder.await_line(&["refused", "raise -n"]);
     assert_echoes(&mut first, "undisturbed");
@@ -74,7 +74,7 @@ fn a_target_that_does_not_answer_the_responder_is_given_up_in_time() {
     let hole = BlackHole::start();
     let pipe = Pipe::to(hole.address()).responder_args(&["-o", "1"]).start();
     assert_takes_a_second(|| {
-        assert_reset(&mut pipe.connect());
+        pipe.initiator.assert_resets_a_client();
     });
     pipe.responder.await_line(&["refused", "cannot connect to", "no answer in time (-o)"]);
     pipe.initiator.await_line(&["closed", "the other end cannot reach its target"]);
@@ -85,7 +85,7 @@ fn a_responder_that_does_not_answer_is_given_up_in_time() {
     let hole = BlackHole::start();
     let initiator = End::initiator(&Key::new(), hole.address()).args(&["-o", "1"]).start();
     assert_takes_a_second(|| {
-        assert_reset(&mut initiator.connect());
+        initiator.assert_resets_a_client();
     });
     initiator.await_line(&["failed", "cannot connect to", "no answer in time (-o)"]);
 }
@@ -95,7 +95,7 @@ fn a_responder_that_accepts_and_says_nothing_is_given_up_in_time() {
     let mute = Service::start();
     let initiator = End::initiator(&Key::new(), mute.address()).args(&["-o", "1"]).start();
     assert_takes_a_second(|| {
-        assert_reset(&mut initiator.connect());
+        initiator.assert_resets_a_client();
     });
     initiator.await_line(&["failed", "0 of 1168 bytes", "nothing more in time (-o)"]);
 }

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 
 use crate::support::pipe::{End, Key, Pipe};
+use crate::support::poll_until;
 use crate::support::process::{Process, run, run_with_input};
 use crate::support::random::Random;
 use crate::support::redis::{Redis, cli, command};
@@ -126,7 +127,9 @@ impl TwoHosts {
 
 /// Waits until `replica` follows its master, then writes there and reads here.
 fn assert_replicates(master: &Redis, replica: &Redis, value: &str) {
-    replica.process.await_line(&["MASTER <-> REPLICA sync: Finished with success"]);
+    poll_until("the replica has found its master", || {
+        replica.ask(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
+    });
     assert_eq!(run_commands(master, &format!("SET key \"{value}\"\nWAIT 1 30000\n")), "OK\n1");
     assert_eq!(replica.ask(&["GET", "key"]), value);
 }

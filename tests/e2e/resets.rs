@@ -71,7 +71,7 @@ fn when_the_initiator_is_killed_the_client_is_reset() {
 #[test]
 fn a_service_that_refuses_resets_the_client() {
     let pipe = Pipe::to(format!("127.0.0.1:{}", free_port())).start();
-    assert_eq!(assert_reset(&mut pipe.connect()), b"");
+    pipe.initiator.assert_resets_a_client();
     pipe.responder.await_line(&["refused", "cannot connect to", "Connection refused"]);
     pipe.initiator.await_line(&["the other end cannot reach its target"]);
 }
@@ -79,7 +79,7 @@ fn a_service_that_refuses_resets_the_client() {
 #[test]
 fn a_responder_that_is_down_resets_the_client() {
     let initiator = End::initiator(&Key::new(), format!("127.0.0.1:{}", free_port())).start();
-    assert_eq!(assert_reset(&mut initiator.connect()), b"");
+    initiator.assert_resets_a_client();
     initiator.await_line(&["failed", "cannot connect to", "Connection refused"]);
 }
 

@@ -88,7 +88,7 @@ fn a_silent_stranger_is_dismissed_in_time() {
 fn a_wrong_key_is_refused_with_the_likely_reason_on_both_ends() {
     let door = Door::start(&[]);
     let initiator = End::initiator(&Key::new(), door.responder.address()).start();
-    assert_eq!(assert_reset(&mut initiator.connect()), b"");
+    initiator.assert_resets_a_client();
     door.responder.await_line(&["refused", "the keys differ"]);
     initiator.await_line(&["failed", "key or label differs"]);
     door.service.assert_unvisited();
@@ -98,7 +98,7 @@ fn a_wrong_key_is_refused_with_the_likely_reason_on_both_ends() {
 fn a_wrong_label_is_refused_with_the_likely_reason_on_both_ends() {
     let door = Door::start(&["--label", "one"]);
     let initiator = End::initiator(&door.key, door.responder.address()).args(&["--label", "two"]).start();
-    assert_eq!(assert_reset(&mut initiator.connect()), b"");
+    initiator.assert_resets_a_client();
     door.responder.await_line(&["refused", "labels"]);
     initiator.await_line(&["failed", "key or label differs"]);
     door.service.assert_unvisited();
@@ -115,8 +115,10 @@ fn an_initiator_in_front_of_an_initiator_is_refused() {
     let key = Key::new();
     let inner = End::initiator(&key, echo()).args(&["-o", "1"]).start();
     let outer = End::initiator(&key, inner.address()).args(&["-o", "1"]).start();
-    assert_reset(&mut outer.connect());
-    outer.await_line(&["failed", "does not open with this key"]);
+    outer.assert_resets_a_client();
+    // Its own message came back to it.
+    inner.await_line(&["failed", "does not open with this key"]);
+    outer.await_line(&["failed", "0 of 1168 bytes"]);
 }
 
 #[test]
@@ -127,7 +129,7 @@ fn an_initiator_says_when_its_target_is_no_spipe() {
         let _ = stream.read_to_end(&mut Vec::new());
     });
     let initiator = End::initiator(&Key::new(), smtp).start();
-    assert_eq!(assert_reset(&mut initiator.connect()), b"");
+    initiator.assert_resets_a_client();
     initiator.await_line(&["failed", "24 of 1168 bytes", "not spipe"]);
 }
 

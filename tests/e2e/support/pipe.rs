@@ -79,6 +79,24 @@ impl End {
         socket::connect(self.address())
     }
 
+    /// Asserts that a client that connects is reset without having got a byte.
+    #[track_caller]
+    pub(crate) fn assert_resets_a_client(&self) {
+        if let Some(mut client) = self.connect_unless_reset() {
+            assert_eq!(socket::assert_reset(&mut client), b"");
+        }
+    }
+
+    /// A connection to it; none when it was reset before connect(2) came back to this process, which happens on a busy
+    /// machine.
+    pub(crate) fn connect_unless_reset(&self) -> Option<TcpStream> {
+        match socket::try_connect(self.address()) {
+            Ok(client) => Some(client),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("{}: {error}", self.source),
+        }
+    }
+
     /// Waits for a log line with all of `parts`.
     pub(crate) fn await_line(&self, parts: &[&str]) -> String {
         self.process.await_line(parts)
