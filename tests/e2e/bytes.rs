@@ -45,8 +45,8 @@ fn exchange(mut stream: TcpStream, sends: u64, receives: u64, length: usize) {
 #[test]
 fn random_bytes_cross_both_ways_at_once_on_8_connections() {
     const CONNECTIONS: u64 = 8;
-    // 256 MiB in all.
-    const LENGTH: usize = (256 << 20) / 2 / CONNECTIONS as usize;
+    // 256 MiB in all: 8 connections, 2 directions.
+    const LENGTH: usize = (256 << 20) / 8 / 2;
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     thread::scope(|scope| {

@@ -1,7 +1,7 @@
 //! Choosing the cipher for the data.
 
 use crate::support::pipe::{Pipe, field};
-use crate::support::socket::{assert_echoes, assert_reset, echo};
+use crate::support::socket::{assert_echoes, echo};
 
 /// Asserts that a pipe with these choices at initiator and responder carries data under `agreed`.
 fn assert_agrees(initiator: &str, responder: &str, agreed: &str) {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::pipe::{End, Key, Pipe, field, stdio};
 use crate::support::process::{Process, run, run_with_input, spipe};
-use crate::support::random::Random;
+use crate::support::random::{Random, hex};
 use crate::support::socket::{assert_echoes, echo};
 
 fn fingerprint(key: &Key) -> String {
@@ -105,7 +105,7 @@ fn a_fingerprint_is_short_enough_for_the_telephone_and_shows_nothing_of_the_key(
     let fingerprint = fingerprint(&Key::of(&bytes));
     assert!(fingerprint.len() <= 20 && !fingerprint.contains(' '), "{fingerprint}");
     let digits = fingerprint.replace('-', "");
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&bytes);
     assert!(!hex.contains(&digits[..4]), "{fingerprint} {hex}");
 }
 

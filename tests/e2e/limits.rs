@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
-use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, assert_reset, echo};
+use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, echo};
 
 /// What a machine under load may add to a time limit of a second.
 const SLACK: Duration = Duration::from_secs(20);

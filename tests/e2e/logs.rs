@@ -5,6 +5,7 @@ use std::net::Shutdown;
 
 use crate::support::pipe::{End, Key, Pipe, field};
 use crate::support::process::{run, spipe};
+use crate::support::random::hex;
 use crate::support::socket::{Service, assert_echoes, assert_ends, echo};
 
 #[test]
@@ -99,7 +100,7 @@ fn the_key_is_in_no_log() {
     drop(stranger.connect());
     pipe.responder.await_line(&["refused"]);
 
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(bytes);
     let decimal = format!("{bytes:?}");
     for end in [&pipe.initiator, &pipe.responder] {
         end.await_line(&[" closed "]);

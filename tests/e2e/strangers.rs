@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::random::Random;
-use crate::support::socket::{Service, assert_echoes, assert_reset, echo, read_all};
+use crate::support::socket::{Service, assert_echoes, echo, read_all};
 
 /// Bytes of message 1 and message 2 (docs/PROTOCOL.md, section 3).
 const MESSAGE_1: usize = 1264;

@@ -9,7 +9,7 @@ use super::process::{Ended, Process, run};
 
 /// A `redis-server` without persistence.
 pub(crate) struct Redis {
-    pub(crate) process: Process,
+    _process: Process,
     port: u16,
     _directory: TempDir,
 }
@@ -44,7 +44,7 @@ impl Redis {
                 .args(args);
             let process = Process::start(&mut command);
             if process.has_line_before_exit("Ready to accept connections") {
-                return Self { process, port, _directory: directory };
+                return Self { _process: process, port, _directory: directory };
             }
         }
         panic!("redis-server finds no free port in ten attempts");
