@@ -65,7 +65,12 @@ fn the_services_reset_is_a_failure() {
     let mut command = stdio(responder.address().to_string(), &key.path());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::start_piped(&mut command);
-    crate::support::socket::reset(service.accept());
+    let mut served = service.accept();
+    // Once this has come, the responder is surely connected, and sees a reset and not a failure to connect.
+    let mut input = process.take_input();
+    input.write_all(b"hello").expect("it is read");
+    assert_reads(&mut served, "hello");
+    crate::support::socket::reset(served);
     assert_eq!(process.wait().code(), Some(1));
     process.await_line(&["spipe: the connection at the other end was reset"]);
 }

@@ -1,7 +1,7 @@
 //! Child processes that cannot outlive their test, and whose output can be awaited line by line.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
@@ -146,6 +146,11 @@ impl Process {
     /// All lines so far.
     pub(crate) fn log(&self) -> String {
         self.lines.state.lock().unwrap_or_else(PoisonError::into_inner).lines.join("\n")
+    }
+
+    /// Its standard input, if that is piped: closing it is then up to the test.
+    pub(crate) fn take_input(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("it is piped, and is taken once")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
