@@ -118,7 +118,7 @@ fn an_initiator_in_front_of_an_initiator_is_refused() {
     outer.assert_resets_a_client();
     // Its own message came back to it.
     inner.await_line(&["failed", "does not open with this key"]);
-    outer.await_line(&["failed", "0 of 1168 bytes"]);
+    outer.await_line(&["failed"]);
 }
 
 #[test]
