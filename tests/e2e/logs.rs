@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use crate::support::pipe::{End, Key, Pipe, field};
 use crate::support::process::{run, spipe};
 use crate::support::random::hex;
-use crate::support::socket::{Service, assert_echoes, assert_ends, echo};
+use crate::support::socket::{Service, assert_echoes, assert_ends, connect_unix, echo};
 
 #[test]
 fn the_first_line_says_what_runs_where_with_which_key() {
@@ -68,8 +68,7 @@ fn quiet_leaves_out_everyday_lines() {
     let responder = End::responder(&key, echo()).start();
     let builder = End::initiator(&key, responder.address()).source(source.display()).args(&["-q"]);
     let mut process = crate::support::process::Process::start(&mut builder.command());
-    let mut client =
-        crate::support::poll_until("it listens", || std::os::unix::net::UnixStream::connect(&source).ok());
+    let mut client = crate::support::poll_until("it listens", || connect_unix(&source).ok());
     assert_echoes(&mut client, "hush");
     drop(client);
     responder.await_line(&[" closed "]);

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
 use crate::support::process::Process;
-use crate::support::socket::{assert_echoes, assert_ends, assert_reset, echo};
+use crate::support::socket::{assert_echoes, assert_ends, assert_reset, connect_unix, echo};
 
 /// Asserts that `end` lets its one connection finish after `signal`, refuses new ones, and ends with success.
 fn assert_drains(end: &mut End, signal: Signal, mut client: TcpStream) {
@@ -79,7 +79,7 @@ fn assert_serves_with_stderr(stderr: Stdio) {
     let initiator = End::initiator(&key, responder.address()).args(&["--verbose"]).source(source.display());
     let mut process =
         Process::start_piped(initiator.command().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr));
-    let connect = || std::os::unix::net::UnixStream::connect(&source).ok();
+    let connect = || connect_unix(&source).ok();
     // Several, so that each has an end to log.
     for _ in 0..3 {
         assert_echoes(&mut poll_until("it listens", connect), "no matter what the log does");

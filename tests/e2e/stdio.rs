@@ -40,22 +40,22 @@ fn output_ends_when_the_service_ends_though_input_stays_open() {
     let (service, key) = (Service::start(), Key::new());
     let responder = End::responder(&key, service.address()).start();
     let mut command = stdio(responder.address().to_string(), &key.path());
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    let mut input = child.stdin.take().expect("piped");
-    let mut output = child.stdout.take().expect("piped");
+    // Standard error is left alone, so that all that is recorded is standard output.
+    let mut process = Process::start_piped(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut input = process.take_input();
 
     let mut served = service.accept();
     served.write_all(b"goodbye").expect("the pipe takes it");
     served.shutdown(std::net::Shutdown::Write).expect("it is connected");
-    assert_reads(&mut output, "goodbye");
-    assert_ends(&mut output);
+    process.await_end_of_output();
+    assert_eq!(process.log(), "goodbye");
 
     // The other direction lives on.
     input.write_all(b"not so fast").expect("it is read");
     assert_reads(&mut served, "not so fast");
     drop(input);
     assert_ends(&mut served);
-    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]

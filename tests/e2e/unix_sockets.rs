@@ -4,15 +4,16 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::support::DEADLINE;
 use crate::support::pipe::{End, Key};
 use crate::support::process::run;
-use crate::support::socket::{assert_echoes, assert_ends, assert_reads, echo};
+use crate::support::socket::{assert_echoes, assert_ends, assert_reads, connect_unix, echo, guard_unix};
 
 /// A directory for sockets, and names in it.
 struct Directory(TempDir);
@@ -50,10 +51,8 @@ fn serve_echo(listener: UnixListener) {
     });
 }
 
-fn connect(path: &PathBuf) -> UnixStream {
-    let stream = UnixStream::connect(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    stream.set_read_timeout(Some(crate::support::DEADLINE)).expect("it is open");
-    stream
+fn connect(path: &Path) -> UnixStream {
+    connect_unix(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Asserts that bytes and both half-closes pass.
@@ -111,20 +110,25 @@ fn all_three_places_have_abstract_names() {
     let _responder = End::responder(&key, name("service")).source(name("sealed")).start();
     let initiator = End::initiator(&key, name("sealed")).source(name("plain")).start();
     assert_eq!(initiator.source(), name("plain"));
-    assert_carries(UnixStream::connect_addr(&address("plain")).expect("it listens"));
+    let client = UnixStream::connect_addr(&address("plain")).expect("it listens");
+    guard_unix(&client);
+    assert_carries(client);
 }
 
 #[test]
 fn the_outgoing_name_is_what_the_service_sees() {
     let (key, directory) = (Key::new(), Directory::new());
     let listener = UnixListener::bind(directory.path("service")).expect("the name is free");
+    // accept(2) on Linux minds the timeout for reading.
+    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
     let from = directory.name("from");
     let responder = End::responder(&key, directory.name("service")).args(&["-b", &from]).start();
     let initiator = End::initiator(&key, responder.address()).start();
     // Twice: the first connection's name must not be in the way of the second's.
     for _ in 0..2 {
         let mut client = initiator.connect();
-        let (mut served, peer) = listener.accept().expect("it is open");
+        let (mut served, peer) = listener.accept().expect("somebody connects in time");
+        guard_unix(&served);
         assert_eq!(peer.as_pathname(), Some(directory.path("from").as_path()));
         client.write_all(b"hello").expect("the pipe takes it");
         assert_reads(&mut served, "hello");

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::DEADLINE;
+use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
 const PACKAGES: [(&str, &str); 8] = [
@@ -167,11 +167,17 @@ impl Process {
         self.child.wait().expect("it ends");
     }
 
-    /// Waits until it has ended by itself; a process that stays is a failure.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
+    /// Waits until everything that is recorded of it has ended.
+    pub(crate) fn await_end_of_output(&self) {
         let closed = self.lines.wait_for(|state| (state.open == 0).then_some(()));
         assert!(closed.is_some(), "{} does not end:\n{}", self.name, self.log());
-        self.child.wait().expect("it ends")
+    }
+
+    /// Waits until it has ended by itself; a process that stays is a failure.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        // Its output ends a moment before it does, or long before, if it closes it itself.
+        self.await_end_of_output();
+        poll_until("the process ends", || self.child.try_wait().expect("it is our child"))
     }
 
     /// What it takes of memory now, in KiB.

@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +27,18 @@ fn guard(stream: &TcpStream) {
     let _ = stream.set_read_timeout(Some(DEADLINE));
     let _ = stream.set_write_timeout(Some(DEADLINE));
     let _ = stream.set_nodelay(true);
+}
+
+/// A connection over a Unix-domain socket that fails rather than hangs.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    guard_unix(&stream);
+    Ok(stream)
+}
+
+pub(crate) fn guard_unix(stream: &UnixStream) {
+    let _ = stream.set_read_timeout(Some(DEADLINE));
+    let _ = stream.set_write_timeout(Some(DEADLINE));
 }
 
 /// A service on a port of its own whose connections the test takes one by one.
