@@ -168,10 +168,10 @@ impl PipeArgs {
 
     pub(super) fn log_level(&self) -> LevelFilter {
         match (self.quiet, self.verbose) {
-            (true, _) => LevelFilter::WARN,
             (_, true) => LevelFilter::DEBUG,
             // As a filter in a pipeline or under ssh, only what goes wrong is news.
-            (false, false) if self.role().is_none() => LevelFilter::ERROR,
+            _ if self.role().is_none() => LevelFilter::ERROR,
+            (true, _) => LevelFilter::WARN,
             (false, false) => LevelFilter::INFO,
         }
     }

@@ -97,6 +97,10 @@ pub(super) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
             if metadata.file_type().is_char_device() || metadata.file_type().is_block_device() {
                 return Err(KeyFileError::Device(path.clone()));
             }
+            if metadata.is_dir() {
+                // Its permissions are not what is wrong with it.
+                return Err(KeyFileError::Read(source.to_string(), io::ErrorKind::IsADirectory.into()));
+            }
             let mode = metadata.permissions().mode() & 0o7777;
             if permissions == Permissions::Private && mode & 0o077 != 0 {
                 return Err(KeyFileError::Permissions(path.clone(), mode));

@@ -168,6 +168,10 @@ fn serve(
         .build()
         .map_err(|error| Error::System { doing: "start the runtime", error })?;
     let stopped = runtime.block_on(async {
+        // Before anybody can know that we listen: a signal from here on must stop us in an orderly way, and remove the
+        // socket file.
+        let mut signals =
+            process::StopSignals::new().map_err(|error| Error::System { doing: "receive signals", error })?;
         let listeners = listen::listen(source).await?;
         for listener in &listeners {
             let place =
@@ -182,8 +186,6 @@ fn serve(
                 "listening"
             );
         }
-        let mut signals =
-            process::StopSignals::new().map_err(|error| Error::System { doing: "receive signals", error })?;
         let running = Server { role, listeners, pipe, max_connections, keepalive }.start();
         signals.next().await;
         Ok::<_, Error>(running.drain(signals.next()).await)

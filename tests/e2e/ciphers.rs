@@ -1,0 +1,49 @@
+//! Choosing the cipher for the data.
+
+use crate::support::pipe::{Pipe, field};
+use crate::support::socket::{assert_echoes, echo};
+
+/// Asserts that a pipe with these choices at initiator and responder carries data under `agreed`.
+fn assert_agrees(initiator: &str, responder: &str, agreed: &str) {
+    let pipe = Pipe::to(echo())
+        .initiator_args(&["--cipher", initiator])
+        .responder_args(&["--cipher", responder])
+        .start();
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "sealed with this or that");
+    drop(client);
+    for end in [&pipe.initiator, &pipe.responder] {
+        assert_eq!(field(&end.await_line(&[" closed "]), "cipher"), agreed);
+    }
+}
+
+#[test]
+fn aes_on_both_ends_carries_data() {
+    assert_agrees("aes256gcm", "aes256gcm", "aes256gcm");
+}
+
+#[test]
+fn chacha_on_both_ends_carries_data() {
+    assert_agrees("chacha20poly1305", "chacha20poly1305", "chacha20poly1305");
+}
+
+#[test]
+fn auto_follows_an_initiator_that_insists() {
+    assert_agrees("chacha20poly1305", "auto", "chacha20poly1305");
+}
+
+#[test]
+fn auto_follows_a_responder_that_insists() {
+    assert_agrees("auto", "chacha20poly1305", "chacha20poly1305");
+}
+
+#[test]
+fn ends_that_insist_on_different_ciphers_say_so() {
+    let pipe = Pipe::to(echo())
+        .initiator_args(&["--cipher", "aes256gcm"])
+        .responder_args(&["--cipher", "chacha20poly1305"])
+        .start();
+    pipe.initiator.assert_resets_a_client();
+    pipe.initiator.await_line(&["failed", "no transport cipher in common", "aes256gcm only"]);
+    pipe.responder.await_line(&["refused", "no transport cipher in common", "chacha20poly1305 only"]);
+}

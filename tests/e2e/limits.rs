@@ -1,0 +1,133 @@
+//! Limits: of connections (-n), of time (-o), of descriptors.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::support::pipe::{End, Key, Pipe};
+use crate::support::poll_until;
+use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, echo};
+
+/// What a machine under load may add to a time limit of a second.
+const SLACK: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_client_beyond_the_initiators_limit_waits_and_is_served_when_one_ends() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).initiator_args(&["-n", "2"]).start();
+    let first = pipe.connect();
+    let _second = pipe.connect();
+    let (_, _) = (service.accept(), service.accept());
+    pipe.initiator.await_line(&["as many connections as -n allows"]);
+    let mut third = pipe.connect();
+    third.write_all(b"me too").expect("the kernel takes it");
+    third.set_read_timeout(Some(Duration::from_millis(300))).expect("it is open");
+    let waiting = third.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(waiting, Err(ErrorKind::WouldBlock), "neither served nor refused");
+    service.assert_unvisited();
+    drop(first);
+    assert_reads(&mut service.accept(), "me too");
+}
+
+#[test]
+fn a_client_beyond_the_responders_limit_is_reset_and_told_why_in_the_log() {
+    let pipe = Pipe::to(echo()).responder_args(&["-n", "1", "-o", "1"]).start();
+    let mut first = pipe.connect();
+    assert_echoes(&mut first, "the only one");
+    pipe.initiator.assert_resets_a_client();
+    pipe.initiator.await_line(&["closed", "the other end has as many connections as it may; raise its -n"]);
+    pipe.responder.await_line(&["refused", "raise -n"]);
+    assert_echoes(&mut first, "undisturbed");
+}
+
+#[test]
+fn a_client_beyond_the_responders_limit_is_served_when_one_ends_in_time() {
+    let pipe = Pipe::to(echo()).responder_args(&["-n", "1", "-o", "600"]).start();
+    let mut first = pipe.connect();
+    assert_echoes(&mut first, "the first");
+    let mut second = pipe.connect();
+    second.write_all(b"the second").expect("the pipe takes it");
+    drop(first);
+    assert_reads(&mut second, "the second");
+}
+
+#[test]
+fn a_limit_of_0_is_no_limit() {
+    let pipe = Pipe::to(echo()).args(&["-n", "0"]).start();
+    // More than the default of 100.
+    let mut clients: Vec<TcpStream> = (0..120).map(|_| pipe.connect()).collect();
+    for client in &mut clients {
+        assert_echoes(client, "all at once");
+    }
+}
+
+/// Runs `fail`, which should take about the one second that -o allows.
+fn assert_takes_a_second(fail: impl FnOnce()) {
+    let start = Instant::now();
+    fail();
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(1) + SLACK, "{took:?}");
+}
+
+#[test]
+fn a_target_that_does_not_answer_the_responder_is_given_up_in_time() {
+    let hole = BlackHole::start();
+    let pipe = Pipe::to(hole.address()).responder_args(&["-o", "1"]).start();
+    assert_takes_a_second(|| {
+        pipe.initiator.assert_resets_a_client();
+    });
+    pipe.responder.await_line(&["refused", "cannot connect to", "no answer in time (-o)"]);
+    pipe.initiator.await_line(&["closed", "the other end cannot reach its target"]);
+}
+
+#[test]
+fn a_responder_that_does_not_answer_is_given_up_in_time() {
+    let hole = BlackHole::start();
+    let initiator = End::initiator(&Key::new(), hole.address()).args(&["-o", "1"]).start();
+    assert_takes_a_second(|| {
+        initiator.assert_resets_a_client();
+    });
+    initiator.await_line(&["failed", "cannot connect to", "no answer in time (-o)"]);
+}
+
+#[test]
+fn a_responder_that_accepts_and_says_nothing_is_given_up_in_time() {
+    let mute = Service::start();
+    let initiator = End::initiator(&Key::new(), mute.address()).args(&["-o", "1"]).start();
+    assert_takes_a_second(|| {
+        initiator.assert_resets_a_client();
+    });
+    initiator.await_line(&["failed", "0 of 1168 bytes", "nothing more in time (-o)"]);
+}
+
+#[test]
+fn the_time_limit_does_not_end_an_idle_connection() {
+    let pipe = Pipe::to(echo()).args(&["-o", "1"]).start();
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "before");
+    // The subject of this test: a time without a byte.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_echoes(&mut client, "after");
+}
+
+#[test]
+fn a_lack_of_descriptors_is_waited_out() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).args(&["-o", "600"]).descriptors(40).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    let mut running = initiator.connect();
+    assert_echoes(&mut running, "before");
+
+    let strangers: Vec<TcpStream> = (0..60).map(|_| responder.connect()).collect();
+    responder.await_line(&["cannot accept connections for now", "Too many open files"]);
+    assert_echoes(&mut running, "meanwhile");
+
+    drop(strangers);
+    // While descriptors become free one by one, the first attempts may still meet a lack of them.
+    poll_until("the pipe serves again", || {
+        let mut client = initiator.connect();
+        client.write_all(b"x").ok()?;
+        client.read_exact(&mut [0]).ok()
+    });
+    assert_echoes(&mut running, "after");
+}

@@ -1,0 +1,115 @@
+//! One line an event, with what an administrator asks for.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+
+use crate::support::pipe::{End, Key, Pipe, field};
+use crate::support::process::{run, spipe};
+use crate::support::random::hex;
+use crate::support::socket::{Service, assert_echoes, assert_ends, connect_unix, echo};
+
+#[test]
+fn the_first_line_says_what_runs_where_with_which_key() {
+    let target = echo();
+    let pipe = Pipe::to(target).start();
+    let fingerprint = run(spipe().arg("fingerprint").arg(pipe.key.path())).succeeded().text();
+    for (end, role, target) in
+        [(&pipe.initiator, "encrypt", pipe.responder.address()), (&pipe.responder, "decrypt", target)]
+    {
+        let line = end.await_line(&["listening"]);
+        assert_eq!(field(&line, "version"), env!("CARGO_PKG_VERSION"));
+        assert_eq!(field(&line, "role"), role);
+        assert_eq!(field(&line, "source"), format!("[127.0.0.1]:{}", end.port()));
+        assert_eq!(field(&line, "target"), format!("[127.0.0.1]:{}", target.port()));
+        assert_eq!(field(&line, "key"), fingerprint);
+    }
+}
+
+#[test]
+fn a_connections_end_is_one_line_with_exact_counts_on_both_ends() {
+    let service = Service::start().serve(|mut stream| {
+        let mut asked = Vec::new();
+        stream.read_to_end(&mut asked).expect("an orderly end");
+        stream.write_all(&vec![7; 100_000]).expect("the pipe takes it");
+    });
+    let pipe = Pipe::to(service).start();
+    let mut client = pipe.connect();
+    let client_address = client.local_addr().expect("it is connected");
+    client.write_all(&[7; 12_345]).expect("the pipe takes it");
+    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.read_exact(&mut vec![0; 100_000]).expect("all of it comes");
+    assert_ends(&mut client);
+
+    let initiator = pipe.initiator.await_line(&[" closed "]);
+    let responder = pipe.responder.await_line(&[" closed "]);
+    for line in [&initiator, &responder] {
+        assert_eq!(field(line, "to_target"), "12345");
+        assert_eq!(field(line, "from_target"), "100000");
+        assert_eq!(field(line, "reason"), "finished");
+        let seconds: f64 = field(line, "seconds").parse().expect("a number");
+        assert!(seconds > 0.0 && seconds < 60.0, "{line}");
+    }
+    let client = format!("[127.0.0.1]:{}", client_address.port());
+    assert_eq!(field(&initiator, "peer"), client);
+    assert_eq!(field(&responder, "client"), client, "the initiator has told it");
+    assert_eq!(field(&initiator, "target"), format!("[127.0.0.1]:{}", pipe.responder.port()));
+    assert_eq!(field(&responder, "target"), format!("[127.0.0.1]:{}", service.port()));
+    for end in [&pipe.initiator, &pipe.responder] {
+        assert_eq!(end.process.log().matches(" closed ").count(), 1);
+    }
+}
+
+#[test]
+fn quiet_leaves_out_everyday_lines() {
+    // It listens where it is told to, since it does not say so.
+    let key = Key::new();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let source = directory.path().join("plain.sock");
+    let responder = End::responder(&key, echo()).start();
+    let builder = End::initiator(&key, responder.address()).source(source.display()).args(&["-q"]);
+    let mut process = crate::support::process::Process::start(&mut builder.command());
+    let mut client = crate::support::poll_until("it listens", || connect_unix(&source).ok());
+    assert_echoes(&mut client, "hush");
+    drop(client);
+    responder.await_line(&[" closed "]);
+    process.signal(rustix::process::Signal::TERM);
+    process.wait();
+    assert_eq!(process.log(), "");
+}
+
+#[test]
+fn verbose_tells_of_the_start_of_a_connection() {
+    let pipe = Pipe::to(echo()).args(&["--verbose"]).start();
+    assert_echoes(&mut pipe.connect(), "hello");
+    for end in [&pipe.initiator, &pipe.responder] {
+        end.await_line(&["DEBUG established", "cipher="]);
+    }
+}
+
+#[test]
+fn the_key_is_in_no_log() {
+    // Letters, so that it would be seen in a log of text as it is.
+    let bytes = b"QhXw3vTzR7kLmN2pY5sD8fG1jC4bV6aE";
+    let pipe = Pipe::to(echo()).args(&["--verbose"]).start_with(Key::of(bytes));
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "hello");
+    drop(client);
+    // A failing connection has more to say.
+    let stranger = End::initiator(&Key::new(), pipe.responder.address()).args(&["--verbose"]).start();
+    drop(stranger.connect());
+    pipe.responder.await_line(&["refused"]);
+
+    let hex = hex(bytes);
+    let decimal = format!("{bytes:?}");
+    for end in [&pipe.initiator, &pipe.responder] {
+        end.await_line(&[" closed "]);
+        let log = end.process.log();
+        let lower = log.to_lowercase();
+        for start in 0..bytes.len() - 8 {
+            let part = String::from_utf8_lossy(&bytes[start..start + 8]);
+            assert!(!log.contains(&*part), "{log}");
+            assert!(!lower.contains(&hex[2 * start..2 * start + 16]), "{log}");
+        }
+        assert!(!log.contains(&decimal[1..20]), "{log}");
+    }
+}

@@ -1,0 +1,109 @@
+//! A reset on one side becomes a reset on the other, and so does everything that is not an orderly end.
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use rustix::process::Signal;
+
+use crate::support::pipe::{End, Key, Pipe};
+use crate::support::redis::free_port;
+use crate::support::socket::{Service, assert_echoes, assert_reads, assert_reset, echo, reset};
+
+/// A pipe with a client and its connection at the service, on which bytes have gone both ways.
+fn conversation() -> (Pipe, TcpStream, TcpStream) {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).start();
+    let mut client = pipe.connect();
+    let mut served = service.accept();
+    client.write_all(b"half a requ").expect("the pipe takes it");
+    assert_reads(&mut served, "half a requ");
+    served.write_all(b"half an ans").expect("the pipe takes it");
+    assert_reads(&mut client, "half an ans");
+    (pipe, client, served)
+}
+
+#[test]
+fn a_clients_reset_resets_the_service() {
+    let (pipe, client, mut served) = conversation();
+    reset(client);
+    assert_reset(&mut served);
+    pipe.initiator.await_line(&["closed", "the local side was reset"]);
+    pipe.responder.await_line(&["closed", "the connection at the other end was reset"]);
+}
+
+#[test]
+fn a_services_reset_resets_the_client() {
+    let (pipe, mut client, served) = conversation();
+    reset(served);
+    assert_reset(&mut client);
+    pipe.responder.await_line(&["closed", "the local side was reset"]);
+    pipe.initiator.await_line(&["closed", "the connection at the other end was reset"]);
+}
+
+#[test]
+fn when_the_responder_is_killed_the_client_is_reset() {
+    let (pipe, mut client, _served) = conversation();
+    pipe.responder.process.kill();
+    assert_reset(&mut client);
+}
+
+#[test]
+fn when_the_responder_is_killed_the_service_is_reset() {
+    let (pipe, _client, mut served) = conversation();
+    pipe.responder.process.kill();
+    assert_reset(&mut served);
+}
+
+#[test]
+fn when_the_initiator_is_killed_the_service_is_reset() {
+    let (pipe, _client, mut served) = conversation();
+    pipe.initiator.process.kill();
+    assert_reset(&mut served);
+}
+
+#[test]
+fn when_the_initiator_is_killed_the_client_is_reset() {
+    let (pipe, mut client, _served) = conversation();
+    pipe.initiator.process.kill();
+    assert_reset(&mut client);
+}
+
+#[test]
+fn a_service_that_refuses_resets_the_client() {
+    let pipe = Pipe::to(format!("127.0.0.1:{}", free_port())).start();
+    pipe.initiator.assert_resets_a_client();
+    pipe.responder.await_line(&["refused", "cannot connect to", "Connection refused"]);
+    pipe.initiator.await_line(&["the other end cannot reach its target"]);
+}
+
+#[test]
+fn a_responder_that_is_down_resets_the_client() {
+    let initiator = End::initiator(&Key::new(), format!("127.0.0.1:{}", free_port())).start();
+    initiator.assert_resets_a_client();
+    initiator.await_line(&["failed", "cannot connect to", "Connection refused"]);
+}
+
+#[test]
+fn one_connections_failure_does_not_touch_another() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).start();
+    let mut survivor = pipe.connect();
+    let mut surviving = service.accept();
+    let doomed = pipe.connect();
+    let mut served = service.accept();
+    reset(doomed);
+    assert_reset(&mut served);
+    survivor.write_all(b"still here").expect("the pipe takes it");
+    assert_reads(&mut surviving, "still here");
+}
+
+#[test]
+fn a_broken_pipe_signal_is_harmless() {
+    let pipe = Pipe::to(echo()).start();
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "before");
+    pipe.initiator.process.signal(Signal::PIPE);
+    pipe.responder.process.signal(Signal::PIPE);
+    assert_echoes(&mut client, "after");
+    assert_echoes(&mut pipe.connect(), "a new one, too");
+}

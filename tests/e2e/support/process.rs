@@ -1,0 +1,261 @@
+//! Child processes that cannot outlive their test, and whose output can be awaited line by line.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{DEADLINE, poll_until};
+
+/// The Debian package of each program that is not on every system.
+const PACKAGES: [(&str, &str); 8] = [
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("redis-benchmark", "redis-tools"),
+    ("/usr/sbin/sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("script", "bsdutils"),
+    ("prlimit", "util-linux"),
+];
+
+/// The binary under test.
+pub(crate) fn spipe() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_spipe"))
+}
+
+/// Starts `command`; a missing program is a failure that says what to install.
+fn spawn(command: &mut Command) -> Child {
+    command.spawn().unwrap_or_else(|error| {
+        let program = command.get_program().to_string_lossy().into_owned();
+        match PACKAGES.iter().find(|(name, _)| *name == program) {
+            Some((name, package)) if error.kind() == std::io::ErrorKind::NotFound => {
+                panic!("this test needs {name}; type: apt-get install {package}")
+            }
+            _ => panic!("cannot start {program}: {error}"),
+        }
+    })
+}
+
+/// The lines that a process has written so far to its standard output and error.
+#[derive(Default)]
+struct Lines {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<String>,
+    /// Streams that are still open.
+    open: usize,
+}
+
+impl Lines {
+    fn follow(self: &Arc<Self>, stream: impl Read + Send + 'static) {
+        self.change(|state| state.open += 1);
+        let lines = Arc::clone(self);
+        thread::spawn(move || {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            while stream.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                lines.change(|state| state.lines.push(text));
+                line.clear();
+            }
+            lines.change(|state| state.open -= 1);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Waits until `found` gives something; None when it never will, or not in time.
+    fn wait_for<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> Option<T> {
+        let start = Instant::now();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = DEADLINE.saturating_sub(start.elapsed());
+            if let Some(found) = found(&state) {
+                return Some(found);
+            }
+            if state.open == 0 || left.is_zero() {
+                return None;
+            }
+            (state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A process in the background. Dropping it kills it, so none is left behind by a test that panics.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    lines: Arc<Lines>,
+}
+
+impl Process {
+    /// Starts `command`, with nothing to read and everything it writes recorded.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self::start_piped(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+    }
+
+    /// Starts `command`, recording of its output what is piped.
+    pub(crate) fn start_piped(command: &mut Command) -> Self {
+        let mut child = spawn(command);
+        let lines = Arc::new(Lines::default());
+        if let Some(stdout) = child.stdout.take() {
+            lines.follow(stdout);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            lines.follow(stderr);
+        }
+        Self { name: format!("{command:?}"), child, lines }
+    }
+
+    /// Waits for a line with all of `parts` in it.
+    pub(crate) fn await_line(&self, parts: &[&str]) -> String {
+        let matches = |line: &&String| parts.iter().all(|part| line.contains(part));
+        self.lines
+            .wait_for(|state| state.lines.iter().find(matches).cloned())
+            .unwrap_or_else(|| panic!("no line with {parts:?} from {}:\n{}", self.name, self.log()))
+    }
+
+    /// Waits for a line with `part` in it; false when the process ended without one.
+    pub(crate) fn has_line_before_exit(&self, part: &str) -> bool {
+        self.lines
+            .wait_for(|state| state.lines.iter().any(|line| line.contains(part)).then_some(()))
+            .is_some()
+    }
+
+    /// Waits for `count` lines with `part` in them.
+    pub(crate) fn await_lines(&self, count: usize, part: &str) -> Vec<String> {
+        self.lines
+            .wait_for(|state| {
+                let found: Vec<_> = state.lines.iter().filter(|line| line.contains(part)).cloned().collect();
+                (found.len() >= count).then_some(found)
+            })
+            .unwrap_or_else(|| panic!("no {count} lines with '{part}' from {}:\n{}", self.name, self.log()))
+    }
+
+    /// All lines so far.
+    pub(crate) fn log(&self) -> String {
+        self.lines.state.lock().unwrap_or_else(PoisonError::into_inner).lines.join("\n")
+    }
+
+    /// Its standard input, if that is piped: closing it is then up to the test.
+    pub(crate) fn take_input(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("it is piped, and is taken once")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the process is there until it is waited for");
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Ends it without any chance to say goodbye.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Waits until everything that is recorded of it has ended.
+    pub(crate) fn await_end_of_output(&self) {
+        let closed = self.lines.wait_for(|state| (state.open == 0).then_some(()));
+        assert!(closed.is_some(), "{} does not end:\n{}", self.name, self.log());
+    }
+
+    /// Waits until it has ended by itself; a process that stays is a failure.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        // Its output ends a moment before it does, or long before, if it closes it itself.
+        self.await_end_of_output();
+        poll_until("the process ends", || self.child.try_wait().expect("it is our child"))
+    }
+
+    /// What it takes of memory now, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel tells");
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            // On the test's own thread, so that cargo shows it with the failure.
+            println!("--- {}\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// Its standard output as text, without the last line end.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// Asserts that it failed with `code` and exactly one line, which has all of `parts`.
+    #[track_caller]
+    pub(crate) fn failed_with(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert_eq!(self.stderr.trim_end().lines().count(), 1, "one line, not:\n{}", self.stderr);
+        assert!(self.stderr.starts_with("spipe: "), "{}", self.stderr);
+        for part in parts {
+            assert!(self.stderr.contains(part), "no '{part}' in: {}", self.stderr);
+        }
+    }
+
+    /// Asserts that all went well.
+    #[track_caller]
+    pub(crate) fn succeeded(self) -> Self {
+        assert_eq!(self.code, Some(0), "{} {}", self.text(), self.stderr);
+        self
+    }
+}
+
+/// Runs `command` to its end, which must come in time.
+pub(crate) fn run(command: &mut Command) -> Ended {
+    run_with_input(command, Vec::new())
+}
+
+/// The same, with `input` on its standard input.
+pub(crate) fn run_with_input(command: &mut Command, input: Vec<u8>) -> Ended {
+    let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let pid = Pid::from_child(&child);
+    let mut stdin = child.stdin.take().expect("piped");
+    // A command that does not read all of it is no failure here.
+    thread::spawn(move || {
+        let _ = stdin.write_all(&input);
+    });
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = receiver.recv_timeout(DEADLINE) else {
+        let _ = kill_process(pid, Signal::KILL);
+        panic!("{command:?} does not end");
+    };
+    let output = output.expect("it can be waited for");
+    Ended {
+        code: output.status.code(),
+        stdout: output.stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}

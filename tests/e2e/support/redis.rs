@@ -1,0 +1,87 @@
+//! A real Redis on a port of its own.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::process::{Ended, Process, run};
+
+/// A `redis-server` without persistence.
+pub(crate) struct Redis {
+    _process: Process,
+    port: u16,
+    _directory: TempDir,
+}
+
+impl Redis {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub(crate) fn start_with(args: &[&str]) -> Self {
+        // Redis cannot let the system choose its port, so one that was free a moment ago has to do; another process may be
+        // quicker to take it.
+        for _ in 0..10 {
+            let port = free_port();
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            let mut command = Command::new("redis-server");
+            command
+                .args([
+                    "--bind",
+                    "127.0.0.1",
+                    "--port",
+                    &port.to_string(),
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ])
+                // Else a replica waits for five seconds whether others come.
+                .args(["--repl-diskless-sync-delay", "0"])
+                .arg("--dir")
+                .arg(directory.path())
+                .args(args);
+            let process = Process::start(&mut command);
+            if process.has_line_before_exit("Ready to accept connections") {
+                return Self { _process: process, port, _directory: directory };
+            }
+        }
+        panic!("redis-server finds no free port in ten attempts");
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Runs `redis-cli` on it directly.
+    #[track_caller]
+    pub(crate) fn ask(&self, args: &[&str]) -> String {
+        cli(&self.port.to_string(), args).succeeded().text()
+    }
+
+    /// How many connections it has ever had, the one that asks included.
+    pub(crate) fn connections_received(&self) -> u64 {
+        let stats = self.ask(&["INFO", "stats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.and_then(|number| number.trim().parse().ok()).expect("Redis counts its connections")
+    }
+}
+
+/// Runs `redis-cli` on a port of this host.
+pub(crate) fn cli(port: &str, args: &[&str]) -> Ended {
+    run(command(port).args(args))
+}
+
+/// `redis-cli` on a port of this host.
+pub(crate) fn command(port: &str) -> Command {
+    let mut command = Command::new("redis-cli");
+    command.args(["-h", "127.0.0.1", "-p", port]);
+    command
+}
+
+/// A port that nobody has, for programs that cannot listen on port 0 and say what they got.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}

@@ -1,0 +1,176 @@
+//! Clients and services that the test itself plays.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::DEADLINE;
+
+/// A connection that fails rather than hangs.
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    try_connect(address).unwrap_or_else(|error| panic!("{address}: {error}"))
+}
+
+pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    guard(&stream);
+    Ok(stream)
+}
+
+fn guard(stream: &TcpStream) {
+    // These fail on a connection that is over already; its first use says so as well.
+    let _ = stream.set_read_timeout(Some(DEADLINE));
+    let _ = stream.set_write_timeout(Some(DEADLINE));
+    let _ = stream.set_nodelay(true);
+}
+
+/// A connection over a Unix-domain socket that fails rather than hangs.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    guard_unix(&stream);
+    Ok(stream)
+}
+
+pub(crate) fn guard_unix(stream: &UnixStream) {
+    let _ = stream.set_read_timeout(Some(DEADLINE));
+    let _ = stream.set_write_timeout(Some(DEADLINE));
+}
+
+/// A service on a port of its own whose connections the test takes one by one.
+pub(crate) struct Service(TcpListener);
+
+impl Service {
+    pub(crate) fn start() -> Self {
+        Self::start_on("127.0.0.1:0")
+    }
+
+    pub(crate) fn start_on(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        // accept(2) on Linux minds the timeout for reading.
+        SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
+        Self(listener)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().expect("it is bound")
+    }
+
+    pub(crate) fn accept(&self) -> TcpStream {
+        let (stream, _) = self.0.accept().expect("somebody connects in time");
+        guard(&stream);
+        stream
+    }
+
+    /// Asserts that nobody has connected since the last [`Self::accept`]. The kernel has a connection in its queue before
+    /// connect(2) returns at the other side, so there is nothing to wait for.
+    #[track_caller]
+    pub(crate) fn assert_unvisited(&self) {
+        self.0.set_nonblocking(true).expect("it is open");
+        let accepted = self.0.accept();
+        self.0.set_nonblocking(false).expect("it is open");
+        assert_eq!(accepted.map(|(_, peer)| peer).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    }
+
+    /// Serves every connection with `serve` on a thread of its own, for as long as the test runs.
+    pub(crate) fn serve(self, serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
+        let address = self.address();
+        SockRef::from(&self.0).set_read_timeout(None).expect("it is open");
+        thread::spawn(move || {
+            while let Ok((stream, _)) = self.0.accept() {
+                guard(&stream);
+                let serve = serve.clone();
+                thread::spawn(move || serve(stream));
+            }
+        });
+        address
+    }
+}
+
+/// A service that sends back what it gets.
+pub(crate) fn echo() -> SocketAddr {
+    Service::start().serve(send_back)
+}
+
+pub(crate) fn send_back(mut stream: TcpStream) {
+    let mut reader = stream.try_clone().expect("descriptors are left");
+    let _ = io::copy(&mut reader, &mut stream);
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Sends `text`, and asserts that the far end sends it back.
+#[track_caller]
+pub(crate) fn assert_echoes(stream: &mut (impl Read + Write), text: &str) {
+    stream.write_all(text.as_bytes()).expect("it can be written to");
+    assert_reads(stream, text);
+}
+
+/// Asserts that the next bytes are `text`.
+#[track_caller]
+pub(crate) fn assert_reads(stream: &mut impl Read, text: &str) {
+    let mut bytes = vec![0; text.len()];
+    stream.read_exact(&mut bytes).expect("it can be read from");
+    assert_eq!(String::from_utf8_lossy(&bytes), text);
+}
+
+/// Asserts that the stream ends in an orderly way and without another byte.
+#[track_caller]
+pub(crate) fn assert_ends(stream: &mut impl Read) {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).expect("an orderly end");
+    assert!(rest.is_empty(), "{} bytes too many", rest.len());
+}
+
+/// Asserts that the stream is reset, whatever comes before; gives what came.
+#[track_caller]
+pub(crate) fn assert_reset(stream: &mut impl Read) -> Vec<u8> {
+    let mut received = Vec::new();
+    let ending = stream.read_to_end(&mut received).map_err(|error| error.kind());
+    assert_eq!(ending, Err(ErrorKind::ConnectionReset), "after {} bytes", received.len());
+    received
+}
+
+/// Reads until the peer closes, by whatever means, and gives the bytes.
+pub(crate) fn read_all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    match stream.read_to_end(&mut received) {
+        Ok(_) => received,
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => received,
+        Err(error) => panic!("neither end nor reset: {error}"),
+    }
+}
+
+/// Closes it with a reset.
+pub(crate) fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("it is open");
+    drop(stream);
+}
+
+/// An address whose connection attempts are never answered: a queue of length zero that is full.
+pub(crate) struct BlackHole {
+    listener: Socket,
+    _queued: Vec<TcpStream>,
+}
+
+impl BlackHole {
+    pub(crate) fn start() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+        listener.listen(0).expect("it is bound");
+        let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("bound");
+        let mut queued = Vec::new();
+        // The kernel drops a SYN that it has no place for, so the first attempt that is not answered says "full".
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            queued.push(stream);
+        }
+        Self { listener, _queued: queued }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("bound")
+    }
+}

@@ -1,0 +1,206 @@
+//! Unix-domain sockets at each place, and the files that they leave or do not.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::support::DEADLINE;
+use crate::support::pipe::{End, Key};
+use crate::support::process::run;
+use crate::support::socket::{assert_echoes, assert_ends, assert_reads, connect_unix, echo, guard_unix};
+
+/// A directory for sockets, and names in it.
+struct Directory(TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    /// A name that nobody else uses, in the abstract namespace, which all tests share.
+    fn abstract_name(&self, name: &str) -> String {
+        let unique = self.0.path().file_name().expect("it has one").to_string_lossy().into_owned();
+        format!("{unique}.{name}")
+    }
+}
+
+/// Sends back what comes in on `listener`.
+fn serve_echo(listener: UnixListener) {
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let mut reader = stream.try_clone().expect("descriptors are left");
+                let _ = std::io::copy(&mut reader, &mut stream);
+                let _ = stream.shutdown(Shutdown::Write);
+            });
+        }
+    });
+}
+
+fn connect(path: &Path) -> UnixStream {
+    connect_unix(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Asserts that bytes and both half-closes pass.
+fn assert_carries(mut client: UnixStream) {
+    assert_echoes(&mut client, "through files");
+    client.shutdown(Shutdown::Write).expect("it is connected");
+    assert_ends(&mut client);
+}
+
+#[test]
+fn a_unix_socket_is_a_source() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let responder = End::responder(&key, echo()).start();
+    let initiator = End::initiator(&key, responder.address()).source(directory.name("plain")).start();
+    assert_eq!(initiator.source(), directory.name("plain"));
+    assert_carries(connect(&directory.path("plain")));
+    assert!(initiator.await_line(&[" closed "]).contains("peer=local"));
+}
+
+#[test]
+fn a_unix_socket_is_a_target() {
+    let (key, directory) = (Key::new(), Directory::new());
+    serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
+    let responder = End::responder(&key, directory.name("service")).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    let mut client = initiator.connect();
+    assert_echoes(&mut client, "through files");
+    client.shutdown(Shutdown::Write).expect("it is connected");
+    assert_ends(&mut client);
+}
+
+#[test]
+fn a_unix_socket_is_the_wire() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let _responder = End::responder(&key, echo()).source(directory.name("sealed")).start();
+    let initiator = End::initiator(&key, directory.name("sealed")).start();
+    assert_echoes(&mut initiator.connect(), "through files");
+}
+
+#[test]
+fn all_three_places_are_unix_sockets() {
+    let (key, directory) = (Key::new(), Directory::new());
+    serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
+    let _responder = End::responder(&key, directory.name("service")).source(directory.name("sealed")).start();
+    let _initiator = End::initiator(&key, directory.name("sealed")).source(directory.name("plain")).start();
+    assert_carries(connect(&directory.path("plain")));
+}
+
+#[test]
+fn all_three_places_have_abstract_names() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let address = |name| SocketAddr::from_abstract_name(directory.abstract_name(name)).expect("a name");
+    let name = |name| format!("@{}", directory.abstract_name(name));
+    serve_echo(UnixListener::bind_addr(&address("service")).expect("the name is free"));
+    let _responder = End::responder(&key, name("service")).source(name("sealed")).start();
+    let initiator = End::initiator(&key, name("sealed")).source(name("plain")).start();
+    assert_eq!(initiator.source(), name("plain"));
+    let client = UnixStream::connect_addr(&address("plain")).expect("it listens");
+    guard_unix(&client);
+    assert_carries(client);
+}
+
+#[test]
+fn the_outgoing_name_is_what_the_service_sees() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let listener = UnixListener::bind(directory.path("service")).expect("the name is free");
+    // accept(2) on Linux minds the timeout for reading.
+    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
+    let from = directory.name("from");
+    let responder = End::responder(&key, directory.name("service")).args(&["-b", &from]).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    // Twice: the first connection's name must not be in the way of the second's.
+    for _ in 0..2 {
+        let mut client = initiator.connect();
+        let (mut served, peer) = listener.accept().expect("somebody connects in time");
+        guard_unix(&served);
+        assert_eq!(peer.as_pathname(), Some(directory.path("from").as_path()));
+        client.write_all(b"hello").expect("the pipe takes it");
+        assert_reads(&mut served, "hello");
+    }
+    assert!(!directory.path("from").exists(), "it is left in nobody's way");
+}
+
+#[test]
+fn a_socket_that_a_killed_process_left_behind_is_replaced() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let responder = End::responder(&key, echo()).start();
+    let start = || End::initiator(&key, responder.address()).source(directory.name("plain")).start();
+    start().process.kill();
+    assert!(directory.path("plain").exists(), "nobody could remove it");
+    let _initiator = start();
+    assert_carries(connect(&directory.path("plain")));
+}
+
+#[test]
+fn a_socket_in_use_is_an_error() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let responder = End::responder(&key, echo()).start();
+    let _first = End::initiator(&key, responder.address()).source(directory.name("plain")).start();
+    let second = End::initiator(&key, responder.address()).source(directory.name("plain"));
+    run(&mut second.command()).failed_with(1, &["cannot listen on", "another process is listening there"]);
+    // The first is none the worse for it.
+    assert_carries(connect(&directory.path("plain")));
+}
+
+#[test]
+fn an_abstract_name_in_use_is_an_error() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let name = format!("@{}", directory.abstract_name("plain"));
+    let _first = End::initiator(&key, "127.0.0.1:9").source(&name).start();
+    let second = End::initiator(&key, "127.0.0.1:9").source(&name);
+    run(&mut second.command()).failed_with(1, &["another process is listening there"]);
+}
+
+#[test]
+fn a_file_in_the_way_is_an_error_and_is_left_alone() {
+    let (key, directory) = (Key::new(), Directory::new());
+    std::fs::write(directory.path("plain"), "precious").expect("it can be written");
+    let end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain"));
+    run(&mut end.command()).failed_with(1, &["a file that is not a socket"]);
+    assert_eq!(std::fs::read_to_string(directory.path("plain")).expect("it is there"), "precious");
+}
+
+#[test]
+fn a_missing_directory_is_an_error() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let end = End::initiator(&key, "127.0.0.1:9").source(directory.name("no/such/plain"));
+    run(&mut end.command()).failed_with(1, &["cannot listen on", "No such file or directory"]);
+}
+
+#[test]
+fn the_socket_is_removed_at_exit() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let mut end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain")).start();
+    assert!(directory.path("plain").exists());
+    end.process.signal(Signal::TERM);
+    assert_eq!(end.process.wait().code(), Some(0));
+    assert!(!directory.path("plain").exists());
+}
+
+#[test]
+fn a_socket_that_another_process_put_in_its_place_is_not_removed() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let mut end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain")).start();
+    // A new file first: the old one's inode must not be free for it.
+    let _other = UnixListener::bind(directory.path("other")).expect("the name is free");
+    std::fs::rename(directory.path("other"), directory.path("plain")).expect("it is ours");
+    end.process.signal(Signal::TERM);
+    assert_eq!(end.process.wait().code(), Some(0));
+    assert!(directory.path("plain").exists());
+}
