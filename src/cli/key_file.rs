@@ -108,7 +108,14 @@ pub(super) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
             derive(source, file)
         }
         KeySource::Stdin if io::stdin().is_terminal() => Err(KeyFileError::Terminal),
-        KeySource::Stdin => derive(source, io::stdin().lock()),
+        // Not io::stdin(), whose buffer would keep the key.
+        KeySource::Stdin => {
+            let descriptor = rustix::io::dup(io::stdin());
+            derive(
+                source,
+                File::from(descriptor.map_err(|error| KeyFileError::Read(source.to_string(), error.into()))?),
+            )
+        }
     }
 }
 
