@@ -42,7 +42,7 @@ pub enum Failure {
     )]
     Forged,
     /// Our message could not be sent.
-    #[error("cannot send the handshake: {0}")]
+    #[error("cannot send the handshake: {0}; {hint}", hint = hint(0))]
     Send(io::Error),
     /// The peer held the key, and then did not open the connection.
     #[error("the other end shook hands and then opened no connection: {0}")]

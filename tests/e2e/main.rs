@@ -8,6 +8,7 @@ mod bytes;
 mod ciphers;
 mod command_line;
 mod cuts;
+mod keepalive;
 mod key_files;
 mod limits;
 mod logs;

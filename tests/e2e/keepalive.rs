@@ -1,0 +1,44 @@
+//! TCP keep-alive, as the kernel shows it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::support::pipe::{End, Pipe};
+use crate::support::socket::{assert_echoes, echo};
+
+/// The timers of the established connections that were accepted on `end`'s port: field `tr` of /proc/net/tcp, where `02` is
+/// keep-alive, `01` a retransmission that will be over in a moment, and `00` none (proc_pid_net(5)).
+fn timers(end: &End) -> Vec<String> {
+    let port = format!(":{:04X}", end.address().port());
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&port) && row[3] == "01").map(|row| row[5][..2].to_owned()).collect()
+}
+
+/// Waits until every connection of the pipe, the client's and the one on the wire, has this timer and no other.
+fn assert_timer(args: &[&str], expected: &str) {
+    let pipe = Pipe::to(echo()).args(args).start();
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "hello");
+    let guard = Instant::now() + Duration::from_secs(30);
+    for end in [&pipe.initiator, &pipe.responder] {
+        loop {
+            let timers = timers(end);
+            if timers == [expected] {
+                break;
+            }
+            assert!(Instant::now() < guard, "the connection has timer {timers:?} and not {expected}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn idle_connections_are_probed() {
+    assert_timer(&[], "02");
+}
+
+#[test]
+fn with_j_idle_connections_are_not_probed() {
+    assert_timer(&["-j"], "00");
+}
