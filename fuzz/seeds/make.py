@@ -57,6 +57,7 @@ seeds = {
         "ipv4": b"192.0.2.7:80",
         "ipv6": b"[2001:db8::7]:443",
         "scoped": b"[fe80::1%eth0]:22",
+        "scope_with_brackets": b"2.0.1.7%5[]:0",
         "name": b"[db-1.example.org]:6379",
         "every": b"[]:80",
         "star": b"*:80",

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -300,13 +300,14 @@ fn parse_port(text: &str) -> Result<u16, AddressError> {
 /// the resolver can read. Digits and dots alone are a mistyped IPv4 address, which the resolver would read as inet_aton(3)
 /// does: "10.1" as 10.0.0.1.
 fn is_host_name(host: &str) -> bool {
-    let scoped =
-        host.split_once('%').is_some_and(|(ip, scope)| ip.parse::<IpAddr>().is_ok() && !scope.is_empty());
-    let named = host.len() <= 253
+    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    if let Some((ip, scope)) = host.split_once('%') {
+        return ip.parse::<Ipv6Addr>().is_ok() && !scope.is_empty() && plain(scope);
+    }
+    host.len() <= 253
         && !host.starts_with(['.', '-'])
-        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
-        && host.bytes().any(|byte| !(byte.is_ascii_digit() || byte == b'.'));
-    scoped || named
+        && plain(host)
+        && host.bytes().any(|byte| !(byte.is_ascii_digit() || byte == b'.'))
 }
 
 #[cfg(test)]
@@ -382,9 +383,17 @@ mod tests {
 
     #[test]
     fn what_is_no_host_is_refused() {
-        for text in
-            ["[1.2.3]:80", "1.2.3.4.5:80", "256.1.1.1:80", "[::1::2]:80", "ho st:80", "-host:80", ":80"]
-        {
+        for text in [
+            "[1.2.3]:80",
+            "1.2.3.4.5:80",
+            "256.1.1.1:80",
+            "[::1::2]:80",
+            "ho st:80",
+            "-host:80",
+            ":80",
+            "2.0.1.7%5[]:80",
+            "[::1%]:80",
+        ] {
             assert!(matches!(target(text), Err(AddressError::Host(_))), "{text}");
         }
     }
