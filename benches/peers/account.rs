@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
 
 use crate::Result;
+use crate::load::float;
 
 /// One process as `/proc/PID/stat` has it.
 struct Stat {
@@ -53,11 +53,11 @@ pub(crate) fn descendants(root: u32) -> Result<Vec<u32>> {
     Ok(tree(&processes()?, &[root]))
 }
 
-/// The CPU time that `roots` and their descendants have used so far.
-pub(crate) fn cpu(roots: &[u32]) -> Result<Duration> {
+/// The CPU seconds that `roots` and their descendants have used so far.
+pub(crate) fn cpu(roots: &[u32]) -> Result<f64> {
     let all = processes()?;
     let ticks: u64 = tree(&all, roots).iter().map(|pid| all[pid].ticks).sum();
-    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+    Ok(float(ticks) / float(rustix::param::clock_ticks_per_second()))
 }
 
 /// The memory of a process and its descendants in KiB; what is shared counts in proportion (PSS).

@@ -155,8 +155,8 @@ impl Pipe {
         Ok(Self { entrance: near, ends: Some(ends) })
     }
 
-    /// The CPU time that both ends have used so far; nothing if there are none.
-    pub(crate) fn cpu(&self) -> Result<Option<Duration>> {
+    /// The CPU seconds that both ends have used so far; nothing if there are none.
+    pub(crate) fn cpu(&self) -> Result<Option<f64>> {
         self.ends.as_ref().map(|ends| account::cpu(&[ends.near.id(), ends.far.id()])).transpose()
     }
 

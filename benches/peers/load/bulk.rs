@@ -32,7 +32,7 @@ pub(crate) fn run(pipe: &Pipe, streams: usize, direction: Direction, size: Size)
     let gigabytes = float_len(bytes) / 1e9;
     let mut values = vec![(Metric::GbPerSecond, gigabytes / took.as_secs_f64())];
     if let (Some(before), Some(after)) = (before, after) {
-        values.push((Metric::CpuPerGb, (after - before).as_secs_f64() / gigabytes));
+        values.push((Metric::CpuPerGb, (after - before) / gigabytes));
     }
     Ok(values)
 }

@@ -34,7 +34,7 @@ pub(crate) fn run(pipe: &Pipe, time: Duration) -> Result<Values> {
     let done = float_len(times.len());
     let mut values = vec![(Metric::ConnectionsPerSecond, done / took.as_secs_f64())];
     if let (Some(before), Some(after)) = (before, after) {
-        values.push((Metric::CpuMillisPerConnection, (after - before).as_secs_f64() * 1e3 / done));
+        values.push((Metric::CpuMillisPerConnection, (after - before) * 1e3 / done));
     }
     values.push((Metric::P99Millis, percentile(&times, 99).as_secs_f64() * 1e3));
     values.push((Metric::Failures, float_len(failures)));

@@ -92,7 +92,7 @@ fn serve(mut stream: TcpStream, held: &Mutex<Vec<TcpStream>>) -> io::Result<()> 
     match request {
         Request::Answer => {
             // The client closes first.
-            stream.read(&mut [0])?;
+            stream.read(&mut [0]).map(drop)?;
         }
         Request::Hold => held.lock().expect("no thread panics with it").push(stream),
         Request::Echo(size) => {
@@ -106,7 +106,7 @@ fn serve(mut stream: TcpStream, held: &Mutex<Vec<TcpStream>>) -> io::Result<()> 
             stream.read_exact(&mut [0])?;
             exchange(&stream, send, take)?;
             stream.write_all(b".")?;
-            stream.read(&mut [0])?;
+            stream.read(&mut [0]).map(drop)?;
         }
     }
     Ok(())
