@@ -103,9 +103,10 @@ pub(crate) fn describe(peers: &[Peer]) -> Vec<(String, String)> {
     all.push(("spipe", version(Command::new(SPIPE).arg("--version"))));
     let mut programs: Vec<_> = peers.iter().filter_map(|peer| peer.version_command()).collect();
     programs.push(("redis-server", "--version"));
-    programs.dedup();
     for (program, option) in programs {
-        if let Ok(mut command) = command(program) {
+        if !all.iter().any(|(name, _)| *name == program)
+            && let Ok(mut command) = command(program)
+        {
             all.push((program, version(command.arg(option))));
         }
     }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::command;
 use crate::process::{Process, output};
 use crate::secrets::Secrets;
+use crate::work::Work;
 use crate::{Result, SPIPE, account};
 
 /// More than any work opens, counting both sides of each connection.
@@ -63,6 +64,15 @@ impl Peer {
 
     pub(crate) fn is_encrypted(self) -> bool {
         !matches!(self, Self::Direct | Self::NginxPlain)
+    }
+
+    /// What it leaves out of what the other encrypted peers do for this work.
+    pub(crate) fn does_less_at(self, work: Work) -> Option<&'static str> {
+        match (self, work) {
+            (Self::Ssh, Work::Connect) => Some("all over one connection"),
+            (Self::Shadowsocks, _) => Some("no forward secrecy"),
+            _ => None,
+        }
     }
 
     /// Programs or files, each with the Debian package that brings it.
