@@ -153,15 +153,13 @@ impl Pipe {
         };
         let spawn = |mut command: Command, end| {
             Process::spawn(&mut command, directory.join(format!("{end}.log")))
-                .map_err(|error| format!("{}: the {end} end does not start: {error}", peer.name()))
+                .map_err(|error| format!("the {end} end does not start: {error}"))
         };
-        let context = |error| format!("{}: {error}", peer.name());
         // ssh gives up where nothing listens yet, so the far end comes first.
         let mut far_end = spawn(far_command, "far")?;
-        wait(&mut [("far", &mut far_end)], || TcpStream::connect(far).map(drop)).map_err(context)?;
+        wait(&mut [("far", &mut far_end)], || TcpStream::connect(far).map(drop))?;
         let mut ends = Ends { far: far_end, near: spawn(near_command, "near")? };
-        wait(&mut [("near", &mut ends.near), ("far", &mut ends.far)], || backend.answers(near))
-            .map_err(context)?;
+        wait(&mut [("near", &mut ends.near), ("far", &mut ends.far)], || backend.answers(near))?;
         Ok(Self { entrance: near, ends: Some(ends) })
     }
 
