@@ -20,7 +20,7 @@ const PLAIN: RGBColor = RGBColor(0x9a, 0x9a, 0x9a);
 const WIDTH: i32 = 760;
 const BARS_LEFT: i32 = 160;
 const BARS_RIGHT: i32 = WIDTH - 140;
-const TOP: i32 = 58;
+const TOP: i32 = 76;
 const BAR: i32 = 16;
 const GAP: i32 = 10;
 
@@ -98,16 +98,20 @@ impl Chart {
 
     pub(crate) fn draw(&self, directory: &Path) -> Result<()> {
         let bars = i32::try_from(self.bars.len())?;
-        let height = TOP + i32::try_from(self.rows.len())? * (bars * BAR + GAP);
+        let height = TOP + i32::try_from(self.rows.len())? * (bars * BAR + GAP) + 4;
         let path = directory.join(self.file);
         let area = SVGBackend::new(&path, (WIDTH.try_into()?, height.try_into()?)).into_drawing_area();
         area.draw(&text(self.title, (8, 20), 18, INK, HPos::Left).bold())?;
         let scale = Scale::of(&self.rows);
-        let mut note = format!("{}; grey is not encrypted", self.note);
-        if self.rows.iter().flat_map(|(_, row)| row).any(|spread| scale.cuts(spread.median)) {
-            note.push_str("; a broken bar is longer than shown");
+        let mut legend = "grey is not encrypted".to_owned();
+        if self.rows.iter().flat_map(|(_, row)| row).any(|spread| spread.min < spread.max) {
+            legend.push_str("; a line runs from the smallest to the largest round");
         }
-        area.draw(&text(&note, (8, 40), 13, INK, HPos::Left).plain())?;
+        if self.rows.iter().flat_map(|(_, row)| row).any(|spread| scale.cuts(spread.median)) {
+            legend.push_str("; a broken bar is longer than shown");
+        }
+        area.draw(&text(self.note, (8, 40), 13, INK, HPos::Left).plain())?;
+        area.draw(&text(&legend, (8, 57), 12, INK, HPos::Left).plain())?;
         let mut top = TOP;
         for (peer, spreads) in &self.rows {
             let color = match peer {

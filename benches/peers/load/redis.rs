@@ -33,12 +33,12 @@ impl Server {
 }
 
 pub(crate) fn run(pipe: &Pipe, pipeline: usize, time: Duration) -> Result<Values> {
-    // First a few requests, to see how many fill the time.
+    // First a few requests, to see how many fill the time; too few would measure the clients' connecting.
     let trial = 2000 * pipeline;
     let (took, done) = timed(|| benchmark(pipe.entrance, pipeline, trial));
     done?;
     let fitting = float_len(trial) * time.div_duration_f64(took);
-    let [set, get] = benchmark(pipe.entrance, pipeline, trial.max(whole(fitting)))?;
+    let [set, get] = benchmark(pipe.entrance, pipeline, (10 * trial).max(whole(fitting)))?;
     Ok(vec![(Metric::SetsPerSecond, set), (Metric::GetsPerSecond, get)])
 }
 
