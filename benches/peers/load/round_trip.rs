@@ -1,0 +1,30 @@
+//! Round trips: one message at a time there and back, over one connection.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use super::service::Request;
+use super::{percentile, request, timed};
+use crate::Result;
+use crate::peers::Pipe;
+use crate::work::{Metric, Values};
+
+pub(crate) fn run(pipe: &Pipe, size: usize, exchanges: usize) -> Result<Values> {
+    let mut stream = request(pipe.entrance, Request::Echo(size))?;
+    let mut message = vec![7; size];
+    let mut exchange = || {
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message)
+    };
+    // The first ones find cold caches and small windows.
+    (0..exchanges / 20).try_for_each(|_| exchange())?;
+    let mut times = (0..exchanges)
+        .map(|_| {
+            let (took, done) = timed(&mut exchange);
+            done.map(|()| took)
+        })
+        .collect::<io::Result<Vec<Duration>>>()?;
+    times.sort_unstable();
+    let micros = |percent| percentile(&times, percent).as_secs_f64() * 1e6;
+    Ok(vec![(Metric::P50Micros, micros(50)), (Metric::P99Micros, micros(99))])
+}

@@ -1,0 +1,195 @@
+//! The results as tables: Markdown that also reads well in a terminal.
+
+use std::fmt::Write as _;
+
+use crate::peers::Peer;
+use crate::plot;
+use crate::results::{Results, Spread};
+use crate::work::{Metric, Work};
+
+const ABSENT: &str = "–";
+
+/// What spipe is judged by.
+const JUDGED: [(Work, Metric); 11] = [
+    (Work::ALL[0], Metric::CpuPerGb),
+    (Work::ALL[0], Metric::GbPerSecond),
+    (Work::ALL[3], Metric::CpuPerGb),
+    (Work::ALL[3], Metric::GbPerSecond),
+    (Work::RoundTrip { size: 64 }, Metric::P50Micros),
+    (Work::RoundTrip { size: 64 }, Metric::P99Micros),
+    (Work::Connect, Metric::ConnectionsPerSecond),
+    (Work::Connect, Metric::CpuMillisPerConnection),
+    (Work::Idle { count: 5000 }, Metric::KibPerConnection),
+    (Work::Redis { pipeline: 1 }, Metric::GetsPerSecond),
+    (Work::Redis { pipeline: 16 }, Metric::GetsPerSecond),
+];
+
+/// Three significant digits, and thousands apart.
+pub(crate) fn number(value: f64) -> String {
+    let size = value.abs();
+    let decimals = match size {
+        _ if size >= 100.0 || size == 0.0 => 0,
+        _ if size >= 10.0 => 1,
+        _ if size >= 0.1 => 2,
+        _ => 3,
+    };
+    let text = format!("{value:.decimals$}");
+    let mut grouped = String::new();
+    for (index, digit) in text.char_indices() {
+        if decimals == 0 && index > 0 && digit != '-' && (text.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+fn cell(spread: Option<Spread>) -> String {
+    spread.map_or_else(
+        || ABSENT.to_owned(),
+        |Spread { median, min, max }| {
+            let (median, min, max) = (number(median), number(min), number(max));
+            if min == max { median } else { format!("{median} ({min}–{max})") }
+        },
+    )
+}
+
+fn ratio(of: Option<Spread>, to: Option<Spread>) -> String {
+    of.zip(to)
+        .filter(|(_, to)| to.median > 0.0)
+        .map_or_else(|| ABSENT.to_owned(), |(of, to)| format!("{:.2}", of.median / to.median))
+}
+
+/// Rows of cells, the first one the heading, with columns that line up.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let _ = if column == 0 {
+                write!(text, "| {cell:<width$} |")
+            } else {
+                write!(text, " {cell:>width$} |")
+            };
+        }
+        text.push('\n');
+        if index == 0 {
+            for (column, width) in widths.iter().enumerate() {
+                let dashes = "-".repeat(*width);
+                let _ = if column == 0 { write!(text, "|-{dashes}-|") } else { write!(text, "-{dashes}:|") };
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// The table of one work.
+pub(crate) fn work(results: &Results, work: Work) -> String {
+    let metrics = results.metrics(work);
+    let mut heading = vec!["pipe".to_owned()];
+    for metric in &metrics {
+        heading.push(metric.name().to_owned());
+        if metric.has_ratio() {
+            heading.push("× spipe".to_owned());
+        }
+    }
+    let mut rows = vec![heading];
+    for peer in results.peers() {
+        let mut row = vec![peer.name().to_owned()];
+        for &metric in &metrics {
+            let spread = results.spread(work, peer, metric);
+            row.push(cell(spread));
+            if metric.has_ratio() {
+                row.push(ratio(spread, results.spread(work, Peer::Spipe, metric)));
+            }
+        }
+        rows.push(row);
+    }
+    format!("### {}\n\n{}", work.title(), table(&rows))
+}
+
+/// spipe beside the best of its kind.
+pub(crate) fn judgement(results: &Results) -> String {
+    let heading = ["work", "measure", "spipe", "best encrypted peer", "its value", "spipe ÷ it"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for (work, metric) in JUDGED {
+        let spread = |peer| results.spread(work, peer, metric);
+        let mut rivals: Vec<(Peer, Spread)> = results
+            .peers()
+            .into_iter()
+            .filter(|&peer| peer.is_encrypted() && peer != Peer::Spipe)
+            .filter_map(|peer| Some((peer, spread(peer)?)))
+            .collect();
+        rivals.sort_by(|(_, a), (_, b)| {
+            let order = a.median.total_cmp(&b.median);
+            if metric.is_cost() { order } else { order.reverse() }
+        });
+        // A peer that does less than a pipe does is no measure of one, but is not kept quiet either.
+        let equals = rivals.iter().position(|(peer, _)| peer.does_less_at(work).is_none());
+        for (peer, value) in rivals.iter().take(equals.map_or(rivals.len(), |index| index + 1)) {
+            let Some(spipe) = spread(Peer::Spipe) else { continue };
+            let less = peer.does_less_at(work).map(|less| format!(" ({less})"));
+            rows.push(vec![
+                work.title(),
+                metric.name().to_owned(),
+                number(spipe.median),
+                format!("{}{}", peer.name(), less.unwrap_or_default()),
+                number(value.median),
+                ratio(Some(spipe), Some(*value)),
+            ]);
+        }
+    }
+    if rows.len() == 1 { String::new() } else { table(&rows) }
+}
+
+/// Everything, for `results.md`.
+pub(crate) fn document(results: &Results) -> String {
+    let rounds = results.rounds;
+    let mut text = format!(
+        "# spipe beside its peers\n\n\
+         Written by `cargo bench --bench peers`, which anyone can run. Every pipe did the same work in turn, in {rounds} \
+         rounds: the tables have the medians, with the smallest and the largest in parentheses. `× spipe` is a value as a \
+         multiple of spipe's. [results.json](results.json) has every single value.\n\n"
+    );
+    let judgement = judgement(results);
+    if !judgement.is_empty() {
+        let _ = write!(text, "## spipe and the best encrypted peer\n\n{judgement}\n");
+    }
+    for chart in plot::charts(results) {
+        let _ = writeln!(text, "![{}]({})\n", chart.title, chart.file);
+    }
+    text.push_str(
+        "## How it is measured\n\n\
+         - Everything is on one machine: client, near end, far end and service, over loopback. The load shares the cores \
+         with the ends, so GB/s and connections/s say what is left for the load, and CPU time says what the ends cost.\n\
+         - CPU time is user and system time of all processes of both ends, as the kernel accounts for it. GB are 10⁹ bytes \
+         of the user's data. The load's own CPU time is not counted.\n\
+         - Each measurement starts its peer afresh. Bulk carries 2 GiB, or what a slow peer carries in 2 s.\n\
+         - Memory is PSS: what both ends have more with the connections than without, divided by their number. The base is \
+         the larger of the two ends before; the two share their program's pages. The kernel's socket buffers are not in it.\n\
+         - Each peer runs as packaged, with room for the connections. TLS is 1.3, with a certificate on P-256 that the \
+         near end checks (the far end does not check the near one); sessions are resumed where that is the default. \
+         spipe does a full handshake for each connection, authenticated in both directions and with ML-KEM. \
+         `ssh -L` sends all connections over one that it has already.\n\
+         - nginx sets memory aside for as many connections as it is configured for, so its base is large.\n\n",
+    );
+    text.push_str("## The machine\n\n| | |\n|-|-|\n");
+    for (name, value) in &results.machine {
+        let _ = writeln!(text, "| {name} | {value} |");
+    }
+    text.push_str("\n## All results\n\n");
+    for work in results.works() {
+        let _ = writeln!(text, "{}", self::work(results, work));
+    }
+    if !results.errors.is_empty() {
+        text.push_str("## What failed\n\n");
+        for error in &results.errors {
+            let _ = writeln!(text, "- {error}");
+        }
+    }
+    text
+}

@@ -1,0 +1,198 @@
+//! The work that every peer does, and what is measured at it.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::load::bulk::Size;
+use crate::load::service::Service;
+use crate::load::{bulk, connect, idle, redis, round_trip};
+use crate::peers::Pipe;
+
+/// What the command line chooses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Bulk,
+    Rtt,
+    Connect,
+    Idle,
+    Redis,
+}
+
+/// Where the bytes of [`Work::Bulk`] go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From client to service.
+    Up,
+    /// From service to client.
+    Down,
+    /// Half each, at once.
+    Both,
+}
+
+/// One piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Bulk { streams: usize, direction: Direction },
+    RoundTrip { size: usize },
+    Connect,
+    Idle { count: usize },
+    Redis { pipeline: usize },
+}
+
+impl Work {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Bulk { streams: 1, direction: Direction::Up },
+        Self::Bulk { streams: 1, direction: Direction::Down },
+        Self::Bulk { streams: 1, direction: Direction::Both },
+        Self::Bulk { streams: 4, direction: Direction::Up },
+        Self::Bulk { streams: 4, direction: Direction::Down },
+        Self::Bulk { streams: 4, direction: Direction::Both },
+        Self::RoundTrip { size: 64 },
+        Self::RoundTrip { size: 16 << 10 },
+        Self::Connect,
+        Self::Idle { count: 1000 },
+        Self::Idle { count: 5000 },
+        Self::Redis { pipeline: 1 },
+        Self::Redis { pipeline: 16 },
+    ];
+
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Bulk { .. } => Kind::Bulk,
+            Self::RoundTrip { .. } => Kind::Rtt,
+            Self::Connect => Kind::Connect,
+            Self::Idle { .. } => Kind::Idle,
+            Self::Redis { .. } => Kind::Redis,
+        }
+    }
+
+    /// Its name in the results.
+    pub(crate) fn id(self) -> String {
+        match self {
+            Self::Bulk { streams, direction } => format!("bulk-{streams}-{direction:?}").to_lowercase(),
+            Self::RoundTrip { size } => format!("rtt-{size}"),
+            Self::Connect => "connect".to_owned(),
+            Self::Idle { count } => format!("idle-{count}"),
+            Self::Redis { pipeline } => format!("redis-p{pipeline}"),
+        }
+    }
+
+    /// Its heading in the report.
+    pub(crate) fn title(self) -> String {
+        match self {
+            Self::Bulk { streams, direction } => {
+                let streams = if streams == 1 { "1 stream".to_owned() } else { format!("{streams} streams") };
+                let direction = match direction {
+                    Direction::Up => "client to service",
+                    Direction::Down => "service to client",
+                    Direction::Both => "both directions at once (the sum of both)",
+                };
+                format!("Bulk, {streams}, {direction}")
+            }
+            Self::RoundTrip { size: 64 } => "Round trip of 64 B".to_owned(),
+            Self::RoundTrip { size } => format!("Round trip of {} KiB", size >> 10),
+            Self::Connect => "Connect, one byte there and back, close; 8 clients".to_owned(),
+            Self::Idle { count } => format!("{count} idle connections"),
+            Self::Redis { pipeline: 1 } => "Redis, 50 clients".to_owned(),
+            Self::Redis { pipeline } => format!("Redis, 50 clients, -P {pipeline}"),
+        }
+    }
+
+    /// Does it through `pipe`, at whose far end `service` is (or a Redis server, for [`Work::Redis`]).
+    pub(crate) fn measure(self, pipe: &Pipe, service: &Service, effort: &Effort) -> Result<Values> {
+        match self {
+            Self::Bulk { streams, direction } => bulk::run(pipe, streams, direction, effort.bulk),
+            Self::RoundTrip { size } => round_trip::run(pipe, size, effort.exchanges),
+            Self::Connect => connect::run(pipe, effort.connect),
+            Self::Idle { count } => idle::run(pipe, service, count, effort.settle),
+            Self::Redis { pipeline } => redis::run(pipe, pipeline, effort.redis),
+        }
+    }
+}
+
+/// How much of each work there is.
+pub(crate) struct Effort {
+    bulk: Size,
+    exchanges: usize,
+    connect: Duration,
+    /// Between the last connection and the measuring of memory.
+    settle: Duration,
+    redis: Duration,
+}
+
+impl Effort {
+    pub(crate) fn full() -> Self {
+        Self {
+            bulk: Size { bytes: 2 << 30, time: Duration::from_secs(2) },
+            exchanges: 20_000,
+            connect: Duration::from_secs(2),
+            settle: Duration::from_secs(1),
+            redis: Duration::from_secs(3),
+        }
+    }
+
+    pub(crate) fn quick() -> Self {
+        Self {
+            bulk: Size { bytes: 1 << 30, time: Duration::from_millis(600) },
+            exchanges: 5_000,
+            connect: Duration::from_secs(1),
+            settle: Duration::from_millis(500),
+            redis: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What one measurement gave.
+pub(crate) type Values = Vec<(Metric, f64)>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Metric {
+    GbPerSecond,
+    CpuPerGb,
+    P50Micros,
+    P99Micros,
+    ConnectionsPerSecond,
+    CpuMillisPerConnection,
+    P99Millis,
+    Failures,
+    KibPerConnection,
+    BaseMib,
+    SetsPerSecond,
+    GetsPerSecond,
+}
+
+impl Metric {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::GbPerSecond => "GB/s",
+            Self::CpuPerGb => "CPU s/GB",
+            Self::P50Micros => "p50 µs",
+            Self::P99Micros => "p99 µs",
+            Self::ConnectionsPerSecond => "connections/s",
+            Self::CpuMillisPerConnection => "CPU ms/connection",
+            Self::P99Millis => "p99 ms",
+            Self::Failures => "failures",
+            Self::KibPerConnection => "KiB/connection",
+            Self::BaseMib => "base MiB",
+            Self::SetsPerSecond => "SET/s",
+            Self::GetsPerSecond => "GET/s",
+        }
+    }
+
+    /// Whether less is better.
+    pub(crate) fn is_cost(self) -> bool {
+        !matches!(
+            self,
+            Self::GbPerSecond | Self::ConnectionsPerSecond | Self::SetsPerSecond | Self::GetsPerSecond
+        )
+    }
+
+    /// A failure is a failure: there is no multiple of none.
+    pub(crate) fn has_ratio(self) -> bool {
+        self != Self::Failures
+    }
+}
