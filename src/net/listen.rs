@@ -26,7 +26,7 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// The operating system says no.
-    #[error("cannot listen on {place}: {error}{}", hint(error))]
+    #[error("cannot listen on {place}: {error}{}", hint(place, error))]
     Refused {
         /// Where.
         place: Source,
@@ -41,11 +41,12 @@ pub enum ListenError {
     InUse(UnixName),
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop what listens there, or choose another port",
-        io::ErrorKind::PermissionDenied => "; a port below 1024 needs CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
+fn hint(place: &Source, error: &io::Error) -> &'static str {
+    match (place, error.kind()) {
+        (Source::At(Endpoint::Unix(_)), _) => "",
+        (_, io::ErrorKind::AddrInUse) => "; stop what listens there, or choose another port",
+        (_, io::ErrorKind::PermissionDenied) => "; a port below 1024 needs CAP_NET_BIND_SERVICE",
+        (_, io::ErrorKind::AddrNotAvailable) => "; this host does not have that address",
         _ => "",
     }
 }
@@ -175,7 +176,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 async fn listen_unix(name: &UnixName, source: &Source) -> Result<Listener, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), error };
     if let Some(file) = name.file() {
-        clear_the_way(file, name).await?.map_err(refused)?;
+        clear_the_way(file, name, refused).await?;
     }
     let listener = UnixListener::bind(name.as_path()).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse(name.clone()),
@@ -186,10 +187,14 @@ async fn listen_unix(name: &UnixName, source: &Source) -> Result<Listener, Liste
 }
 
 /// Removes a socket that nobody listens on any more, such as a killed process leaves behind.
-async fn clear_the_way(file: &Path, name: &UnixName) -> Result<io::Result<()>, ListenError> {
+async fn clear_the_way(
+    file: &Path,
+    name: &UnixName,
+    refused: impl Fn(io::Error) -> ListenError,
+) -> Result<(), ListenError> {
     match std::fs::symlink_metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(())),
-        Err(error) => return Ok(Err(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(refused(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(ListenError::NotASocket(name.clone()));
         }
@@ -197,8 +202,10 @@ async fn clear_the_way(file: &Path, name: &UnixName) -> Result<io::Result<()>, L
     }
     // Only a connection attempt tells whether somebody listens. A full queue (EAGAIN) is somebody, too.
     match UnixStream::connect(file).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(std::fs::remove_file(file)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Err(error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(file).map_err(refused)
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(refused(error)),
         _ => Err(ListenError::InUse(name.clone())),
     }
 }
