@@ -20,7 +20,8 @@ use self::key_file::{KeyFileError, KeySource};
 use crate::net::addr::Source;
 use crate::net::dial::{Dialer, FamilyMismatch};
 use crate::net::listen::{self, ListenError};
-use crate::net::pipe::Pipe;
+use crate::net::pipe::{ConnectionError, Pipe};
+use crate::net::pump::PumpError;
 use crate::net::serve::{Role, Server, Stopped};
 use crate::net::stream::{Keepalive, Stream};
 use crate::proto::cipher::{Cipher, Ciphers};
@@ -35,8 +36,8 @@ pub enum Error {
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The connection of standard input and output failed.
-    #[error("{0}")]
-    Connection(String),
+    #[error(transparent)]
+    Connection(ConnectionError),
     /// The demonstration showed that something is wrong.
     #[error("the demo failed: {0}")]
     Demo(String),
@@ -207,7 +208,14 @@ fn connect(pipe: &Pipe) -> Result<ExitCode, Error> {
     let result = runtime.block_on(pipe.initiate(local, None));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();
-    result.map(|()| ExitCode::SUCCESS).map_err(Error::Connection)
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Who reads our output is gone, as ssh is when it has what it came for. Any filter ends without a word then.
+        Err(ConnectionError::Pump(PumpError::Local(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(Error::Connection(error)),
+    }
 }
 
 impl args::CipherChoice {

@@ -69,6 +69,17 @@ pub enum SetupError {
     TurnedOut,
 }
 
+/// Why a connection failed, for whoever has it as its only one; the log has it in any case.
+#[derive(Debug, Error)]
+pub enum ConnectionError {
+    /// Before it carried anything.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// While it did.
+    #[error(transparent)]
+    Pump(#[from] PumpError),
+}
+
 /// A connection that is ready to carry bytes. Always in a box: a future has room for each place that a value moves through.
 struct Ready {
     local: Stream,
@@ -99,14 +110,14 @@ impl Pipe {
     ///
     /// # Errors
     /// Why it failed, which is in the log as well.
-    pub async fn initiate(&self, local: Stream, client: Option<SocketAddr>) -> Result<(), String> {
+    pub async fn initiate(&self, local: Stream, client: Option<SocketAddr>) -> Result<(), ConnectionError> {
         let (started, peer) = (Instant::now(), Peer(client));
         // On the heap, so that a connection does not keep room for handshake messages while it carries.
         match Box::pin(self.set_up_initiator(local, client, started + self.timeout)).await {
             Ok(ready) => self.carry(ready, started, peer, Towards::Wire).await,
             Err(error) => {
                 warn!(%peer, target = %self.dialer.target(), reason = error.to_string(), "failed");
-                Err(error.to_string())
+                Err(error.into())
             }
         }
     }
@@ -150,13 +161,13 @@ impl Pipe {
         from: Option<SocketAddr>,
         visitor: Visitor,
         limit: Arc<Semaphore>,
-    ) -> Result<(), String> {
+    ) -> Result<(), ConnectionError> {
         let (started, peer) = (Instant::now(), Peer(from));
         match Box::pin(self.set_up_responder(wire, visitor, limit, started + self.timeout)).await {
             Ok((ready, _permit)) => self.carry(ready, started, peer, Towards::Local).await,
             Err(error) => {
                 warn!(%peer, target = %self.dialer.target(), reason = error.to_string(), "refused");
-                Err(error.to_string())
+                Err(error.into())
             }
         }
     }
@@ -215,7 +226,7 @@ impl Pipe {
         started: Instant,
         peer: Peer,
         target_is: Towards,
-    ) -> Result<(), String> {
+    ) -> Result<(), ConnectionError> {
         let Ready { key, cipher, client, .. } = *ready;
         let client = client.map(tracing::field::display);
         debug!(%peer, client, target = %self.dialer.target(), %key, %cipher, "established");
@@ -249,7 +260,7 @@ impl Pipe {
             Ok(()) | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset)) => log_end!(info),
             Err(_) => log_end!(warn),
         }
-        result.map_err(|_| reason)
+        Ok(result?)
     }
 }
 
