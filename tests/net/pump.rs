@@ -2,9 +2,9 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use spipe::net::pump::{self, OpenPump, PumpError, SealPump};
+use spipe::net::pump::{self, PumpError, SealPump};
 use spipe::proto::cipher::Cipher;
-use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Opener, Sealer};
+use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Sealer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
 
 use crate::support::{End, establish};
@@ -297,10 +297,4 @@ async fn a_reader_that_stops_stops_the_writer() {
     assert!(accepted < 2 * spipe::net::buffer::BATCH, "{accepted} bytes were taken from the writer");
     drop(service);
     pumps.abort();
-}
-
-/// Compile-time proof that the product's own types fit the pumps.
-#[allow(dead_code)]
-fn types_fit(seal: SealPump<Sealer>, open: OpenPump<Opener>) -> impl Sized {
-    (seal, open)
 }
