@@ -18,7 +18,7 @@ use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::net::addr::Endpoint;
 use spipe::net::dial::Dialer;
-use spipe::net::listen::{self, Listener};
+use spipe::net::listen::{self, Bound};
 use spipe::net::pipe::Pipe;
 use spipe::net::pump::{self, Inbox, Open, OpenPump, Seal, SealPump};
 use spipe::net::serve::{Role, Running, Server};
@@ -197,8 +197,9 @@ fn loopback(criterion: &mut Criterion) {
     });
 
     for cipher in CIPHERS {
-        let (far, _responder) = runtime.block_on(start(Role::Responder, service, cipher));
-        let (near, _initiator) = runtime.block_on(start(Role::Initiator, far, cipher));
+        let _entered = runtime.enter();
+        let (far, _responder) = start(Role::Responder, service, cipher);
+        let (near, _initiator) = start(Role::Initiator, far, cipher);
         group.bench_function(format!("spipe {cipher}"), |bencher| {
             bencher.iter_custom(|times| runtime.block_on(push_often(near, times)));
         });
@@ -246,12 +247,14 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
     pump::run(&mut seal, &mut open, local.split(), wire.split()).await.expect("nothing fails on loopback");
 }
 
-async fn start(role: Role, target: SocketAddr, cipher: Cipher) -> (SocketAddr, Running) {
+fn start(role: Role, target: SocketAddr, cipher: Cipher) -> (SocketAddr, Running) {
     let source = "127.0.0.1:0".parse().expect("an address");
-    let listeners = listen::listen(&source).await.expect("a port");
-    let Ok(Endpoint::Ip(address)) = listeners.first().map_or_else(|| unreachable!(), Listener::local) else {
+    let bound = listen::listen(&source).expect("a port");
+    let Some(&Endpoint::Ip(address)) = bound.first().map(Bound::local) else {
         unreachable!("it is an IP address");
     };
+    let listeners =
+        bound.into_iter().map(Bound::into_listener).collect::<Result<_, _>>().expect("a runtime is here");
     let target = target.to_string().parse().expect("an address");
     let pipe = Pipe {
         keys: vec![key()],

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::process;
 use crate::net::addr::{Endpoint, Target};
 use crate::net::dial::Dialer;
-use crate::net::listen::{self, Listener};
+use crate::net::listen::{self, Bound};
 use crate::net::pipe::Pipe;
 use crate::net::serve::{Role, Running, Server};
 use crate::net::stream::Keepalive;
@@ -63,9 +63,9 @@ async fn show(service: Option<Target>) -> Result<(), String> {
     let echo = start_echo().await.map_err(text)?;
     let target = service.clone().unwrap_or_else(|| parse(echo));
 
-    let (responder, _responding) = start(Role::Responder, target.clone(), &key).await?;
+    let (responder, _responding) = start(Role::Responder, target.clone(), &key)?;
     let (tap, recording) = start_wiretap(responder).await.map_err(text)?;
-    let (initiator, _initiating) = start(Role::Initiator, parse(tap), &key).await?;
+    let (initiator, _initiating) = start(Role::Initiator, parse(tap), &key)?;
 
     let fingerprint = Key::from_bytes(&*key).map_err(text)?.fingerprint();
     let name = if service.is_some() { "your service" } else { "an echo service" };
@@ -91,8 +91,8 @@ async fn show(service: Option<Target>) -> Result<(), String> {
     ))?;
 
     // Without the wiretap, and always against the echo service, since nobody's service is to be loaded.
-    let (responder, _responding) = start(Role::Responder, parse(echo), &key).await?;
-    let (initiator, _initiating) = start(Role::Initiator, parse(responder), &key).await?;
+    let (responder, _responding) = start(Role::Responder, parse(echo), &key)?;
+    let (initiator, _initiating) = start(Role::Initiator, parse(responder), &key)?;
     let direct = step("a direct round trip", round_trip(echo)).await?;
     let piped = step("a round trip", round_trip(initiator)).await?;
     let throughput = step("the throughput", throughput(initiator)).await?;
@@ -111,11 +111,12 @@ async fn show(service: Option<Target>) -> Result<(), String> {
 }
 
 /// One end of a pipe on a port of its own.
-async fn start(role: Role, target: Target, key: &[u8; 32]) -> Result<(SocketAddr, Running), String> {
-    let listeners = listen::listen(&"127.0.0.1:0".parse().map_err(text)?).await.map_err(text)?;
-    let Some(Ok(Endpoint::Ip(address))) = listeners.first().map(Listener::local) else {
+fn start(role: Role, target: Target, key: &[u8; 32]) -> Result<(SocketAddr, Running), String> {
+    let bound = listen::listen(&"127.0.0.1:0".parse().map_err(text)?).map_err(text)?;
+    let Some(&Endpoint::Ip(address)) = bound.first().map(Bound::local) else {
         return Err("cannot listen on 127.0.0.1".into());
     };
+    let listeners = bound.into_iter().map(Bound::into_listener).collect::<Result<_, _>>().map_err(text)?;
     let pipe = Pipe {
         keys: vec![Key::from_bytes(key).map_err(text)?],
         label: Label::default(),

@@ -19,7 +19,7 @@ use self::args::{Args, Command, PipeArgs};
 use self::key_file::{KeyFileError, KeySource};
 use crate::net::addr::Source;
 use crate::net::dial::{Dialer, FamilyMismatch};
-use crate::net::listen::{self, ListenError};
+use crate::net::listen::{self, Bound, ListenError};
 use crate::net::pipe::{ConnectionError, Pipe};
 use crate::net::pump::PumpError;
 use crate::net::serve::{Role, Server, Stopped};
@@ -164,29 +164,33 @@ fn serve(
     max_connections: usize,
     keepalive: Keepalive,
 ) -> Result<ExitCode, Error> {
+    // The runtime has threads, so what is about the whole process comes before it.
+    let bound = listen::listen(source)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::System { doing: "start the runtime", error })?;
     let stopped = runtime.block_on(async {
-        // Before anybody can know that we listen: a signal from here on must stop us in an orderly way, and remove the
-        // socket file.
+        // Before the log says that we listen: who has read that may send a signal, and it must stop us in an orderly way
+        // and remove the socket file.
         let mut signals =
             process::StopSignals::new().map_err(|error| Error::System { doing: "receive signals", error })?;
-        let listeners = listen::listen(source).await?;
-        for listener in &listeners {
-            let place =
-                listener.local().map_err(|error| Error::System { doing: "ask for the address", error })?;
+        for bound in &bound {
             info!(
                 version = env!("CARGO_PKG_VERSION"),
                 role = %role,
-                source = %place,
+                source = %bound.local(),
                 target = %pipe.dialer.target(),
                 key = %pipe.keys[0].fingerprint(),
                 ciphers = %pipe.ciphers,
                 "listening"
             );
         }
+        let listeners = bound
+            .into_iter()
+            .map(Bound::into_listener)
+            .collect::<io::Result<_>>()
+            .map_err(|error| Error::System { doing: "accept connections", error })?;
         let running = Server { role, listeners, pipe, max_connections, keepalive }.start();
         signals.next().await;
         Ok::<_, Error>(running.drain(signals.next()).await)

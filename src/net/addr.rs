@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -72,11 +72,21 @@ impl Endpoint {
     /// # Errors
     /// When the name does not resolve; a Unix-domain socket has none.
     pub(crate) async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        if !matches!(self, Self::Name { .. }) {
+            return self.resolve_blocking();
+        }
+        // The system's resolver knows no other way than to block.
+        let endpoint = self.clone();
+        tokio::task::spawn_blocking(move || endpoint.resolve_blocking()).await.map_err(io::Error::other)?
+    }
+
+    /// The same, for where there is no runtime.
+    pub(crate) fn resolve_blocking(&self) -> io::Result<Vec<SocketAddr>> {
         match self {
             Self::Ip(address) => Ok(vec![*address]),
             Self::Name { host, port } => {
-                let found: Vec<_> = tokio::net::lookup_host((host.as_str(), *port))
-                    .await
+                let found: Vec<_> = (host.as_str(), *port)
+                    .to_socket_addrs()
                     .map_err(|error| {
                         io::Error::new(error.kind(), format!("cannot resolve '{host}': {error}"))
                     })?

@@ -1,4 +1,7 @@
 //! Listening.
+//!
+//! Binding needs no runtime and comes before it: what a process does between the two (leaving its user, say) must come
+//! before the first thread. A [`Bound`] socket becomes a [`Listener`] inside the runtime.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,9 +9,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
 use super::addr::{Endpoint, Source, UnixName};
@@ -51,26 +54,44 @@ fn hint(place: &Source, error: &io::Error) -> &'static str {
     }
 }
 
-/// A listening socket.
-pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
-    /// A Unix-domain socket.
-    Unix(UnixListener, UnixName, Option<SocketFile>),
+/// A socket that listens: the kernel queues connections from here on. Always non-blocking.
+pub struct Bound {
+    socket: BoundSocket,
+    local: Endpoint,
 }
 
-impl Listener {
+enum BoundSocket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener, Option<SocketFile>),
+}
+
+impl Bound {
     /// Where it listens: for `[127.0.0.1]:0` the port that was chosen.
+    pub fn local(&self) -> &Endpoint {
+        &self.local
+    }
+
+    /// Makes it known to the runtime, within which this is to be called.
     ///
     /// # Errors
     /// The operating system's.
-    pub fn local(&self) -> io::Result<Endpoint> {
-        match self {
-            Self::Tcp(listener) => Ok(Endpoint::Ip(listener.local_addr()?)),
-            Self::Unix(_, name, _) => Ok(Endpoint::Unix(name.clone())),
-        }
+    pub fn into_listener(self) -> io::Result<Listener> {
+        Ok(match self.socket {
+            BoundSocket::Tcp(socket) => Listener::Tcp(TcpListener::from_std(socket)?),
+            BoundSocket::Unix(socket, file) => Listener::Unix(UnixListener::from_std(socket)?, file),
+        })
     }
+}
 
+/// A listening socket that connections can be accepted from.
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix-domain socket, and its file if that is ours to remove.
+    Unix(UnixListener, Option<SocketFile>),
+}
+
+impl Listener {
     /// The next connection and where it comes from. Failures of accept(2) never end the loop that calls this: a connection
     /// that died in the queue is passed over, and a lack of descriptors or memory is waited out.
     pub(crate) async fn accept(&self, keepalive: Keepalive) -> (Stream, Option<SocketAddr>) {
@@ -113,17 +134,17 @@ impl Listener {
     }
 }
 
-/// Starts to listen on all that `source` stands for.
+/// Starts to listen on all that `source` stands for. Looking up a name blocks.
 ///
 /// # Errors
 /// [`ListenError`]. Where `source` stands for several addresses, those of a family that this host does not have are passed
 /// over, as long as one is left.
-pub async fn listen(source: &Source) -> Result<Vec<Listener>, ListenError> {
+pub fn listen(source: &Source) -> Result<Vec<Bound>, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), error };
     match source {
-        Source::At(Endpoint::Unix(name)) => Ok(vec![listen_unix(name, source).await?]),
+        Source::At(Endpoint::Unix(name)) => Ok(vec![listen_unix(name, source)?]),
         Source::At(endpoint) => {
-            let addresses = endpoint.resolve().await.map_err(refused)?;
+            let addresses = endpoint.resolve_blocking().map_err(refused)?;
             listen_tcp(&addresses).map_err(refused)
         }
         Source::Every { port } => {
@@ -133,18 +154,18 @@ pub async fn listen(source: &Source) -> Result<Vec<Listener>, ListenError> {
     }
 }
 
-fn listen_tcp(addresses: &[SocketAddr]) -> io::Result<Vec<Listener>> {
-    let mut listeners: Vec<Listener> = Vec::new();
+fn listen_tcp(addresses: &[SocketAddr]) -> io::Result<Vec<Bound>> {
+    let mut listeners: Vec<Bound> = Vec::new();
     let mut missing = None;
     for &(mut address) in addresses {
         // When the system chooses the port, it chooses once for all addresses.
         if address.port() == 0
-            && let Some(Ok(Endpoint::Ip(first))) = listeners.first().map(Listener::local)
+            && let Some(Endpoint::Ip(first)) = listeners.first().map(Bound::local)
         {
             address.set_port(first.port());
         }
         match bind_tcp(address) {
-            Ok(listener) => listeners.push(Listener::Tcp(listener)),
+            Ok(listener) => listeners.push(listener),
             Err(error) if is_missing_family(&error) => missing = Some(error),
             Err(error) => return Err(error),
         }
@@ -160,7 +181,7 @@ fn is_missing_family(error: &io::Error) -> bool {
     matches!(code, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     // Else a restart would have to wait until the old connections' TIME_WAIT is over.
     socket.set_reuse_address(true)?;
@@ -170,24 +191,35 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    let socket = std::net::TcpListener::from(socket);
+    Ok(Bound { local: Endpoint::Ip(socket.local_addr()?), socket: BoundSocket::Tcp(socket) })
 }
 
-async fn listen_unix(name: &UnixName, source: &Source) -> Result<Listener, ListenError> {
+fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), error };
     if let Some(file) = name.file() {
-        clear_the_way(file, name, refused).await?;
+        clear_the_way(file, name, refused)?;
     }
-    let listener = UnixListener::bind(name.as_path()).map_err(|error| match error.kind() {
+    let bind = || {
+        let socket = unix_socket()?;
+        socket.bind(&SockAddr::unix(name.as_path())?)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    };
+    let socket = bind().map_err(|error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => ListenError::InUse(name.clone()),
         _ => refused(error),
     })?;
     let file = name.file().map(SocketFile::new).transpose().map_err(refused)?;
-    Ok(Listener::Unix(listener, name.clone(), file))
+    Ok(Bound { socket: BoundSocket::Unix(socket.into(), file), local: Endpoint::Unix(name.clone()) })
+}
+
+fn unix_socket() -> io::Result<Socket> {
+    Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)
 }
 
 /// Removes a socket that nobody listens on any more, such as a killed process leaves behind.
-async fn clear_the_way(
+fn clear_the_way(
     file: &Path,
     name: &UnixName,
     refused: impl Fn(io::Error) -> ListenError,
@@ -201,7 +233,8 @@ async fn clear_the_way(
         Ok(_) => {}
     }
     // Only a connection attempt tells whether somebody listens. A full queue (EAGAIN) is somebody, too.
-    match UnixStream::connect(file).await {
+    let probe = || unix_socket()?.connect(&SockAddr::unix(file)?);
+    match probe() {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(file).map_err(refused)
         }
