@@ -18,7 +18,7 @@ use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::net::addr::Endpoint;
 use spipe::net::dial::Dialer;
-use spipe::net::listen::{self, Bound};
+use spipe::net::listen::{self, Bound, Passed};
 use spipe::net::pipe::Pipe;
 use spipe::net::pump::{self, Inbox, Open, OpenPump, Seal, SealPump};
 use spipe::net::serve::{Role, Running, Server};
@@ -249,7 +249,7 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
 
 fn start(role: Role, target: SocketAddr, cipher: Cipher) -> (SocketAddr, Running) {
     let source = "127.0.0.1:0".parse().expect("an address");
-    let bound = listen::listen(&source).expect("a port");
+    let bound = listen::listen(&source, &mut Passed::default()).expect("a port");
     let Some(&Endpoint::Ip(address)) = bound.first().map(Bound::local) else {
         unreachable!("it is an IP address");
     };

@@ -27,3 +27,4 @@
 pub mod cli;
 pub mod net;
 pub mod proto;
+pub mod service;

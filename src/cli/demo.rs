@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::process;
 use crate::net::addr::{Endpoint, Target};
 use crate::net::dial::Dialer;
-use crate::net::listen::{self, Bound};
+use crate::net::listen::{self, Bound, Passed};
 use crate::net::pipe::Pipe;
 use crate::net::serve::{Role, Running, Server};
 use crate::net::stream::Keepalive;
@@ -112,7 +112,8 @@ async fn show(service: Option<Target>) -> Result<(), String> {
 
 /// One end of a pipe on a port of its own.
 fn start(role: Role, target: Target, key: &[u8; 32]) -> Result<(SocketAddr, Running), String> {
-    let bound = listen::listen(&"127.0.0.1:0".parse().map_err(text)?).map_err(text)?;
+    let bound =
+        listen::listen(&"127.0.0.1:0".parse().map_err(text)?, &mut Passed::default()).map_err(text)?;
     let Some(&Endpoint::Ip(address)) = bound.first().map(Bound::local) else {
         return Err("cannot listen on 127.0.0.1".into());
     };

@@ -165,7 +165,7 @@ fn serve(
     keepalive: Keepalive,
 ) -> Result<ExitCode, Error> {
     // The runtime has threads, so what is about the whole process comes before it.
-    let bound = listen::listen(source)?;
+    let bound = listen::listen(source, &mut listen::Passed::default())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

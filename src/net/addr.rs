@@ -7,6 +7,7 @@
 //! | `/path/to.sock` | a Unix-domain socket |
 //! | `@name` | a Unix-domain socket in Linux's abstract namespace |
 //! | `[]:80`, `*:80` | every address of both families (only to listen on) |
+//! | `systemd`, `systemd:name` | the sockets that the service manager has passed, or those of that name (only to listen on) |
 
 use std::ffi::OsString;
 use std::fmt;
@@ -48,6 +49,11 @@ pub enum AddressError {
     /// An empty or over-long Unix-domain socket name.
     #[error("a Unix-domain socket's name is from 1 to {UNIX_NAME_MAX} bytes, and this one is {0}")]
     UnixName(usize),
+    /// What `FileDescriptorName=` of a socket unit cannot be.
+    #[error(
+        "'{0}' is not the name of a passed socket; write systemd:NAME with the FileDescriptorName= of the .socket unit"
+    )]
+    SocketName(String),
 }
 
 /// One place on a network or in a file system.
@@ -131,6 +137,19 @@ impl UnixName {
         }
     }
 
+    /// The name that a socket has.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub(crate) fn of(address: &socket2::SockAddr) -> Result<Self, AddressError> {
+        let name = match (address.as_pathname(), address.as_abstract_namespace()) {
+            (Some(path), _) => path.as_os_str().as_bytes().to_vec(),
+            (None, Some(name)) => [&[0], name].concat(),
+            (None, None) => Vec::new(),
+        };
+        Self::new(name)
+    }
+
     /// As tokio takes it, abstract names included.
     pub(crate) fn as_path(&self) -> &Path {
         &self.0
@@ -191,12 +210,52 @@ pub enum Source {
         /// The port.
         port: u16,
     },
+    /// What the service manager has passed: all of it, or what has this name.
+    Passed(Option<SocketName>),
 }
+
+/// `FileDescriptorName=` of a socket unit: printable, and without a colon (systemd.socket(5)).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SocketName(String);
+
+impl SocketName {
+    /// As it was passed.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SocketName {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let plain = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+        if (1..=255).contains(&text.len()) && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(AddressError::SocketName(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for SocketName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Before an address, for what has been passed. A host of this name can be written in brackets.
+const PASSED: &str = "systemd";
 
 impl FromStr for Source {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.strip_prefix(PASSED).map(|rest| rest.strip_prefix(':').ok_or(rest)) {
+            Some(Ok(name)) => return Ok(Self::Passed(Some(name.parse()?))),
+            Some(Err("")) => return Ok(Self::Passed(None)),
+            Some(Err(_)) | None => {}
+        }
         Ok(match parse(text, Port::Required)? {
             Parsed::One(endpoint) => Self::At(endpoint),
             Parsed::Every(port) => Self::Every { port },
@@ -209,6 +268,8 @@ impl fmt::Display for Source {
         match self {
             Self::At(endpoint) => endpoint.fmt(formatter),
             Self::Every { port } => write!(formatter, "[]:{port}"),
+            Self::Passed(None) => formatter.write_str(PASSED),
+            Self::Passed(Some(name)) => write!(formatter, "{PASSED}:{name}"),
         }
     }
 }
@@ -351,6 +412,35 @@ mod tests {
             assert_eq!(text.parse(), Ok(Source::Every { port: 80 }));
             assert_eq!(target(text), Err(AddressError::Every));
             assert_eq!(text.parse::<Outgoing>(), Err(AddressError::Every));
+        }
+    }
+
+    #[test]
+    fn what_the_service_manager_passes_is_for_listening_only() {
+        let source = |text: &str| text.parse::<Source>();
+        assert_eq!(source("systemd"), Ok(Source::Passed(None)));
+        for name in ["redis", "80", "spipe-redis.socket", "a b"] {
+            let named = source(&format!("systemd:{name}")).unwrap();
+            assert_eq!(named, Source::Passed(Some(SocketName(name.to_owned()))));
+            assert_eq!(named.to_string(), format!("systemd:{name}"));
+        }
+        assert_eq!(target("systemd"), Err(AddressError::NoPort));
+    }
+
+    #[test]
+    fn what_no_socket_unit_can_be_called_is_refused() {
+        for name in ["", "a:b", "a\nb", "ü", &"x".repeat(256)] {
+            let parsed = format!("systemd:{name}").parse::<Source>();
+            assert_eq!(parsed, Err(AddressError::SocketName(name.to_owned())));
+        }
+    }
+
+    #[test]
+    fn hosts_whose_names_begin_like_passed_sockets_are_hosts() {
+        for (text, canonical) in
+            [("systemd.example:80", "[systemd.example]:80"), ("[systemd]:80", "[systemd]:80")]
+        {
+            assert_eq!(text.parse::<Source>().unwrap().to_string(), canonical);
         }
     }
 

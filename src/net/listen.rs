@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
-use super::addr::{Endpoint, Source, UnixName};
+use super::addr::{Endpoint, SocketName, Source, UnixName};
 use super::stream::{Keepalive, Stream};
 
 /// Connections that the kernel may hold for us before they are accepted. It caps this at net.core.somaxconn.
@@ -42,6 +42,18 @@ pub enum ListenError {
     /// A process listens there.
     #[error("cannot listen on {0}: another process is listening there; stop it or choose another name")]
     InUse(UnixName),
+    /// The service manager has not passed what was counted on.
+    #[error(
+        "cannot listen on {place}: {}; start spipe by a .socket unit{}, or name an address",
+        if passed.is_empty() { "systemd has passed no socket".to_owned() } else { format!("systemd has passed only {}", passed.join(", ")) },
+        if let Source::Passed(Some(name)) = place { format!(" with FileDescriptorName={name}") } else { String::new() }
+    )]
+    NotPassed {
+        /// What was asked for.
+        place: Source,
+        /// The names of what is there, and not taken yet.
+        passed: Vec<String>,
+    },
 }
 
 fn hint(place: &Source, error: &io::Error) -> &'static str {
@@ -69,6 +81,26 @@ impl Bound {
     /// Where it listens: for `[127.0.0.1]:0` the port that was chosen.
     pub fn local(&self) -> &Endpoint {
         &self.local
+    }
+
+    /// A socket that listens already, and whose file, if it has one, belongs to whoever has made it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn passed_tcp(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { local: Endpoint::Ip(socket.local_addr()?), socket: BoundSocket::Tcp(socket) })
+    }
+
+    /// The same, of a Unix-domain socket.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn passed_unix(socket: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let address = socket2::SockRef::from(&socket).local_addr()?;
+        let name = UnixName::of(&address).map_err(io::Error::other)?;
+        Ok(Self { local: Endpoint::Unix(name), socket: BoundSocket::Unix(socket, None) })
     }
 
     /// Makes it known to the runtime, within which this is to be called.
@@ -134,14 +166,44 @@ impl Listener {
     }
 }
 
-/// Starts to listen on all that `source` stands for. Looking up a name blocks.
+/// Sockets that the service manager has passed, by their names, as long as nobody has taken them.
+#[derive(Default)]
+pub struct Passed {
+    sockets: Vec<(String, Bound)>,
+}
+
+impl Passed {
+    /// In the order in which they were passed. Several may have the same name.
+    pub fn new(sockets: Vec<(String, Bound)>) -> Self {
+        Self { sockets }
+    }
+
+    /// The names of those that nobody has taken.
+    pub fn names(&self) -> Vec<String> {
+        self.sockets.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// All with this name, or all there are.
+    fn take(&mut self, name: Option<&SocketName>) -> Vec<Bound> {
+        let wanted = |(other, _): &mut (String, Bound)| name.is_none_or(|name| name.as_str() == other);
+        self.sockets.extract_if(.., wanted).map(|(_, bound)| bound).collect()
+    }
+}
+
+/// Starts to listen on all that `source` stands for, some of which may be among those `passed`. Looking up a name blocks.
 ///
 /// # Errors
 /// [`ListenError`]. Where `source` stands for several addresses, those of a family that this host does not have are passed
 /// over, as long as one is left.
-pub fn listen(source: &Source) -> Result<Vec<Bound>, ListenError> {
+pub fn listen(source: &Source, passed: &mut Passed) -> Result<Vec<Bound>, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), error };
     match source {
+        Source::Passed(name) => match passed.take(name.as_ref()) {
+            none if none.is_empty() => {
+                Err(ListenError::NotPassed { place: source.clone(), passed: passed.names() })
+            }
+            sockets => Ok(sockets),
+        },
         Source::At(Endpoint::Unix(name)) => Ok(vec![listen_unix(name, source)?]),
         Source::At(endpoint) => {
             let addresses = endpoint.resolve_blocking().map_err(refused)?;

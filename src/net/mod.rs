@@ -6,6 +6,7 @@ pub mod addr;
 pub mod buffer;
 pub mod dial;
 pub mod handshake;
+pub mod heartbeat;
 pub mod listen;
 pub mod lobby;
 pub mod pipe;

@@ -1,0 +1,9 @@
+//! What a service owes the system that it runs on: one concern a file.
+
+pub mod activation;
+pub mod daemon;
+pub mod log;
+pub mod notify;
+pub mod pid_file;
+pub mod privileges;
+pub mod startup;

@@ -1,0 +1,178 @@
+//! The file that says which process this is (`-p`).
+
+use std::fs::{File, OpenOptions, remove_file};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use thiserror::Error;
+use tracing::warn;
+
+/// More than any number takes, and enough to tell a number from another file.
+const CONTENT_MAX: u64 = 32;
+
+/// Why there is no such file.
+#[derive(Debug, Error)]
+pub enum PidFileError {
+    /// The operating system says no.
+    #[error("cannot write the pid file {path}: {error}", path = .path.display())]
+    Refused {
+        /// Its name.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A mistyped name must not cost a file.
+    #[error("{path} is not a pid file, and is left as it is; choose another name for -p", path = .0.display())]
+    NotAPidFile(PathBuf),
+    /// Two processes under one name could not be told apart.
+    #[error("the pid file {path} belongs to a running process; stop that or choose another name for -p", path = .0.display())]
+    InUse(PathBuf),
+}
+
+/// A file with our process id, which is locked for as long as this lives. Dropping it takes the file away, unless another
+/// has taken its place.
+pub struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    /// Writes the id of this process, so after the last fork. A file that a dead process left behind is taken over.
+    ///
+    /// # Errors
+    /// [`PidFileError`].
+    pub fn create(path: &Path) -> Result<Self, PidFileError> {
+        let refused = |error| PidFileError::Refused { path: path.to_owned(), error };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            // What is there is looked at first.
+            .truncate(false)
+            // For the usual umask this is 0644: scripts of other users read it.
+            .mode(0o666)
+            // In a directory where others may write, a link could lead anywhere; and a named pipe would be waited at.
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+            .open(path)
+            .map_err(refused)?;
+        if !file.metadata().map_err(refused)?.is_file() {
+            return Err(PidFileError::NotAPidFile(path.to_owned()));
+        }
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => PidFileError::InUse(path.to_owned()),
+            _ => refused(error.into()),
+        })?;
+        let mut content = Vec::new();
+        (&file).take(CONTENT_MAX).read_to_end(&mut content).map_err(refused)?;
+        if !is_pid_file(&content) {
+            return Err(PidFileError::NotAPidFile(path.to_owned()));
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
+            .map_err(refused)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn is_ours(&self) -> io::Result<bool> {
+        let (ours, there) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path)?);
+        Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+    }
+}
+
+fn is_pid_file(content: &[u8]) -> bool {
+    let content = content.trim_ascii();
+    content.is_empty() || str::from_utf8(content).is_ok_and(|text| text.parse::<u32>().is_ok())
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Taken away by somebody else, or replaced: then it is not ours to look after.
+        if !matches!(self.is_ours(), Ok(true)) {
+            return;
+        }
+        if remove_file(&self.path).is_err()
+            // Who has left root (-u) may not remove a file from root's directory. But an empty one names no process that has
+            // our id tomorrow, and the file was opened when that was allowed.
+            && let Err(error) = self.file.set_len(0)
+        {
+            warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_has_our_id_while_it_lives_and_is_gone_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let file = PidFile::create(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        for stale in ["", "4194304\n", "  1\n"] {
+            std::fs::write(&path, stale).unwrap();
+            let _file = PidFile::create(&path).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        }
+    }
+
+    #[test]
+    fn another_file_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passwd");
+        for precious in ["root:x:0:0", "12345678901234567890123456789012345678901234567890", "12 34", "-1"] {
+            std::fs::write(&path, precious).unwrap();
+            assert!(matches!(PidFile::create(&path), Err(PidFileError::NotAPidFile(_))), "{precious}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), precious);
+        }
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (directory.path().join("pid"), directory.path().join("elsewhere"));
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        assert!(matches!(PidFile::create(&path), Err(PidFileError::Refused { .. })));
+        assert!(!elsewhere.exists());
+    }
+
+    #[test]
+    fn a_directory_or_a_named_pipe_is_refused_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        assert!(matches!(PidFile::create(&path), Err(PidFileError::NotAPidFile(_))));
+        assert!(matches!(PidFile::create(directory.path()), Err(PidFileError::Refused { .. })));
+    }
+
+    #[test]
+    fn one_of_a_running_process_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let _first = PidFile::create(&path).unwrap();
+        assert!(matches!(PidFile::create(&path), Err(PidFileError::InUse(_))));
+    }
+
+    #[test]
+    fn one_that_took_our_place_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("pid"), directory.path().join("other"));
+        let file = PidFile::create(&path).unwrap();
+        std::fs::write(&other, "1\n").unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        drop(file);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n");
+    }
+}

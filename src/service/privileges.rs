@@ -1,0 +1,215 @@
+//! Leaving the user that started us for one that may less (`-u`).
+
+use std::fmt;
+use std::str::FromStr;
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group, Uid, User, getresgid, getresuid, setgroups, setresgid, setresuid};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use thiserror::Error;
+
+/// `USER[:GROUP]` or `:GROUP`, each a name or a number. Only the text: who that is, is looked up at [`Identity::of`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserName {
+    user: Option<String>,
+    group: Option<String>,
+}
+
+/// A text that names neither a user nor a group.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("'{0}' names no user; write USER, USER:GROUP or :GROUP, by name or number")]
+pub struct NotAUserName(String);
+
+impl FromStr for UserName {
+    type Err = NotAUserName;
+
+    fn from_str(text: &str) -> Result<Self, NotAUserName> {
+        let bad = || NotAUserName(text.to_owned());
+        let (user, group) = match text.split_once(':') {
+            Some((_, "")) => return Err(bad()),
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        if (user.is_empty() && group.is_none()) || group.is_some_and(|group| group.contains(':')) {
+            return Err(bad());
+        }
+        Ok(Self {
+            user: Some(user).filter(|user| !user.is_empty()).map(ToOwned::to_owned),
+            group: group.map(ToOwned::to_owned),
+        })
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.user.as_deref().unwrap_or_default())?;
+        self.group.as_ref().map_or(Ok(()), |group| write!(formatter, ":{group}"))
+    }
+}
+
+/// Why we are not who we should be.
+#[derive(Debug, Error)]
+pub enum PrivilegesError {
+    /// There is no such user or group.
+    #[error("-u {wanted}: there is no {what} '{name}' on this host; create it or choose another")]
+    Unknown {
+        /// What was asked for.
+        wanted: UserName,
+        /// "user" or "group".
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A number that belongs to nobody has no group of its own.
+    #[error("-u {0}: this user is not in the user database, so its group is not known; write {0}:GROUP")]
+    GroupUnknown(UserName),
+    /// The operating system says no.
+    #[error("-u {wanted}: cannot {doing}: {error}{}", if *.error == Errno::EPERM { "; start spipe as root, or leave -u out" } else { "" })]
+    Refused {
+        /// What was asked for.
+        wanted: UserName,
+        /// What was tried.
+        doing: &'static str,
+        /// Why.
+        error: Errno,
+    },
+    /// It said yes, but did not do it.
+    #[error("-u {0}: the way back to the old user is still open, and spipe does not run like that")]
+    StillPrivileged(UserName),
+}
+
+/// A user and a group that exist.
+pub struct Identity {
+    wanted: UserName,
+    /// None keeps the one we have.
+    uid: Option<Uid>,
+    gid: Gid,
+}
+
+impl Identity {
+    /// Looks `wanted` up in the user database.
+    ///
+    /// # Errors
+    /// [`PrivilegesError`], when there is no such user or group.
+    pub fn of(wanted: &UserName) -> Result<Self, PrivilegesError> {
+        let refused = |doing| move |error| PrivilegesError::Refused { wanted: wanted.clone(), doing, error };
+        let unknown = |what, name: &str| PrivilegesError::Unknown {
+            wanted: wanted.clone(),
+            what,
+            name: name.to_owned(),
+        };
+        let (uid, own_group) = match &wanted.user {
+            None => (None, None),
+            Some(name) => {
+                let found = User::from_name(name).map_err(refused("look up the user"))?;
+                match (found, name.parse().map(Uid::from_raw)) {
+                    // A name that is all digits is a name first, as it is for chown(1).
+                    (Some(user), _) => (Some(user.uid), Some(user.gid)),
+                    (None, Ok(uid)) => {
+                        let user = User::from_uid(uid).map_err(refused("look up the user"))?;
+                        (Some(uid), user.map(|user| user.gid))
+                    }
+                    (None, Err(_)) => return Err(unknown("user", name)),
+                }
+            }
+        };
+        let gid = match &wanted.group {
+            None => own_group.ok_or_else(|| PrivilegesError::GroupUnknown(wanted.clone()))?,
+            Some(name) => match Group::from_name(name).map_err(refused("look up the group"))? {
+                Some(group) => group.gid,
+                None => name.parse().map(Gid::from_raw).map_err(|_| unknown("group", name))?,
+            },
+        };
+        // The value that setresuid(2) takes for "leave it as it is".
+        if uid.is_some_and(|uid| uid.as_raw() == u32::MAX) || gid.as_raw() == u32::MAX {
+            return Err(refused("become it")(Errno::EINVAL));
+        }
+        Ok(Self { wanted: wanted.clone(), uid, gid })
+    }
+
+    /// Becomes it for good, all of the process: real, effective and saved ids, and no other groups.
+    ///
+    /// # Errors
+    /// [`PrivilegesError`]; the process is not to go on then, for it may be half of each.
+    pub fn assume(self) -> Result<(), PrivilegesError> {
+        let Self { wanted, uid, gid } = self;
+        let refused = |doing| {
+            let wanted = &wanted;
+            move |error| PrivilegesError::Refused { wanted: wanted.clone(), doing, error }
+        };
+        // The groups first: the right to change them goes with the user.
+        setgroups(&[gid]).map_err(refused("leave the other groups"))?;
+        setresgid(gid, gid, gid).map_err(refused("change the group"))?;
+        if let Some(uid) = uid {
+            setresuid(uid, uid, uid).map_err(refused("change the user"))?;
+        }
+        // A system call filter may make believe, and rights other than root's (CAP_SETUID) survive some changes. So we look,
+        // and try the way back.
+        let group = getresgid().map_err(refused("ask for the group"))?;
+        let mut changed = [group.real, group.effective, group.saved] == [gid; 3];
+        if let Some(uid) = uid {
+            let user = getresuid().map_err(refused("ask for the user"))?;
+            changed &= [user.real, user.effective, user.saved] == [uid; 3];
+            changed &=
+                uid.is_root() || setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_err();
+        }
+        if !changed {
+            return Err(PrivilegesError::StillPrivileged(wanted));
+        }
+        // A change of user undoes this (prctl(2), PR_SET_DUMPABLE), and keys are in memory.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|error| refused("keep keys out of core dumps")(Errno::from_raw(error.raw_os_error())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_read_and_written() {
+        for text in ["redis", "redis:redis", ":redis", "100:200", "100"] {
+            assert_eq!(text.parse::<UserName>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_names_nobody_is_refused() {
+        for text in ["", ":", "redis:", "a:b:c", "::"] {
+            assert_eq!(text.parse::<UserName>(), Err(NotAUserName(text.to_owned())), "{text}");
+        }
+    }
+
+    fn error(text: &str) -> String {
+        Identity::of(&text.parse().unwrap()).err().expect("nobody of that name").to_string()
+    }
+
+    #[test]
+    fn who_does_not_exist_is_refused() {
+        assert!(error("no-such-user").contains("there is no user 'no-such-user'"));
+        assert!(error("root:no-such-group").contains("there is no group 'no-such-group'"));
+        assert!(error(":no-such-group").contains("there is no group 'no-such-group'"));
+        // Digits, but no number that a user can have.
+        assert!(error("99999999999").contains("there is no user"));
+    }
+
+    #[test]
+    fn a_number_that_belongs_to_nobody_needs_a_group() {
+        assert!(error("4000000000").contains("write 4000000000:GROUP"));
+        assert!(Identity::of(&"4000000000:4000000000".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn the_number_that_means_no_change_is_refused() {
+        assert!(error("4294967295:1").contains("Invalid argument"));
+        assert!(error(":4294967295").contains("Invalid argument"));
+    }
+
+    #[test]
+    fn names_are_looked_up() {
+        let root = Identity::of(&"root".parse().unwrap()).unwrap();
+        assert_eq!((root.uid, root.gid), (Some(Uid::from_raw(0)), Gid::from_raw(0)));
+        let group_only = Identity::of(&":root".parse().unwrap()).unwrap();
+        assert_eq!((group_only.uid, group_only.gid), (None, Gid::from_raw(0)));
+    }
+}

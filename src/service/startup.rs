@@ -1,0 +1,205 @@
+//! The order in which a process becomes a service.
+//!
+//! ```text
+//!  Started ─listen─▶ Listening ─write_pid_file─▶ Named ─become_user─▶ Humble ─detach─▶ Detached ─confine─▶ Confined
+//!     │                 │                          │                │                │                   │
+//!  keys are read     ports below 1024        in /run, say       no way back     standard error       no other files,
+//!                                                               to root          is gone              no programs
+//!                                                                                                        │
+//!                                                                           serve ◀── runtime, with threads
+//! ```
+//!
+//! Each step needs what the next one gives up, and all of them are about the whole process, so they come before the first
+//! thread. A step takes what the one before gave: another order does not compile, and none can be left out.
+
+use std::io;
+use std::path::Path;
+
+use nix::sys::signal::{SigSet, Signal};
+use thiserror::Error;
+use tokio::runtime::Runtime;
+
+use super::activation::{self, ActivationError};
+use super::daemon::{Background, DaemonError};
+use super::pid_file::{PidFile, PidFileError};
+use super::privileges::{Identity, PrivilegesError, UserName};
+use crate::net::listen::Passed;
+
+/// Why the process cannot become a service.
+#[derive(Debug, Error)]
+pub enum StartupError {
+    /// A passed socket is of no use.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
+    /// The pid file cannot be written.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    /// Another user cannot be become.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegesError),
+    /// The background cannot be gone to.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// The operating system refuses something that everything needs.
+    #[error("cannot {doing}: {error}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What it says.
+        error: io::Error,
+    },
+}
+
+fn cannot(doing: &'static str) -> impl Fn(io::Error) -> StartupError {
+    move |error| StartupError::System { doing, error }
+}
+
+/// The signals that have a meaning of ours once the runtime runs.
+const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Signals that wait until somebody handles them: from the moment that others can see our sockets and files, a signal must
+/// not end the process before it can remove them.
+pub struct HeldSignals(SigSet);
+
+impl HeldSignals {
+    fn hold() -> Result<Self, StartupError> {
+        let signals = SigSet::from_iter(SIGNALS);
+        signals.thread_block().map_err(|error| cannot("hold back signals")(error.into()))?;
+        Ok(Self(signals))
+    }
+
+    /// Lets the signals through, also those that have come meanwhile. To be called when they are handled, by the thread that
+    /// took the steps: the others were born with the signals held, and leave them to this one.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn release(self) -> Result<(), StartupError> {
+        self.0.thread_unblock().map_err(|error| cannot("receive signals")(error.into()))
+    }
+}
+
+/// Configuration and keys have been read.
+pub struct Started(());
+
+/// The sockets listen.
+pub struct Listening<T> {
+    sockets: T,
+    signals: HeldSignals,
+}
+
+/// The pid file is written.
+pub struct Named<T> {
+    listening: Listening<T>,
+    pid_file: Option<PidFile>,
+}
+
+/// The user is the one to stay.
+pub struct Humble<T>(Named<T>);
+
+/// Nothing ties the process to who started it.
+pub struct Detached<T>(Named<T>);
+
+/// The process can do no more than it needs.
+pub struct Confined<T>(Named<T>);
+
+/// The runtime and what was prepared for it.
+pub struct Service<T> {
+    /// With its threads.
+    pub runtime: Runtime,
+    /// What [`Started::listen`] gave.
+    pub sockets: T,
+    /// To be released within the runtime.
+    pub signals: HeldSignals,
+    /// To be kept to the end.
+    pub pid_file: Option<PidFile>,
+}
+
+impl Started {
+    /// The first step: the process has one thread, and has read what it needs.
+    pub fn new() -> Self {
+        Self(())
+    }
+
+    /// Takes the sockets that were passed, and lets `listen` bind the rest.
+    ///
+    /// # Errors
+    /// [`StartupError`], and those of `listen`.
+    pub fn listen<T, E: From<StartupError>>(
+        self,
+        listen: impl FnOnce(&mut Passed) -> Result<T, E>,
+    ) -> Result<Listening<T>, E> {
+        let signals = HeldSignals::hold()?;
+        let mut passed = activation::take().map_err(StartupError::from)?;
+        let sockets = listen(&mut passed)?;
+        for name in passed.names() {
+            // Its connections would wait for ever: systemd keeps it open whatever we do.
+            tracing::warn!(
+                name,
+                "no pipe uses this socket that systemd has passed; write -s systemd:NAME, or remove it from the .socket unit"
+            );
+        }
+        Ok(Listening { sockets, signals })
+    }
+}
+
+impl Default for Started {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Listening<T> {
+    /// Writes the pid file, if there is to be one.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn write_pid_file(self, path: Option<&Path>) -> Result<Named<T>, StartupError> {
+        let pid_file = path.map(PidFile::create).transpose()?;
+        Ok(Named { listening: self, pid_file })
+    }
+}
+
+impl<T> Named<T> {
+    /// Becomes `user`, if one is named.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn become_user(self, user: Option<&UserName>) -> Result<Humble<T>, StartupError> {
+        user.map(|user| Identity::of(user)?.assume()).transpose()?;
+        Ok(Humble(self))
+    }
+}
+
+impl<T> Humble<T> {
+    /// Leaves who called, if that is wanted: the process that was called may end now.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn detach(self, background: Option<Background>) -> Result<Detached<T>, StartupError> {
+        background.map(Background::detach).transpose()?;
+        Ok(Detached(self.0))
+    }
+}
+
+impl<T> Detached<T> {
+    /// Lets `give_up` take every right that serving does not need.
+    pub fn confine(self, give_up: impl FnOnce()) -> Confined<T> {
+        give_up();
+        Confined(self.0)
+    }
+}
+
+impl<T> Confined<T> {
+    /// Starts the runtime, and with it the threads.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn start_runtime(self) -> Result<Service<T>, StartupError> {
+        let Named { listening: Listening { sockets, signals }, pid_file } = self.0;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(cannot("start the runtime"))?;
+        Ok(Service { runtime, sockets, signals, pid_file })
+    }
+}
