@@ -7,6 +7,7 @@ mod addresses;
 mod bytes;
 mod ciphers;
 mod command_line;
+mod configuration;
 mod cuts;
 mod keepalive;
 mod key_files;

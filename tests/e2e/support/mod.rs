@@ -6,6 +6,7 @@ pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod redis;
 pub(crate) mod relay;
+pub(crate) mod site;
 pub(crate) mod socket;
 
 use std::time::Duration;

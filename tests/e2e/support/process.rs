@@ -157,6 +157,29 @@ impl Process {
         kill_process(self.pid(), signal).expect("the process is there until it is waited for");
     }
 
+    /// Sends SIGHUP and waits until it is obeyed; gives the line that says how that went.
+    pub(crate) fn reload(&self) -> String {
+        let before = self.log().matches("reloaded: ").count();
+        self.signal(Signal::HUP);
+        self.await_lines(before + 1, "reloaded: ").swap_remove(before)
+    }
+
+    /// The same, where all must go well.
+    #[track_caller]
+    pub(crate) fn reload_well(&self) {
+        let line = self.reload();
+        assert!(line.contains("INFO reloaded: "), "{line}");
+    }
+
+    /// The same, where it must fail; `parts` are in the line that says so.
+    #[track_caller]
+    pub(crate) fn reload_in_vain(&self, parts: &[&str]) {
+        let line = self.reload();
+        for part in [&["ERROR not reloaded: what was in force stays in force"], parts].concat() {
+            assert!(line.contains(part), "no '{part}' in: {line}");
+        }
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
