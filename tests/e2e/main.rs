@@ -15,6 +15,7 @@ mod limits;
 mod logs;
 mod many_pipes;
 mod redis;
+mod reload;
 mod resets;
 mod several_keys;
 mod signals;
