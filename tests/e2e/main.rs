@@ -3,17 +3,20 @@
 
 mod support;
 
+mod activation;
 mod addresses;
 mod bytes;
 mod ciphers;
 mod command_line;
 mod configuration;
 mod cuts;
+mod drain;
 mod keepalive;
 mod key_files;
 mod limits;
 mod logs;
 mod many_pipes;
+mod notification;
 mod redis;
 mod reload;
 mod resets;

@@ -1,6 +1,7 @@
 //! What the tests are made of: processes that end with the test, both ends of a pipe, services and clients to put at
 //! them, and a relay that does to the wire what networks and attackers do.
 
+pub(crate) mod manager;
 pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod random;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("redis-benchmark", "redis-tools"),
@@ -20,11 +20,22 @@ const PACKAGES: [(&str, &str); 8] = [
     ("ssh-keygen", "openssh-client"),
     ("script", "bsdutils"),
     ("prlimit", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("systemd-socket-activate", "systemd"),
 ];
 
 /// The binary under test.
 pub(crate) fn spipe() -> Command {
     Command::new(env!("CARGO_BIN_EXE_spipe"))
+}
+
+/// `command` as the process of a shell that has done `setup` before; the shell's `$$` is its process id.
+pub(crate) fn after(setup: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("{setup} exec \"$0\" \"$@\""));
+    shell.arg(command.get_program()).args(command.get_args());
+    shell
 }
 
 /// Starts `command`; a missing program is a failure that says what to install.
