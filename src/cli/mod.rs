@@ -28,6 +28,7 @@ use crate::net::stream::Stream;
 use crate::service::daemon::DaemonError;
 use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
+use crate::service::sandbox::Needs;
 use crate::service::startup::StartupError;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
@@ -202,10 +203,13 @@ fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, E
     }
     // As a filter in a pipeline or under ssh, only what goes wrong is news.
     serve::start_log(service, LevelFilter::ERROR);
-    let pipe = config::stdio_pipe(options, &mut Planner::default(), &mut Vec::new())
+    let pipe = config::stdio_pipe(options, &mut Planner::default())
         .map_err(ConfigError::from)
         .map_err(Error::from)
         .or_else(contradict_or_fail)?;
+    let mut needs = Needs::new();
+    serve::dialing(&pipe.dialer, &mut needs);
+    serve::confine(service, &needs);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
