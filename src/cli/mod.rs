@@ -19,7 +19,7 @@ use self::args::{Args, Command};
 use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
-use crate::config::{self, ConfigError, Configuration, Origin};
+use crate::config::{self, ConfigError, Configuration, FileError, Origin};
 use crate::net::listen::ListenError;
 use crate::net::pipe::ConnectionError;
 use crate::net::pipes::Plan;
@@ -66,6 +66,22 @@ pub enum Error {
         /// What it says.
         error: io::Error,
     },
+}
+
+impl Error {
+    /// Whether the system would have done it for somebody with more rights.
+    fn is_denied(&self) -> bool {
+        let error = match self {
+            Self::Listen(ListenError::Refused { error, .. })
+            | Self::Config(ConfigError::CommandLine(PlanError::Key(KeyFileError::Read(_, error))))
+            | Self::Config(ConfigError::File(
+                FileError::Read { error, .. }
+                | FileError::Plan { error: PlanError::Key(KeyFileError::Read(_, error)), .. },
+            )) => error,
+            _ => return false,
+        };
+        error.kind() == io::ErrorKind::PermissionDenied
+    }
 }
 
 /// Runs the command line `arguments`, the program's name first, to its end.

@@ -141,7 +141,15 @@ impl Supervisor<'_> {
             match self.reload().await {
                 Ok(()) => self.status.set_note(""),
                 Err(error) => {
-                    error!(reason = error.to_string(), "not reloaded: what was in force stays in force");
+                    let hint = if error.is_denied() && !self.options.no_sandbox {
+                        "; a directory that is new since the start is out of reach (sandbox): restart to let it in"
+                    } else {
+                        ""
+                    };
+                    error!(
+                        reason = format!("{error}{hint}"),
+                        "not reloaded: what was in force stays in force"
+                    );
                     self.status.set_note("the last reload failed, see the log; ");
                 }
             }
