@@ -19,7 +19,7 @@ use self::args::{Args, Command};
 use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
-use crate::config::{self, ConfigError, Configuration, Origin};
+use crate::config::{self, ConfigError, Configuration, FileError, Origin};
 use crate::net::listen::ListenError;
 use crate::net::pipe::ConnectionError;
 use crate::net::pipes::Plan;
@@ -28,6 +28,7 @@ use crate::net::stream::Stream;
 use crate::service::daemon::DaemonError;
 use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
+use crate::service::sandbox::Needs;
 use crate::service::startup::StartupError;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
@@ -65,6 +66,22 @@ pub enum Error {
         /// What it says.
         error: io::Error,
     },
+}
+
+impl Error {
+    /// Whether the system would have done it for somebody with more rights.
+    fn is_denied(&self) -> bool {
+        let error = match self {
+            Self::Listen(ListenError::Refused { error, .. })
+            | Self::Config(ConfigError::CommandLine(PlanError::Key(KeyFileError::Read(_, error))))
+            | Self::Config(ConfigError::File(
+                FileError::Read { error, .. }
+                | FileError::Plan { error: PlanError::Key(KeyFileError::Read(_, error)), .. },
+            )) => error,
+            _ => return false,
+        };
+        error.kind() == io::ErrorKind::PermissionDenied
+    }
 }
 
 /// Runs the command line `arguments`, the program's name first, to its end.
@@ -202,10 +219,13 @@ fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, E
     }
     // As a filter in a pipeline or under ssh, only what goes wrong is news.
     serve::start_log(service, LevelFilter::ERROR);
-    let pipe = config::stdio_pipe(options, &mut Planner::default(), &mut Vec::new())
+    let pipe = config::stdio_pipe(options, &mut Planner::default())
         .map_err(ConfigError::from)
         .map_err(Error::from)
         .or_else(contradict_or_fail)?;
+    let mut needs = Needs::new();
+    serve::dialing(&pipe.dialer, &mut needs);
+    serve::confine(service, &needs);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -102,6 +102,22 @@ pub(crate) struct PipeOptions {
     #[serde(skip)]
     _forward_secrecy: bool,
 
+    /// Wait for names to resolve, as spipe always does: a target is looked up for each connection (accepted for spiped's
+    /// sake, as are the next two)
+    #[arg(short = 'D', hide = true)]
+    #[serde(skip)]
+    _wait_for_dns: bool,
+
+    /// How often to look the target up again
+    #[arg(short = 'r', hide = true, value_name = "SECONDS")]
+    #[serde(skip)]
+    _lookup_period: Option<u64>,
+
+    /// Never look the target up again; spipe does it for each connection, which only costs an answer from a cache
+    #[arg(short = 'R', hide = true)]
+    #[serde(skip)]
+    _look_up_once: bool,
+
     /// Refused: spiped's faster handshake without forward secrecy
     #[arg(short = 'f', long, hide = true)]
     #[serde(skip)]

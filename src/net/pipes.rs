@@ -16,6 +16,7 @@ use super::listen::{self, Bound, ListenError, Listener, Passed};
 use super::pipe::Pipe;
 use super::serve::{Role, Running, Server};
 use super::stream::Keepalive;
+use crate::proto::cipher::Ciphers;
 
 /// One pipe, as it is to be.
 pub struct Plan {
@@ -95,6 +96,44 @@ struct Serving {
     max_connections: usize,
     limit: Arc<Semaphore>,
     running: Running,
+    said: Said,
+}
+
+/// What the log was told of a pipe, to tell it again when it has become another.
+#[derive(PartialEq, Eq)]
+struct Said {
+    name: Option<String>,
+    role: Role,
+    target: String,
+    keys: String,
+    ciphers: Ciphers,
+}
+
+impl Said {
+    fn of(role: Role, pipe: &Pipe) -> Self {
+        let keys: Vec<_> = pipe.keys.iter().map(|key| key.fingerprint().to_string()).collect();
+        Self {
+            name: pipe.name.clone(),
+            role,
+            target: pipe.dialer.target().to_string(),
+            keys: keys.join(","),
+            ciphers: pipe.ciphers,
+        }
+    }
+
+    fn log(&self, listener: &Listener) {
+        let Self { name, role, target, keys, ciphers } = self;
+        let (version, source) = (env!("CARGO_PKG_VERSION"), listener.local());
+        info!(pipe = name.as_deref(), version, %role, %source, %target, key = %keys, %ciphers, "listening");
+    }
+}
+
+/// What a pipe leaves to one in its place.
+struct Legacy {
+    sources: Vec<Source>,
+    max_connections: usize,
+    limit: Arc<Semaphore>,
+    said: Said,
 }
 
 /// How serving ended.
@@ -124,14 +163,14 @@ impl Pipes {
         let new = bind(wanted.filter(|source| !held.contains(source)), &mut Passed::default())?;
         let mut new = into_listeners(new)?;
 
-        let (mut kept, mut limits) = (Vec::new(), Vec::new());
-        for Serving { sources, max_connections, limit, running } in self.serving.drain(..) {
+        let (mut kept, mut legacies) = (Vec::new(), Vec::new());
+        for Serving { sources, max_connections, limit, running, said } in self.serving.drain(..) {
             kept.extend(running.stop().await);
-            limits.push((sources, max_connections, limit));
+            legacies.push(Legacy { sources, max_connections, limit, said });
         }
         for plan in plans {
             let kept = take(&mut kept, &plan.sources);
-            self.serve(plan, &mut new, kept, &limits);
+            self.serve(plan, &mut new, kept, &legacies);
         }
         for gone in kept {
             info!(source = %gone.local(), "no longer listening");
@@ -140,39 +179,25 @@ impl Pipes {
     }
 
     /// Serves `plan` on those of the `new` sockets that are its own, and on the `kept` ones.
-    fn serve(
-        &mut self,
-        plan: Plan,
-        new: &mut Vec<Listener>,
-        kept: Vec<Listener>,
-        limits: &[(Vec<Source>, usize, Arc<Semaphore>)],
-    ) {
+    fn serve(&mut self, plan: Plan, new: &mut Vec<Listener>, kept: Vec<Listener>, legacies: &[Legacy]) {
         let Plan { role, sources, pipe, max_connections, keepalive } = plan;
+        let legacy = legacies.iter().find(|legacy| legacy.sources == sources);
+        let said = Said::of(role, &pipe);
         let mut listeners = take(new, &sources);
-        for listener in &listeners {
-            let keys: Vec<_> = pipe.keys.iter().map(|key| key.fingerprint().to_string()).collect();
-            info!(
-                pipe = pipe.name.as_deref(),
-                version = env!("CARGO_PKG_VERSION"),
-                role = %role,
-                source = %listener.local(),
-                target = %pipe.dialer.target(),
-                key = keys.join(","),
-                ciphers = %pipe.ciphers,
-                "listening"
-            );
+        let known = legacy.is_some_and(|legacy| legacy.said == said);
+        for listener in listeners.iter().chain(kept.iter().filter(|_| !known)) {
+            said.log(listener);
         }
         listeners.extend(kept);
         // Whoever is connected counts, as long as the limit itself is the same. Permits cannot be taken back from a limit that
         // shrinks, so a changed one is a new one.
-        let limit =
-            limits.iter().find(|(old, max, _)| *old == sources && *max == max_connections).map_or_else(
-                || Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
-                |(_, _, limit)| Arc::clone(limit),
-            );
+        let limit = legacy.filter(|legacy| legacy.max_connections == max_connections).map_or_else(
+            || Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            |legacy| Arc::clone(&legacy.limit),
+        );
         let server = Server { role, listeners, pipe: Arc::new(pipe), limit: Arc::clone(&limit), keepalive };
         let running = server.start(&self.connections, &self.heartbeat);
-        self.serving.push(Serving { sources, max_connections, limit, running });
+        self.serving.push(Serving { sources, max_connections, limit, running, said });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer.
