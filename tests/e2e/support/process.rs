@@ -252,9 +252,17 @@ impl Ended {
     pub(crate) fn failed_with(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         assert_eq!(self.stderr.trim_end().lines().count(), 1, "one line, not:\n{}", self.stderr);
-        assert!(self.stderr.starts_with("spipe: "), "{}", self.stderr);
+        self.failed_with_last_line(code, parts);
+    }
+
+    /// The same, where the log may have something to say before.
+    #[track_caller]
+    pub(crate) fn failed_with_last_line(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let line = self.stderr.lines().last().unwrap_or_default();
+        assert!(line.starts_with("spipe: "), "{}", self.stderr);
         for part in parts {
-            assert!(self.stderr.contains(part), "no '{part}' in: {}", self.stderr);
+            assert!(line.contains(part), "no '{part}' in: {}", self.stderr);
         }
     }
 
