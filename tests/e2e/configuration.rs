@@ -405,6 +405,20 @@ fn a_file_that_is_not_there_is_refused() {
 }
 
 #[test]
+fn a_file_that_may_not_be_read_is_refused() {
+    let site = Site::with_key();
+    site.configure(VALID);
+    set_mode(&site.file(), 0);
+    // What lets root read everything is left behind; of others' rights that changes nothing.
+    let mut command = Command::new("setpriv");
+    if rustix::process::geteuid().is_root() {
+        command.arg("--bounding-set=-dac_override,-dac_read_search");
+    }
+    command.arg(spipe().get_program()).arg("check").arg(site.file());
+    run(&mut command).failed_with(1, &["cannot read the configuration", "pipes.toml", "Permission denied"]);
+}
+
+#[test]
 fn a_directory_is_no_configuration() {
     let site = Site::new();
     std::fs::create_dir(site.file()).expect("it is ours");

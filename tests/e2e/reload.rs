@@ -131,6 +131,54 @@ fn only_new_places_are_told_in_the_log() {
 }
 
 #[test]
+fn a_pipe_that_has_become_another_is_told_in_the_log_with_the_place_that_it_keeps() {
+    let (site, process, a) = one_pipe();
+    process.reload_well();
+    assert_eq!(process.log().matches(" listening ").count(), 2, "nothing has changed: {}", process.log());
+    site.configure(a.replace("name = \"a\"", "name = \"renamed\""));
+    process.reload_well();
+    let line = process.await_line(&["listening", "pipe=\"renamed\""]);
+    assert_eq!(field(&line, "source"), site.socket("a"));
+    assert_eq!(process.log().matches(" listening ").count(), 3, "{}", process.log());
+}
+
+#[test]
+fn a_place_that_is_written_in_another_way_stays_the_same() {
+    let site = Site::with_key();
+    let port = crate::support::redis::free_port();
+    let sealed = site.decrypt("sealed", echo());
+    let front = |source: &str| {
+        let front = site.encrypt("front", site.socket("sealed"));
+        front.replace(&site.socket("front"), source) + &sealed
+    };
+    let process = site.serve(front(&format!("127.0.0.1:{port}")));
+    site.configure(front(&format!("[127.0.0.1]:{port}")));
+    process.reload_well();
+    assert!(!process.log().contains("no longer listening"), "{}", process.log());
+    assert_echoes(&mut connect(([127, 0, 0, 1], port).into()), "the same place");
+}
+
+#[test]
+fn a_hundred_reloads_leave_no_descriptor_behind() {
+    let site = Site::with_key();
+    let a = site.both_ends("a", echo());
+    let both = a.clone() + &site.both_ends("b", "127.0.0.1:9");
+    site.configure(&a);
+    // With one left open by each reload, they would soon run out.
+    let command = site.command();
+    let mut limited = std::process::Command::new("prlimit");
+    limited.arg("--nofile=64:64").arg(command.get_program()).args(command.get_args());
+    let process = Process::start(&mut limited);
+    process.await_line(&["listening"]);
+    for number in 0..100 {
+        site.configure(if number & 1 == 0 { &both } else { &a });
+        process.reload_well();
+        assert_echoes(&mut site.connect("a"), "still");
+    }
+    assert!(!process.log().contains("Too many open files"), "{}", process.log());
+}
+
+#[test]
 fn a_source_moves_from_one_pipe_to_another() {
     let site = Site::with_key();
     let (one, other) = (greeter("one"), greeter("other"));
@@ -214,7 +262,11 @@ fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refus
         let back = site.decrypt("back", target).replace("\"back\"", &format!("\"back-{number}\""));
         let limit = format!("max-connections = {}\n", 100 + number);
         // The order changes too.
-        if number % 2 == 0 { front + &limit + &back + &limit } else { back + &limit + &front + &limit }
+        if number.is_multiple_of(2) {
+            front + &limit + &back + &limit
+        } else {
+            back + &limit + &front + &limit
+        }
     };
     let process = site.serve(state(0));
     let line = process.await_line(&["listening", "front-0"]);
