@@ -27,7 +27,12 @@ fn what_nobody_asked_for_cannot_be_read() {
         needs.key(&key);
         needs.connect_to(&"192.0.2.1:80".parse().unwrap());
         lock_in(&needs);
-        for path in [other.as_path(), Path::new("/etc/passwd"), Path::new("/proc/self/environ"), Path::new("/dev/zero")] {
+        for path in [
+            other.as_path(),
+            Path::new("/etc/passwd"),
+            Path::new("/proc/self/environ"),
+            Path::new("/dev/zero"),
+        ] {
             assert_denied(File::open(path));
         }
         for path in [directory, Path::new("/"), Path::new("/etc"), Path::new("/usr/lib")] {

@@ -18,7 +18,8 @@ const DIRECTORY: &str = "SPIPE_TEST_DIRECTORY";
 const END: &str = "the isolated test has come to its end";
 
 /// Runs `body`, which is to be a closure of the test itself, in a process of its own: this program, started anew with
-/// nothing but that test. What has to be there before goes in the directory that `body` gets.
+/// nothing but that test. It is the thread of the test that is locked in, and those that it starts then; what it started
+/// before, such as a service to talk to, is free. What has to be there before goes in the directory that `body` gets.
 pub(crate) fn isolated<F: FnOnce(&Path)>(body: F) {
     isolated_with(&[], body);
 }
@@ -32,7 +33,7 @@ pub(crate) fn isolated_with<F: FnOnce(&Path)>(environment: &[(&str, &str)], body
 /// `etc` of the test.
 pub(crate) fn isolated_in_namespaces<F: FnOnce(&Path)>(body: F) {
     let prepare = format!(
-        "ip link set lo up && mkdir ${DIRECTORY}/etc && mount --bind ${DIRECTORY}/etc /etc && exec \"$@\""
+        "ip link set lo up && ip address add fe80::1/64 dev lo && mkdir ${DIRECTORY}/etc && mount --bind ${DIRECTORY}/etc /etc && exec \"$@\""
     );
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c", &prepare, "sh"]);
@@ -50,8 +51,7 @@ fn start<F: FnOnce(&Path)>(command: &mut Command, body: F) {
     let closure = type_name::<F>();
     let test = closure.trim_end_matches("::{{closure}}").split_once("::").expect("the crate comes first").1;
     let output = command
-        // With one thread, the test is on the main one, as it is in the service.
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--nocapture"])
         .env(DIRECTORY, directory.path())
         // Places that are treated apart; nothing is there unless the test makes it.
         .env("HOME", directory.path().join("home"))
@@ -85,7 +85,7 @@ pub(crate) fn lock_in(needs: &Needs) {
 /// That this was refused by landlock.
 #[track_caller]
 pub(crate) fn assert_denied<T: Debug>(result: io::Result<T>) {
-    assert_eq!(result.expect_err("it is forbidden").raw_os_error(), Some(Errno::ACCESS.raw_os_error()));
+    assert_eq!(result.expect_err("it is forbidden").kind(), io::ErrorKind::PermissionDenied);
 }
 
 /// That seccomp does not know this.
