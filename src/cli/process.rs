@@ -6,12 +6,16 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
+use crate::service::sandbox::allow_locking;
+
 /// Keeps keys out of core dumps and away from debuggers of the same user, and makes room for many connections.
 ///
 /// All of it is a second line of defence: where the system refuses, the pipe works as well, so failures are passed over.
 pub(super) fn harden() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // While we may be root.
+    allow_locking();
     // The customary soft limit of 1,024 descriptors is there for programs that use select(2).
     let descriptors = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors });

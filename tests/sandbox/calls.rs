@@ -16,7 +16,8 @@ use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use socket2::{Domain, Protocol, Socket, Type};
 use spipe::service::sandbox::Needs;
 
-use crate::isolated::{assert_no_such_call, isolated, lock_in};
+use crate::isolated::{assert_no_such_call, isolated, lock_in, refuse};
+use seccompiler::SeccompAction;
 
 /// A process that may use the most system calls of all.
 fn lock_in_for_anything() {
@@ -50,6 +51,16 @@ fn no_program_can_be_run() {
         lock_in_for_anything();
         // In place of this one, and beside it.
         assert_no_such_call::<()>(Err(Command::new("/bin/true").exec()));
+        assert_no_such_call(Command::new("/bin/true").spawn());
+    });
+}
+
+#[test]
+fn no_process_can_be_started() {
+    isolated(|_| {
+        // One that was started would end here, and starting it would have been a success.
+        refuse(&[libc::SYS_execve], SeccompAction::KillProcess);
+        lock_in_for_anything();
         assert_no_such_call(Command::new("/bin/true").spawn());
     });
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::io::Errno;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 use spipe::service::sandbox::{Needs, confine};
 use tempfile::TempDir;
 
@@ -80,6 +81,14 @@ pub(crate) fn lock_in(needs: &Needs) {
         Err(Errno::NOSYS),
         "seccomp is not on: these tests need a kernel with it"
     );
+}
+
+/// Does this to these calls of this thread, before it is locked in.
+pub(crate) fn refuse(calls: &[i64], action: SeccompAction) {
+    let architecture = TargetArch::try_from(env::consts::ARCH).unwrap();
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, architecture).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
 /// That this was refused by landlock.

@@ -5,6 +5,7 @@
 mod calls;
 mod files;
 mod isolated;
+mod log_lines;
 mod memory;
 mod network;
 mod pipes;

@@ -1,7 +1,8 @@
 //! Connections, by every form of address.
 
 use std::fmt::Debug;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, UnixStream};
@@ -246,7 +247,7 @@ fn without_a_name_nothing_is_looked_up() {
     isolated(|_| {
         lock_in(&needs("192.0.2.1:80", None));
         assert!(("localhost", 80).to_socket_addrs().is_err());
-        assert_denied(std::fs::File::open("/etc/hosts"));
+        assert_denied(File::open("/etc/hosts"));
         assert_denied(TcpStream::connect((LOOPBACK, 53)));
         assert_no_such_call(UdpSocket::bind("127.0.0.1:0"));
     });
@@ -260,6 +261,23 @@ fn names_are_asked_of_dns() {
         let target = format!("service.example:{port}");
         lock_in(&needs(&target, None));
         dial(&target, None).unwrap();
+    });
+}
+
+#[test]
+fn libraries_of_the_resolver_are_loaded() {
+    isolated_in_namespaces(|directory| {
+        resolver::set_up(directory, resolver::Answers::InOneDatagram);
+        // Asked first, and not a part of the C library.
+        std::fs::write("/etc/nsswitch.conf", "hosts: hesiod [NOTFOUND=continue] files dns\n").unwrap();
+        let mut maps = File::open("/proc/self/maps").unwrap();
+        let (_target, port) = listen("127.0.0.7:0");
+        let target = format!("service.example:{port}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+        let mut loaded = String::new();
+        maps.read_to_string(&mut loaded).unwrap();
+        assert!(loaded.contains("libnss_hesiod"), "{loaded}");
     });
 }
 
