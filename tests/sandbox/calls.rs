@@ -98,21 +98,24 @@ fn namespaces_and_mounts_are_out_of_reach() {
 #[test]
 fn other_processes_are_out_of_reach() {
     isolated(|_| {
-        // It ends with us, since its standard input does.
+        // It ends when its standard input does, so with us at the latest.
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        let input = child.stdin.take();
+        let waiting = thread::spawn(move || child.wait());
         lock_in_for_anything();
         assert_no_such_call(ptrace::attach(pid).map_err(io::Error::from));
         let mut byte = [0];
         let there = RemoteIoVec { base: 0x1000, len: 1 };
         let read = process_vm_readv(pid, &mut [io::IoSliceMut::new(&mut byte)], &[there]);
         assert_no_such_call(read.map_err(io::Error::from));
-        assert_no_such_call(child.kill());
-        let other = Pid::from_raw(child.id().cast_signed()).unwrap();
+        let other = Pid::from_raw(pid.as_raw()).unwrap();
+        assert_no_such_call(rustix::process::kill_process(other, Signal::KILL).map_err(io::Error::from));
         assert_no_such_call(
             rustix::process::pidfd_open(other, rustix::process::PidfdFlags::empty()).map_err(io::Error::from),
         );
-        assert_no_such_call(rustix::process::kill_process(Pid::INIT, Signal::TERM).map_err(io::Error::from));
+        drop(input);
+        assert!(waiting.join().unwrap().unwrap().success());
     });
 }
 

@@ -75,7 +75,7 @@ impl Client for UnixStream {
 /// Sends [`LENGTH`] bytes and gets them back.
 fn talk(mut client: Box<dyn Client>) {
     let mut writer = client.another();
-    let sent: Vec<u8> = (0..LENGTH).map(|index| (index % 251) as u8).collect();
+    let sent: Vec<u8> = (0..=250).cycle().take(LENGTH).collect();
     let bytes = sent.clone();
     let writing = thread::spawn(move || {
         writer.write_all(&bytes).unwrap();
