@@ -5,7 +5,9 @@ use std::env;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
-use std::process::Command;
+use std::process::{self, Command};
+use std::thread;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
@@ -17,6 +19,9 @@ const DIRECTORY: &str = "SPIPE_TEST_DIRECTORY";
 
 /// Printed when a test has come to its end there; a process that ran nothing would end well, too.
 const END: &str = "the isolated test has come to its end";
+
+/// The guard that turns a hang into a failure; no test waits for it to pass.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs `body`, which is to be a closure of the test itself, in a process of its own: this program, started anew with
 /// nothing but that test. It is the thread of the test that is locked in, and those that it starts then; what it started
@@ -43,6 +48,11 @@ pub(crate) fn isolated_in_namespaces<F: FnOnce(&Path)>(body: F) {
 
 fn start<F: FnOnce(&Path)>(command: &mut Command, body: F) {
     if let Some(directory) = env::var_os(DIRECTORY) {
+        thread::spawn(|| {
+            thread::sleep(DEADLINE);
+            eprintln!("it did not come to its end in time");
+            process::abort();
+        });
         body(Path::new(&directory));
         println!("{END}");
         return;
