@@ -9,11 +9,12 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use spipe::net::addr::{Source, Target};
+use spipe::net::addr::{Endpoint, Target};
 use spipe::net::dial::Dialer;
-use spipe::net::listen::{Bound, Passed, listen};
+use spipe::net::listen::Passed;
 use spipe::net::pipe::Pipe;
-use spipe::net::serve::{Role, Running, Server, Stopped};
+use spipe::net::pipes::{self, Plan, Stopped};
+use spipe::net::serve::Role;
 use spipe::net::stream::Keepalive;
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::handshake::Label;
@@ -25,16 +26,18 @@ use crate::isolated::{isolated, lock_in};
 /// Enough for full frames, several at a time.
 const LENGTH: usize = 1 << 20;
 
-fn serve(role: Role, bound: Vec<Bound>, target: Target, cipher: Cipher) -> Running {
-    let pipe = Arc::new(Pipe {
-        keys: vec![Key::from_bytes(&[42; 32]).unwrap()],
+fn plan(role: Role, source: &str, target: Target) -> Plan {
+    let pipe = Pipe {
+        name: None,
+        keys: vec![Arc::new(Key::from_bytes(&[42; 32]).unwrap())],
         label: Label::default(),
-        ciphers: Ciphers::only(cipher),
+        ciphers: Ciphers::only(Cipher::Aes256Gcm),
         dialer: Dialer::new(target, None, Keepalive::On).unwrap(),
         timeout: Duration::from_secs(60),
-    });
-    let listeners = bound.into_iter().map(|bound| bound.into_listener().unwrap()).collect();
-    Server { role, listeners, pipe, max_connections: 100, keepalive: Keepalive::On }.start()
+        usage: Arc::default(),
+    };
+    let sources = vec![source.parse().unwrap()];
+    Plan { role, sources, pipe, max_connections: 100, keepalive: Keepalive::On }
 }
 
 /// Sends back what comes.
@@ -92,21 +95,22 @@ fn carries(
     source: &str,
     wire: &str,
     target: &str,
-    client: impl Fn(&Bound) -> Box<dyn Client> + Send + 'static,
+    client: impl Fn(&Endpoint) -> Box<dyn Client> + Send + 'static,
 ) {
-    let bind = |source: &str| listen(&source.parse::<Source>().unwrap(), &mut Passed::default()).unwrap();
-    let (near, far) = (bind(source), bind(wire));
-    let far_address: Target = far[0].local().to_string().parse().unwrap();
     let target: Target = target.parse().unwrap();
+    let listen = |plan| pipes::listen(vec![plan], &mut Passed::default()).unwrap();
+    let far = listen(plan(Role::Responder, wire, target.clone()));
+    let far_address: Target = far.places().next().unwrap().to_string().parse().unwrap();
+    let near = listen(plan(Role::Initiator, source, far_address.clone()));
     let mut needs = Needs::new();
     for source in [source, wire] {
         needs.listen_at(&source.parse().unwrap());
     }
     needs.connect_to(&far_address);
     needs.connect_to(&target);
-    // It connects while nothing is accepted, and from a thread that is free.
+    // They connect while nothing is accepted, and from a thread that is free.
     let (start, started) = channel();
-    let clients: Vec<_> = (0..3).map(|_| client(&near[0])).collect();
+    let clients: Vec<_> = (0..3).map(|_| client(near.places().next().unwrap())).collect();
     let talking = thread::spawn(move || {
         started.recv().unwrap();
         clients.into_iter().for_each(talk);
@@ -114,10 +118,7 @@ fn carries(
     lock_in(&needs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let ends = [
-            serve(Role::Responder, far, target, Cipher::Aes256Gcm),
-            serve(Role::Initiator, near, far_address, Cipher::Aes256Gcm),
-        ];
+        let ends = [far.start().unwrap(), near.start().unwrap()];
         start.send(()).unwrap();
         tokio::task::spawn_blocking(|| talking.join().unwrap()).await.unwrap();
         for end in ends {
@@ -126,9 +127,9 @@ fn carries(
     });
 }
 
-fn tcp_client(bound: &Bound) -> Box<dyn Client> {
-    let address = bound.local().to_string();
-    Box::new(TcpStream::connect(address.replace("[127.0.0.1]", "127.0.0.1")).unwrap())
+fn tcp_client(place: &Endpoint) -> Box<dyn Client> {
+    let Endpoint::Ip(address) = place else { panic!("it listens on {place}") };
+    Box::new(TcpStream::connect(address).unwrap())
 }
 
 fn tcp_service(address: &str) -> u16 {

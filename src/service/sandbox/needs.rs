@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf, absolute};
 
-use super::super::log::Destination;
 use crate::net::addr::{Endpoint, Outgoing, Source, Target, UnixName};
+use crate::service::log::Destination;
 
 /// DNS, where an answer is too long for UDP.
 const DNS: u16 = 53;
