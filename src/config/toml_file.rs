@@ -45,6 +45,17 @@ pub enum FileError {
     NoPipe(PathBuf),
 }
 
+impl FileError {
+    /// What the operating system says, if it is that.
+    pub(crate) fn system(&self) -> Option<&io::Error> {
+        match self {
+            Self::Read { error, .. } => Some(error),
+            Self::Plan { error, .. } => error.system(),
+            Self::Syntax { .. } | Self::NoPipe(_) => None,
+        }
+    }
+}
+
 /// A line of a file.
 #[derive(Debug)]
 pub struct Place {
