@@ -14,6 +14,7 @@ mod limits;
 mod logs;
 mod redis;
 mod resets;
+mod sandbox;
 mod signals;
 mod stdio;
 mod strangers;
