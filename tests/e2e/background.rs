@@ -146,8 +146,12 @@ fn a_pid_file_with_a_relative_name_is_removed_too() {
 #[track_caller]
 fn assert_stays(command: &mut Command, code: i32, parts: &[&str]) {
     let site = Site::new();
-    run(daemon(command, &site)).failed_with_last_line(code, parts);
-    assert!(!site.path("pid").exists());
+    let ended = run(daemon(command, &site));
+    if site.path("pid").exists() {
+        let _ended_with_the_test = Background::of(site, ended);
+        panic!("it is in the background");
+    }
+    ended.failed_with_last_line(code, parts);
 }
 
 #[test]

@@ -145,17 +145,18 @@ fn a_pipe_that_has_become_another_is_told_in_the_log_with_the_place_that_it_keep
 #[test]
 fn a_place_that_is_written_in_another_way_stays_the_same() {
     let site = Site::with_key();
+    // At an address where nobody else looks for a port.
     let port = crate::support::redis::free_port();
     let sealed = site.decrypt("sealed", echo());
     let front = |source: &str| {
         let front = site.encrypt("front", site.socket("sealed"));
         front.replace(&site.socket("front"), source) + &sealed
     };
-    let process = site.serve(front(&format!("127.0.0.1:{port}")));
-    site.configure(front(&format!("[127.0.0.1]:{port}")));
+    let process = site.serve(front(&format!("127.77.0.2:{port}")));
+    site.configure(front(&format!("[127.77.0.2]:{port}")));
     process.reload_well();
     assert!(!process.log().contains("no longer listening"), "{}", process.log());
-    assert_echoes(&mut connect(([127, 0, 0, 1], port).into()), "the same place");
+    assert_echoes(&mut connect(([127, 77, 0, 2], port).into()), "the same place");
 }
 
 #[test]
