@@ -121,7 +121,7 @@ pub(crate) fn judgement(results: &Results) -> String {
         let mut rivals: Vec<(Peer, Spread)> = results
             .peers()
             .into_iter()
-            .filter(|&peer| peer.is_encrypted() && peer != Peer::Spipe)
+            .filter(|&peer| peer.is_encrypted() && !matches!(peer, Peer::Spipe | Peer::Other))
             .filter_map(|peer| Some((peer, spread(peer)?)))
             .collect();
         rivals.sort_by(|(_, a), (_, b)| {
