@@ -9,6 +9,7 @@
 //! `cargo bench --bench peers -- --help` has the options.
 
 mod account;
+mod goals;
 mod load;
 mod machine;
 mod peers;
@@ -211,7 +212,8 @@ fn publish(results: &Results, directory: &Path) -> Result<()> {
     for work in results.works() {
         println!("{}", report::work(results, work));
     }
-    print!("{}", report::judgement(results));
+    println!("{}", report::judgement(results));
+    print!("{}", goals::verdicts(results));
     fs::create_dir_all(directory)?;
     results.save(&directory.join("results.json"))?;
     fs::write(directory.join("results.md"), report::document(results))?;

@@ -83,6 +83,11 @@ impl Peer {
         !matches!(self, Self::Direct | Self::NginxPlain)
     }
 
+    /// Whether spipe is to be measured by it.
+    pub(crate) fn is_rival(self) -> bool {
+        self.is_encrypted() && !matches!(self, Self::Spipe | Self::Other)
+    }
+
     /// What it leaves out of what the other encrypted peers do for this work.
     pub(crate) fn does_less_at(self, work: Work) -> Option<&'static str> {
         match (self, work) {
