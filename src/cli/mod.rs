@@ -29,6 +29,7 @@ use crate::net::stream::Stream;
 use crate::service::daemon::DaemonError;
 use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
+use crate::service::sandbox::Needs;
 use crate::service::startup::StartupError;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
@@ -66,6 +67,19 @@ pub enum Error {
         /// What it says.
         error: io::Error,
     },
+}
+
+impl Error {
+    /// Whether the system would have done it for somebody with more rights.
+    fn is_denied(&self) -> bool {
+        let error = match self {
+            Self::Listen(ListenError::Refused { error, .. }) => Some(error),
+            Self::Config(ConfigError::CommandLine(error)) => error.system(),
+            Self::Config(ConfigError::File(error)) => error.system(),
+            _ => None,
+        };
+        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// Runs the command line `arguments`, the program's name first, to its end.
@@ -203,10 +217,13 @@ fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, E
     }
     // As a filter in a pipeline or under ssh, only what goes wrong is news.
     serve::start_log(service, LevelFilter::ERROR);
-    let pipe = config::stdio_pipe(options, &mut Planner::default(), &mut Vec::new())
+    let pipe = config::stdio_pipe(options, &mut Planner::default())
         .map_err(ConfigError::from)
         .map_err(Error::from)
         .or_else(contradict_or_fail)?;
+    let mut needs = Needs::new();
+    serve::dialing(&pipe.dialer, &mut needs);
+    serve::confine(service, &needs);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

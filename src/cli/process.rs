@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::service::sandbox;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{self, SignalKind, signal};
 
@@ -9,6 +10,7 @@ use tokio::signal::unix::{self, SignalKind, signal};
 ///
 /// All of it is a second line of defence: where the system refuses, the pipe works as well, so failures are passed over.
 pub(super) fn harden() {
+    sandbox::allow_locking();
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // The customary soft limit of 1,024 descriptors is there for programs that use select(2).

@@ -1,5 +1,6 @@
 //! From a configuration to a process that serves it: start-up, reload, drain.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,11 +13,13 @@ use super::process::{Signal, Signals};
 use crate::config::options::ServiceOptions;
 use crate::config::plan::Planner;
 use crate::config::{Configuration, Origin};
-use crate::net::pipes::{self, Pipes, Stopped};
+use crate::net::dial::Dialer;
+use crate::net::pipes::{self, Pipes, Plan, Stopped};
 use crate::net::usage::Usage;
 use crate::service::daemon::{self, Side};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
+use crate::service::sandbox::{self, Needs};
 use crate::service::startup::{Service, Started};
 
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
@@ -32,7 +35,9 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     };
     start_log(&options, LevelFilter::INFO);
     let mut planner = Planner::default();
-    let Configuration { pipes, .. } = Configuration::read(&origin, &mut planner)?;
+    let configuration = Configuration::read(&origin, &mut planner)?;
+    let needs = needs(&origin, &configuration, &options);
+    let Configuration { pipes, .. } = configuration;
     let status = Status::new(&pipes, &planner);
     let manager = Manager::from_env()?;
     let Service { runtime, sockets, signals, pid_file } = Started::new()
@@ -40,7 +45,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         .write_pid_file(options.pid_file.as_deref())?
         .become_user(options.user.as_ref())?
         .detach(background)?
-        .confine(|| ())
+        .confine(|| confine(&options, &needs))
         .start_runtime()?;
     let stopped = runtime.block_on(async {
         // Before the log says that we listen: who has read that may send a signal, and it must stop us in an orderly way
@@ -64,14 +69,60 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     })
 }
 
+/// What the process has to reach later.
+fn needs(origin: &Origin, configuration: &Configuration, options: &ServiceOptions) -> Needs {
+    let mut needs = Needs::new();
+    if let Origin::File(path) = origin {
+        needs.configuration(path);
+    }
+    for path in &configuration.key_files {
+        needs.key(path);
+    }
+    for Plan { sources, pipe, .. } in &configuration.pipes {
+        for source in sources {
+            needs.listen_at(source);
+        }
+        dialing(&pipe.dialer, &mut needs);
+    }
+    if let Some(path) = &options.pid_file {
+        needs.pid_file(path);
+    }
+    needs.log_to(log_destination(options));
+    needs
+}
+
+/// What each connection has to reach.
+pub(super) fn dialing(dialer: &Dialer, needs: &mut Needs) {
+    needs.connect_to(dialer.target());
+    if let Some(from) = dialer.from() {
+        needs.connect_from(from);
+    }
+}
+
+/// Locks the process in, unless that is not wanted.
+pub(super) fn confine(options: &ServiceOptions, needs: &Needs) {
+    if options.no_sandbox {
+        warn!("not locked in, as --no-sandbox says: use it for debugging only");
+    } else {
+        sandbox::confine(needs);
+    }
+}
+
+fn log_destination(options: &ServiceOptions) -> Destination {
+    // In the background there is no standard error.
+    if options.syslog || options.daemon { Destination::Syslog } else { Destination::stderr() }
+}
+
 /// Starts the log; without wishes, it has what `level` lets through.
 pub(super) fn start_log(options: &ServiceOptions, level: LevelFilter) {
-    // In the background there is no standard error.
-    let destination =
-        if options.syslog || options.daemon { Destination::Syslog } else { Destination::stderr() };
+    let destination = log_destination(options);
     log::start(options.log_level(level), options.log_format.unwrap_or_default(), destination);
     if destination == Destination::Syslog && !log::has_syslog_daemon() {
-        warn!("nobody listens at /dev/log: log lines are lost until a log daemon is there");
+        // The log is the one place where this would not be read.
+        let _ = writeln!(
+            std::io::stderr(),
+            "spipe: nobody listens at /dev/log: log lines are lost until a log daemon is there"
+        );
     }
 }
 
@@ -95,7 +146,15 @@ impl Supervisor<'_> {
             match self.reload().await {
                 Ok(()) => self.status.set_note(""),
                 Err(error) => {
-                    error!(reason = error.to_string(), "not reloaded: what was in force stays in force");
+                    let hint = if error.is_denied() && !self.options.no_sandbox {
+                        "; a directory that is new since the start is out of reach (sandbox): restart to let it in"
+                    } else {
+                        ""
+                    };
+                    error!(
+                        reason = format!("{error}{hint}"),
+                        "not reloaded: what was in force stays in force"
+                    );
                     self.status.set_note("the last reload failed, see the log; ");
                 }
             }
@@ -150,7 +209,7 @@ struct Said {
 }
 
 impl Status {
-    fn new(pipes: &[pipes::Plan], planner: &Planner) -> Self {
+    fn new(pipes: &[Plan], planner: &Planner) -> Self {
         Self { usage: Arc::clone(planner.usage()), said: Mutex::new(Said { note: "", pipes: pipes.len() }) }
     }
 

@@ -99,12 +99,9 @@ impl Configuration {
 ///
 /// # Errors
 /// [`PlanError`].
-pub(crate) fn stdio_pipe(
-    options: PipeOptions,
-    planner: &mut Planner,
-    key_files: &mut Vec<PathBuf>,
-) -> Result<Pipe, PlanError> {
-    planner.pipe(options, Path::new(""), key_files)
+pub(crate) fn stdio_pipe(options: PipeOptions, planner: &mut Planner) -> Result<Pipe, PlanError> {
+    // Its key is read once, so nobody has to know where it was.
+    planner.pipe(options, Path::new(""), &mut Vec::new())
 }
 
 /// `plan`, if it shares neither name nor place with one of `others`.
