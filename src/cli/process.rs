@@ -44,6 +44,11 @@ impl Signals {
         })
     }
 
+    /// Waits for one that asks to stop, whatever else is asked meanwhile.
+    pub(super) async fn stop(&mut self) {
+        while self.next().await != Signal::Stop {}
+    }
+
     /// Waits for the next one. Of several that wait, stopping goes first.
     pub(super) async fn next(&mut self) -> Signal {
         tokio::select! {

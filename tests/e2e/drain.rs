@@ -224,6 +224,21 @@ fn a_silent_stranger_holds_up_the_end_for_no_longer_than_a_handshake_may_take() 
 }
 
 #[test]
+fn a_silent_stranger_is_not_among_the_connections_that_are_cut() {
+    let args = ["-o", "600", "--drain-timeout", "0"];
+    let mut responder = End::responder(&Key::new(), "127.0.0.1:9").args(&args).start();
+    let mut stranger = connect(responder.address());
+    // It is accepted when the one after it is.
+    let mut second = connect(responder.address());
+    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the kernel takes it");
+    responder.await_line(&["refused"]);
+    responder.process.signal(Signal::TERM);
+    assert_eq!(responder.process.wait().code(), Some(0), "{}", responder.process.log());
+    responder.await_line(&["INFO stopped"]);
+    assert_ends(&mut stranger);
+}
+
+#[test]
 fn what_has_stopped_can_be_started_again_at_once() {
     // Not on port 0: it is the same port that must be free again, at an address where nobody else looks for one.
     let key = Key::new();

@@ -596,3 +596,21 @@ fn a_stranger_who_is_shaking_hands_is_let_go_on() {
     thread::spawn(move || std::io::copy(&mut far_in, &mut wire_out));
     assert_echoes(&mut client, "served by what was replaced");
 }
+
+#[test]
+fn a_reload_that_hangs_at_a_key_holds_up_neither_clients_nor_the_end() {
+    let site = Site::with_key();
+    let mut process = site.serve(site.both_ends("a", greeter("hello")));
+    // A named pipe gives nothing as long as nobody writes.
+    let key = site.path("test.key");
+    std::fs::remove_file(&key).expect("it is ours");
+    let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("it is ours");
+    process.signal(Signal::HUP);
+    // This waits until it is opened for reading.
+    let _silent = std::fs::File::options().write(true).open(&key).expect("the reload reads it");
+    assert_leads_to(&site, "a", "hello");
+    process.signal(Signal::TERM);
+    process.await_line(&["stopping"]);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+}
