@@ -614,3 +614,27 @@ fn a_reload_that_hangs_at_a_key_holds_up_neither_clients_nor_the_end() {
     process.await_line(&["stopping"]);
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
 }
+
+#[test]
+fn what_changes_while_a_reload_reads_is_read_by_the_next_one() {
+    let site = Site::with_key();
+    let process = site.serve(site.encrypt("a", "127.0.0.1:9"));
+    let key = site.path("test.key");
+    let content = std::fs::read(&key).expect("it is ours");
+    std::fs::remove_file(&key).expect("it is ours");
+    let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("it is ours");
+    process.signal(Signal::HUP);
+    let mut slow = std::fs::File::options().write(true).open(&key).expect("the reload reads it");
+    // The file has been read by now, and only the key is waited for.
+    std::fs::remove_file(&key).expect("it is ours");
+    std::fs::write(&key, &content).expect("it is ours");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+    site.configure(site.encrypt("b", "127.0.0.1:9"));
+    process.signal(Signal::HUP);
+    slow.write_all(&content).expect("the reload reads it");
+    drop(slow);
+    process.await_lines(2, "reloaded:");
+    assert_gone(&site, "a");
+    site.connect("b");
+}
