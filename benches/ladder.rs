@@ -18,10 +18,11 @@ use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::net::addr::Endpoint;
 use spipe::net::dial::Dialer;
-use spipe::net::listen::{self, Bound, Passed};
+use spipe::net::listen::Passed;
 use spipe::net::pipe::Pipe;
+use spipe::net::pipes::{self, Pipes, Plan};
 use spipe::net::pump::{self, Inbox, Open, OpenPump, Seal, SealPump};
-use spipe::net::serve::{Role, Running, Server};
+use spipe::net::serve::Role;
 use spipe::net::stream::Keepalive;
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
@@ -247,25 +248,28 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
     pump::run(&mut seal, &mut open, local.split(), wire.split()).await.expect("nothing fails on loopback");
 }
 
-fn start(role: Role, target: SocketAddr, cipher: Cipher) -> (SocketAddr, Running) {
-    let source = "127.0.0.1:0".parse().expect("an address");
-    let bound = listen::listen(&source, &mut Passed::default()).expect("a port");
-    let Some(&Endpoint::Ip(address)) = bound.first().map(Bound::local) else {
+fn start(role: Role, target: SocketAddr, cipher: Cipher) -> (SocketAddr, Pipes) {
+    let target = target.to_string().parse().expect("an address");
+    let plan = Plan {
+        role,
+        sources: vec!["127.0.0.1:0".parse().expect("an address")],
+        pipe: Pipe {
+            name: None,
+            keys: vec![Arc::new(key())],
+            label: Label::default(),
+            ciphers: Ciphers::only(cipher),
+            dialer: Dialer::new(target, None, Keepalive::On).expect("both are TCP"),
+            timeout: Duration::from_secs(5),
+            usage: Arc::default(),
+        },
+        max_connections: 100,
+        keepalive: Keepalive::On,
+    };
+    let listening = pipes::listen(vec![plan], &mut Passed::default()).expect("a port");
+    let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         unreachable!("it is an IP address");
     };
-    let listeners =
-        bound.into_iter().map(Bound::into_listener).collect::<Result<_, _>>().expect("a runtime is here");
-    let target = target.to_string().parse().expect("an address");
-    let pipe = Pipe {
-        keys: vec![key()],
-        label: Label::default(),
-        ciphers: Ciphers::only(cipher),
-        dialer: Dialer::new(target, None, Keepalive::On).expect("both are TCP"),
-        timeout: Duration::from_secs(5),
-    };
-    let server =
-        Server { role, listeners, pipe: Arc::new(pipe), max_connections: 100, keepalive: Keepalive::On };
-    (address, server.start())
+    (address, listening.start().expect("a runtime is here"))
 }
 
 /// Beside the ladder: what a connection costs before its first byte.

@@ -9,22 +9,24 @@
 //! The modules, in the order in which a byte travels (an arrow means "uses", and none points back):
 //!
 //! ```text
-//!  main ─▶ cli ─▶ net::serve ─▶ net::pipe ─▶ net::pump ─▶ proto::frame
-//!          flags   accept,       one          one          seal, open
-//!          and     limits,       connection   direction
-//!          files   drain            │
-//!                                   └─▶ net::handshake ─▶ proto::handshake ─▶ proto::noise
-//!                                       deadlines          steps, messages     state
+//!  main ─▶ cli ─▶ config ─▶ net::pipes ─▶ net::serve ─▶ net::pipe ─▶ net::pump ─▶ proto::frame
+//!           │     flags     all pipes,    accept,       one          one          seal, open
+//!           │     and       reload,       limits        connection   direction
+//!           │     files     drain                          │
+//!           ▼                                              └─▶ net::handshake ─▶ proto::handshake ─▶ proto::noise
+//!        service                                               deadlines          steps, messages     state
+//!        what a process owes its system
 //! ```
 //!
-//! [`proto`] is pure: bytes in, bytes out. [`net`] moves bytes and knows nothing of ciphers. `docs/DESIGN.md` has the
-//! reasons, `docs/PROTOCOL.md` the wire.
+//! [`proto`] is pure: bytes in, bytes out. [`net`] moves bytes and knows nothing of ciphers. [`config`] says what pipes there
+//! are to be. `docs/DESIGN.md` has the reasons, `docs/PROTOCOL.md` the wire.
 //!
 //! The library exists for the binary, its tests and its benchmarks; its interface is not stable.
 
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod config;
 pub mod net;
 pub mod proto;
 pub mod service;

@@ -17,12 +17,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use zeroize::Zeroizing;
 
-use super::process;
+use crate::config::plan::has_aes_instructions;
 use crate::net::addr::{Endpoint, Target};
 use crate::net::dial::Dialer;
-use crate::net::listen::{self, Bound, Passed};
+use crate::net::listen::Passed;
 use crate::net::pipe::Pipe;
-use crate::net::serve::{Role, Running, Server};
+use crate::net::pipes::{self, Pipes, Plan};
+use crate::net::serve::Role;
 use crate::net::stream::Keepalive;
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::{Label, MESSAGE_1};
@@ -111,23 +112,27 @@ async fn show(service: Option<Target>) -> Result<(), String> {
 }
 
 /// One end of a pipe on a port of its own.
-fn start(role: Role, target: Target, key: &[u8; 32]) -> Result<(SocketAddr, Running), String> {
-    let bound =
-        listen::listen(&"127.0.0.1:0".parse().map_err(text)?, &mut Passed::default()).map_err(text)?;
-    let Some(&Endpoint::Ip(address)) = bound.first().map(Bound::local) else {
+fn start(role: Role, target: Target, key: &[u8; 32]) -> Result<(SocketAddr, Pipes), String> {
+    let plan = Plan {
+        role,
+        sources: vec!["127.0.0.1:0".parse().map_err(text)?],
+        pipe: Pipe {
+            name: None,
+            keys: vec![Arc::new(Key::from_bytes(key).map_err(text)?)],
+            label: Label::default(),
+            ciphers: Ciphers::auto(has_aes_instructions()),
+            dialer: Dialer::new(target, None, Keepalive::On).map_err(text)?,
+            timeout: STEP,
+            usage: Arc::default(),
+        },
+        max_connections: 10,
+        keepalive: Keepalive::On,
+    };
+    let listening = pipes::listen(vec![plan], &mut Passed::default()).map_err(text)?;
+    let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         return Err("cannot listen on 127.0.0.1".into());
     };
-    let listeners = bound.into_iter().map(Bound::into_listener).collect::<Result<_, _>>().map_err(text)?;
-    let pipe = Pipe {
-        keys: vec![Key::from_bytes(key).map_err(text)?],
-        label: Label::default(),
-        ciphers: Ciphers::auto(process::has_aes_instructions()),
-        dialer: Dialer::new(target, None, Keepalive::On).map_err(text)?,
-        timeout: STEP,
-    };
-    let server =
-        Server { role, listeners, pipe: Arc::new(pipe), max_connections: 10, keepalive: Keepalive::On };
-    Ok((address, server.start()))
+    Ok((address, listening.start().map_err(text)?))
 }
 
 async fn start_echo() -> io::Result<SocketAddr> {

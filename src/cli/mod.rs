@@ -2,29 +2,34 @@
 
 mod args;
 mod demo;
-mod key_file;
 mod process;
+mod serve;
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
-use tracing::info;
+use tracing::level_filters::LevelFilter;
 
-use self::args::{Args, Command, PipeArgs};
-use self::key_file::{KeyFileError, KeySource};
-use crate::net::addr::Source;
-use crate::net::dial::{Dialer, FamilyMismatch};
-use crate::net::listen::{self, Bound, ListenError};
-use crate::net::pipe::{ConnectionError, Pipe};
+use self::args::{Args, Command};
+use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
+use crate::config::options::{PipeOptions, ServiceOptions};
+use crate::config::plan::{PlanError, Planner};
+use crate::config::{self, ConfigError, Configuration, FileError, Origin};
+use crate::net::listen::ListenError;
+use crate::net::pipe::ConnectionError;
+use crate::net::pipes::Plan;
 use crate::net::pump::PumpError;
-use crate::net::serve::{Role, Server, Stopped};
-use crate::net::stream::{Keepalive, Stream};
-use crate::proto::cipher::{Cipher, Ciphers};
+use crate::net::stream::Stream;
+use crate::service::daemon::DaemonError;
+use crate::service::notify::NotifyError;
+use crate::service::privileges::Identity;
+use crate::service::sandbox::Needs;
+use crate::service::startup::StartupError;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
 #[derive(Debug, Error)]
@@ -32,6 +37,18 @@ pub enum Error {
     /// A key file cannot be used or made.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// There is no valid configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The process cannot become a service.
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    /// It cannot go into the background.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// It cannot talk to the service manager.
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     /// The source cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -49,6 +66,22 @@ pub enum Error {
         /// What it says.
         error: io::Error,
     },
+}
+
+impl Error {
+    /// Whether the system would have done it for somebody with more rights.
+    fn is_denied(&self) -> bool {
+        let error = match self {
+            Self::Listen(ListenError::Refused { error, .. })
+            | Self::Config(ConfigError::CommandLine(PlanError::Key(KeyFileError::Read(_, error))))
+            | Self::Config(ConfigError::File(
+                FileError::Read { error, .. }
+                | FileError::Plan { error: PlanError::Key(KeyFileError::Read(_, error)), .. },
+            )) => error,
+            _ => return false,
+        };
+        error.kind() == io::ErrorKind::PermissionDenied
+    }
 }
 
 /// Runs the command line `arguments`, the program's name first, to its end.
@@ -71,13 +104,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
             Ok(ExitCode::SUCCESS)
         }
         (Some(Command::Fingerprint { key, insecure_key_permissions }), _) => {
-            let key = key_file::read(&key, insecure_key_permissions.into())?;
-            say(&key.fingerprint().to_string())
+            fingerprint(&key, insecure_key_permissions.into())
         }
         (Some(Command::Demo { target }), _) => {
             demo::run(target).map(|()| ExitCode::SUCCESS).map_err(Error::Demo)
         }
-        (None, Some(pipe)) => serve_or_connect(pipe),
+        (Some(Command::Run { file, service }), _) => serve::serve(Origin::File(absolute(&file)?), service),
+        (Some(Command::Check { file }), _) => check(&file),
+        (None, Some(pipe)) => serve_or_connect(pipe, args.service),
         (None, None) => contradict("nothing to do; give -t TARGET and -k KEY, or a command such as keygen"),
     }
 }
@@ -115,95 +149,83 @@ fn say(line: &str) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the plain end of the pipe is, or the sealed one for a responder.
-enum Place {
-    Listening(Role, Source),
-    Stdio,
+/// The fingerprint of a key; of a directory, one a line with the file's name.
+fn fingerprint(source: &KeySource, permissions: Permissions) -> Result<ExitCode, Error> {
+    match source {
+        KeySource::File(path) if path.is_dir() => {
+            let keys = key_file::read_all(path, permissions)?;
+            let lines = keys.iter().map(|(file, key)| {
+                let name = file.file_name().unwrap_or(file.as_os_str()).display();
+                format!("{}  {name}", key.fingerprint())
+            });
+            say(&lines.collect::<Vec<_>>().join("\n"))
+        }
+        _ => say(&key_file::read(source, permissions)?.fingerprint().to_string()),
+    }
 }
 
-fn serve_or_connect(args: PipeArgs) -> Result<ExitCode, Error> {
-    process::log_to_stderr(args.log_level());
-    let place = match (args.role(), args.source.clone()) {
-        (Some(role), Some(source)) => Place::Listening(role, source),
-        // clap lets neither through without the other.
-        _ => Place::Stdio,
-    };
-    if args.no_forward_secrecy {
-        contradict(
-            "-f: forward secrecy cannot be turned off, for without it a key that leaks one day opens all that was \
-             ever recorded; leave -f out",
-        );
+fn serve_or_connect(options: PipeOptions, service: ServiceOptions) -> Result<ExitCode, Error> {
+    if options.role().is_none() {
+        return connect(options, &service);
     }
-    if matches!((&place, &args.key), (Place::Stdio, KeySource::Stdin)) {
+    let directory = std::env::current_dir()
+        .map_err(|error| Error::System { doing: "find the working directory", error })?;
+    serve::serve(Origin::CommandLine(Box::new(options), directory), service).or_else(contradict_or_fail)
+}
+
+/// Mistakes of use end the process here.
+fn contradict_or_fail<T>(error: Error) -> Result<T, Error> {
+    match error {
+        Error::Config(ConfigError::CommandLine(PlanError::Contradiction { message, .. })) => {
+            contradict(&message)
+        }
+        error => Err(error),
+    }
+}
+
+/// `spipe check`
+fn check(file: &Path) -> Result<ExitCode, Error> {
+    let origin = Origin::File(absolute(file)?);
+    let Configuration { service, pipes, .. } = Configuration::read(&origin, &mut Planner::default())?;
+    if let Some(user) = &service.user {
+        Identity::of(user).map_err(StartupError::from)?;
+    }
+    let mut said = String::new();
+    for Plan { role, sources, pipe, .. } in &pipes {
+        let name = pipe.name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
+        let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
+        let keys: Vec<_> = pipe.keys.iter().map(|key| key.fingerprint().to_string()).collect();
+        let target = pipe.dialer.target();
+        let _ = writeln!(said, "{name}{role} {} to {target}, key {}", sources.join(" and "), keys.join(", "));
+    }
+    say(&format!("{said}{} is valid", file.display()))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(|error| Error::System { doing: "find the working directory", error })
+}
+
+/// Standard input and output are the local end.
+fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, Error> {
+    if let Some(option) = service.asks_for_a_service() {
+        contradict(&format!(
+            "{option} is for a pipe that listens; give -e or -d and -s SOURCE, or leave it out"
+        ));
+    }
+    if options.key.contains(&KeySource::Stdin) {
         contradict(
             "-k - reads the key from standard input, which without -e or -d is the data; give the key as a file",
         );
     }
-    let keepalive = if args.no_keepalive { Keepalive::Off } else { Keepalive::On };
-    let max_connections = if args.max_connections == 0 { usize::MAX } else { args.max_connections };
-    let dialer = Dialer::new(args.target, args.bind, keepalive).unwrap_or_else(|error: FamilyMismatch| {
-        refuse(&Args::command().error(clap::error::ErrorKind::ArgumentConflict, error))
-    });
-    let pipe = Arc::new(Pipe {
-        keys: vec![key_file::read(&args.key, args.insecure_key_permissions.into())?],
-        label: args.label.unwrap_or_default(),
-        ciphers: args.cipher.ciphers(),
-        dialer,
-        timeout: Duration::from_secs(args.timeout),
-    });
-    match place {
-        Place::Listening(role, source) => serve(role, &source, pipe, max_connections, keepalive),
-        Place::Stdio => connect(&pipe),
-    }
-}
-
-fn serve(
-    role: Role,
-    source: &Source,
-    pipe: Arc<Pipe>,
-    max_connections: usize,
-    keepalive: Keepalive,
-) -> Result<ExitCode, Error> {
-    // The runtime has threads, so what is about the whole process comes before it.
-    let bound = listen::listen(source, &mut listen::Passed::default())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::System { doing: "start the runtime", error })?;
-    let stopped = runtime.block_on(async {
-        // Before the log says that we listen: who has read that may send a signal, and it must stop us in an orderly way
-        // and remove the socket file.
-        let mut signals =
-            process::StopSignals::new().map_err(|error| Error::System { doing: "receive signals", error })?;
-        for bound in &bound {
-            info!(
-                version = env!("CARGO_PKG_VERSION"),
-                role = %role,
-                source = %bound.local(),
-                target = %pipe.dialer.target(),
-                key = %pipe.keys[0].fingerprint(),
-                ciphers = %pipe.ciphers,
-                "listening"
-            );
-        }
-        let listeners = bound
-            .into_iter()
-            .map(Bound::into_listener)
-            .collect::<io::Result<_>>()
-            .map_err(|error| Error::System { doing: "accept connections", error })?;
-        let running = Server { role, listeners, pipe, max_connections, keepalive }.start();
-        signals.next().await;
-        Ok::<_, Error>(running.drain(signals.next()).await)
-    })?;
-    runtime.shutdown_background();
-    Ok(match stopped {
-        Stopped::Drained => ExitCode::SUCCESS,
-        Stopped::Cut(_) => ExitCode::FAILURE,
-    })
-}
-
-/// Standard input and output are the local end.
-fn connect(pipe: &Pipe) -> Result<ExitCode, Error> {
+    // As a filter in a pipeline or under ssh, only what goes wrong is news.
+    serve::start_log(service, LevelFilter::ERROR);
+    let pipe = config::stdio_pipe(options, &mut Planner::default())
+        .map_err(ConfigError::from)
+        .map_err(Error::from)
+        .or_else(contradict_or_fail)?;
+    let mut needs = Needs::new();
+    serve::dialing(&pipe.dialer, &mut needs);
+    serve::confine(service, &needs);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -219,15 +241,5 @@ fn connect(pipe: &Pipe) -> Result<ExitCode, Error> {
             Ok(ExitCode::FAILURE)
         }
         Err(error) => Err(Error::Connection(error)),
-    }
-}
-
-impl args::CipherChoice {
-    fn ciphers(self) -> Ciphers {
-        match self {
-            Self::Auto => Ciphers::auto(process::has_aes_instructions()),
-            Self::Aes256gcm => Ciphers::only(Cipher::Aes256Gcm),
-            Self::Chacha20poly1305 => Ciphers::only(Cipher::ChaCha20Poly1305),
-        }
     }
 }

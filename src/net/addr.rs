@@ -106,7 +106,8 @@ impl Endpoint {
         }
     }
 
-    fn port(&self) -> Option<u16> {
+    /// An IP address or a name has one.
+    pub(crate) fn port(&self) -> Option<u16> {
         match self {
             Self::Ip(address) => Some(address.port()),
             Self::Name { port, .. } => Some(*port),

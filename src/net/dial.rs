@@ -52,6 +52,11 @@ impl Dialer {
         &self.target
     }
 
+    /// Where it connects from, if that is not left to the system.
+    pub fn from(&self) -> Option<&Outgoing> {
+        self.from.as_ref()
+    }
+
     /// Connects. A name is looked up anew each time, so that a changed one takes effect at once.
     ///
     /// # Errors

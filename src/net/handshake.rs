@@ -1,5 +1,6 @@
 //! Carrying the handshake over a stream, against a deadline.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io;
 
@@ -118,7 +119,7 @@ pub async fn initiate(
 /// [`Failure`].
 pub async fn respond(
     wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    keys: &[Key],
+    keys: &[impl Borrow<Key>],
     label: &Label,
     ciphers: Ciphers,
     deadline: Instant,

@@ -70,6 +70,7 @@ fn hint(place: &Source, error: &io::Error) -> &'static str {
 pub struct Bound {
     socket: BoundSocket,
     local: Endpoint,
+    source: Source,
 }
 
 enum BoundSocket {
@@ -89,7 +90,8 @@ impl Bound {
     /// The operating system's.
     pub fn passed_tcp(socket: std::net::TcpListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { local: Endpoint::Ip(socket.local_addr()?), socket: BoundSocket::Tcp(socket) })
+        let local = Endpoint::Ip(socket.local_addr()?);
+        Ok(Self { socket: BoundSocket::Tcp(socket), local, source: Source::Passed(None) })
     }
 
     /// The same, of a Unix-domain socket.
@@ -100,40 +102,66 @@ impl Bound {
         socket.set_nonblocking(true)?;
         let address = socket2::SockRef::from(&socket).local_addr()?;
         let name = UnixName::of(&address).map_err(io::Error::other)?;
-        Ok(Self { local: Endpoint::Unix(name), socket: BoundSocket::Unix(socket, None) })
+        Ok(Self {
+            socket: BoundSocket::Unix(socket, None),
+            local: Endpoint::Unix(name),
+            source: Source::Passed(None),
+        })
     }
 
     /// Makes it known to the runtime, within which this is to be called.
     ///
     /// # Errors
-    /// The operating system's.
-    pub fn into_listener(self) -> io::Result<Listener> {
-        Ok(match self.socket {
-            BoundSocket::Tcp(socket) => Listener::Tcp(TcpListener::from_std(socket)?),
-            BoundSocket::Unix(socket, file) => Listener::Unix(UnixListener::from_std(socket)?, file),
-        })
+    /// [`ListenError::Refused`].
+    pub fn into_listener(self) -> Result<Listener, ListenError> {
+        let Self { socket, local, source } = self;
+        let socket = match socket {
+            BoundSocket::Tcp(socket) => TcpListener::from_std(socket).map(ListenerSocket::Tcp),
+            BoundSocket::Unix(socket, file) => {
+                UnixListener::from_std(socket).map(|socket| ListenerSocket::Unix(socket, file))
+            }
+        };
+        match socket {
+            Ok(socket) => Ok(Listener { socket, local, source }),
+            Err(error) => Err(ListenError::Refused { place: source, error }),
+        }
     }
 }
 
 /// A listening socket that connections can be accepted from.
-pub enum Listener {
-    /// TCP.
+pub struct Listener {
+    socket: ListenerSocket,
+    local: Endpoint,
+    source: Source,
+}
+
+enum ListenerSocket {
     Tcp(TcpListener),
-    /// A Unix-domain socket, and its file if that is ours to remove.
-    Unix(UnixListener, Option<SocketFile>),
+    /// The file too, if that is ours to remove.
+    Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<SocketFile>),
 }
 
 impl Listener {
+    /// Where it listens.
+    pub fn local(&self) -> &Endpoint {
+        &self.local
+    }
+
+    /// What it was asked for as, which outlives the pipe that asked.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// The next connection and where it comes from. Failures of accept(2) never end the loop that calls this: a connection
     /// that died in the queue is passed over, and a lack of descriptors or memory is waited out.
     pub(crate) async fn accept(&self, keepalive: Keepalive) -> (Stream, Option<SocketAddr>) {
         let mut pause = BACK_OFF_MIN;
         loop {
-            let accepted = match self {
-                Self::Tcp(listener) => {
+            let accepted = match &self.socket {
+                ListenerSocket::Tcp(listener) => {
                     listener.accept().await.map(|(stream, peer)| (Stream::tcp(stream, keepalive), Some(peer)))
                 }
-                Self::Unix(listener, ..) => {
+                ListenerSocket::Unix(listener, ..) => {
                     listener.accept().await.map(|(stream, _)| (Stream::Unix(stream), None))
                 }
             };
@@ -156,7 +184,7 @@ impl Listener {
                 Err(error) => {
                     // Once a spell: the log must not fill because descriptors are short.
                     if pause == BACK_OFF_MIN {
-                        warn!(%error, "cannot accept connections for now; running ones go on");
+                        warn!(source = %self.local, %error, "cannot accept connections for now; running ones go on");
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BACK_OFF_MAX);
@@ -202,21 +230,23 @@ pub fn listen(source: &Source, passed: &mut Passed) -> Result<Vec<Bound>, Listen
             none if none.is_empty() => {
                 Err(ListenError::NotPassed { place: source.clone(), passed: passed.names() })
             }
-            sockets => Ok(sockets),
+            sockets => {
+                Ok(sockets.into_iter().map(|bound| Bound { source: source.clone(), ..bound }).collect())
+            }
         },
         Source::At(Endpoint::Unix(name)) => Ok(vec![listen_unix(name, source)?]),
         Source::At(endpoint) => {
             let addresses = endpoint.resolve_blocking().map_err(refused)?;
-            listen_tcp(&addresses).map_err(refused)
+            listen_tcp(&addresses, source).map_err(refused)
         }
         Source::Every { port } => {
             let any = |port| [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
-            listen_tcp(&any(*port)).map_err(refused)
+            listen_tcp(&any(*port), source).map_err(refused)
         }
     }
 }
 
-fn listen_tcp(addresses: &[SocketAddr]) -> io::Result<Vec<Bound>> {
+fn listen_tcp(addresses: &[SocketAddr], source: &Source) -> io::Result<Vec<Bound>> {
     let mut listeners: Vec<Bound> = Vec::new();
     let mut missing = None;
     for &(mut address) in addresses {
@@ -226,7 +256,7 @@ fn listen_tcp(addresses: &[SocketAddr]) -> io::Result<Vec<Bound>> {
         {
             address.set_port(first.port());
         }
-        match bind_tcp(address) {
+        match bind_tcp(address, source) {
             Ok(listener) => listeners.push(listener),
             Err(error) if is_missing_family(&error) => missing = Some(error),
             Err(error) => return Err(error),
@@ -243,7 +273,7 @@ fn is_missing_family(error: &io::Error) -> bool {
     matches!(code, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
+fn bind_tcp(address: SocketAddr, source: &Source) -> io::Result<Bound> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     // Else a restart would have to wait until the old connections' TIME_WAIT is over.
     socket.set_reuse_address(true)?;
@@ -254,7 +284,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Bound> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     let socket = std::net::TcpListener::from(socket);
-    Ok(Bound { local: Endpoint::Ip(socket.local_addr()?), socket: BoundSocket::Tcp(socket) })
+    let local = Endpoint::Ip(socket.local_addr()?);
+    Ok(Bound { socket: BoundSocket::Tcp(socket), local, source: source.clone() })
 }
 
 fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
@@ -273,7 +304,11 @@ fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
         _ => refused(error),
     })?;
     let file = name.file().map(SocketFile::new).transpose().map_err(refused)?;
-    Ok(Bound { socket: BoundSocket::Unix(socket.into(), file), local: Endpoint::Unix(name.clone()) })
+    Ok(Bound {
+        socket: BoundSocket::Unix(socket.into(), file),
+        local: Endpoint::Unix(name.clone()),
+        source: source.clone(),
+    })
 }
 
 fn unix_socket() -> io::Result<Socket> {

@@ -10,6 +10,8 @@ pub mod heartbeat;
 pub mod listen;
 pub mod lobby;
 pub mod pipe;
+pub mod pipes;
 pub mod pump;
 pub mod serve;
 pub mod stream;
+pub mod usage;

@@ -24,6 +24,7 @@ use super::handshake::{self, Failure};
 use super::lobby::Visitor;
 use super::pump::{self, Inbox, OpenPump, PumpError, SealPump};
 use super::stream::Stream;
+use super::usage::Usage;
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::frame::{AbortReason, Opener, Sealer};
@@ -35,8 +36,10 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What all connections of one pipe have in common.
 pub struct Pipe {
+    /// What it is called in the log, where there are several.
+    pub name: Option<String>,
     /// What both ends share: a responder accepts any of them, an initiator uses the first. Never empty.
-    pub keys: Vec<Key>,
+    pub keys: Vec<Arc<Key>>,
     /// What both ends share besides.
     pub label: Label,
     /// The transport ciphers that this end accepts.
@@ -45,6 +48,8 @@ pub struct Pipe {
     pub dialer: Dialer,
     /// How long connecting and the handshake may take together.
     pub timeout: Duration,
+    /// Where its connections are counted.
+    pub usage: Arc<Usage>,
 }
 
 /// Why a connection never carried anything.
@@ -116,7 +121,7 @@ impl Pipe {
         match Box::pin(self.set_up_initiator(local, client, started + self.timeout)).await {
             Ok(ready) => self.carry(ready, started, peer, Towards::Wire).await,
             Err(error) => {
-                warn!(%peer, target = %self.dialer.target(), reason = error.to_string(), "failed");
+                warn!(pipe = self.name(), %peer, target = %self.dialer.target(), reason = error.to_string(), "failed");
                 Err(error.into())
             }
         }
@@ -166,7 +171,7 @@ impl Pipe {
         match Box::pin(self.set_up_responder(wire, visitor, limit, started + self.timeout)).await {
             Ok((ready, _permit)) => self.carry(ready, started, peer, Towards::Local).await,
             Err(error) => {
-                warn!(%peer, target = %self.dialer.target(), reason = error.to_string(), "refused");
+                warn!(pipe = self.name(), %peer, target = %self.dialer.target(), reason = error.to_string(), "refused");
                 Err(error.into())
             }
         }
@@ -212,6 +217,10 @@ impl Pipe {
         Ok((Box::new(Ready { local, wire, seal, open, key, cipher, client }), permit))
     }
 
+    fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     async fn dial(&self, deadline: Instant) -> Result<Stream, SetupError> {
         let dialed = timeout_at(deadline, self.dialer.dial()).await;
         dialed
@@ -229,7 +238,8 @@ impl Pipe {
     ) -> Result<(), ConnectionError> {
         let Ready { key, cipher, client, .. } = *ready;
         let client = client.map(tracing::field::display);
-        debug!(%peer, client, target = %self.dialer.target(), %key, %cipher, "established");
+        let _counted = self.usage.count(key);
+        debug!(pipe = self.name(), %peer, client, target = %self.dialer.target(), %key, %cipher, "established");
         let result =
             pump::run(&mut ready.seal, &mut ready.open, ready.local.split(), ready.wire.split()).await;
         let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
@@ -252,7 +262,7 @@ impl Pipe {
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log_end {
             ($level:ident) => {
-                $level!(%peer, client, %target, %key, %cipher, to_target, from_target, seconds, reason, "closed")
+                $level!(pipe = self.name(), %peer, client, %target, %key, %cipher, to_target, from_target, seconds, reason, "closed")
             };
         }
         match result {

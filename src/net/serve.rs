@@ -1,12 +1,14 @@
-//! The accept loop: permits, back-off, drain.
+//! The accept loops of one pipe: permits, and a stop that loses nobody.
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, warn};
 
+use super::heartbeat::Heartbeat;
 use super::listen::Listener;
 use super::lobby::Lobby;
 use super::pipe::Pipe;
@@ -38,78 +40,60 @@ pub struct Server {
     pub listeners: Vec<Listener>,
     /// What to do with each.
     pub pipe: Arc<Pipe>,
-    /// The most connections at a time (those that have not proved the key yet do not count).
-    pub max_connections: usize,
+    /// A permit for each connection (those that have not proved the key yet need none).
+    pub limit: Arc<Semaphore>,
     /// For the accepted sockets.
     pub keepalive: Keepalive,
 }
 
-/// How serving ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stopped {
-    /// Every connection came to its own end.
-    Drained,
-    /// This many were cut short.
-    Cut(usize),
-}
-
 impl Server {
-    /// Starts to accept, in the background.
-    pub fn start(self) -> Running {
-        let connections = TaskTracker::new();
+    /// Starts to accept, in the background. The connections are `connections`, and live on when this is stopped; each accept
+    /// loop answers to `heartbeat`.
+    pub fn start(self, connections: &TaskTracker, heartbeat: &Arc<Heartbeat>) -> Running {
         let shared = Arc::new(Shared {
             role: self.role,
             pipe: self.pipe,
-            limit: Arc::new(Semaphore::new(self.max_connections.min(Semaphore::MAX_PERMITS))),
+            limit: self.limit,
             lobby: Arc::new(Lobby::default()),
             keepalive: self.keepalive,
             connections: connections.clone(),
         });
         let stop = CancellationToken::new();
-        let accepting = TaskTracker::new();
-        for listener in self.listeners {
-            let (shared, stop) = (Arc::clone(&shared), stop.clone());
-            accepting.spawn(async move {
-                tokio::select! {
-                    () = shared.accept(&listener) => {}
-                    () = stop.cancelled() => {}
-                }
-            });
-        }
-        accepting.close();
-        connections.close();
-        Running { stop, accepting, connections }
+        let accepting = self.listeners.into_iter().map(|listener| {
+            let (shared, stop, heartbeat) = (Arc::clone(&shared), stop.clone(), Arc::clone(heartbeat));
+            tokio::spawn(async move {
+                let accepting = async {
+                    tokio::select! {
+                        () = shared.accept(&listener) => {}
+                        () = stop.cancelled() => {}
+                    }
+                };
+                heartbeat.beside(accepting).await;
+                listener
+            })
+        });
+        Running { accepting: accepting.collect(), stop }
     }
 }
 
 /// A server at work.
 pub struct Running {
     stop: CancellationToken,
-    accepting: TaskTracker,
-    connections: TaskTracker,
+    accepting: Vec<JoinHandle<Listener>>,
 }
 
 impl Running {
-    /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer.
-    pub async fn drain(self, cut: impl Future<Output = ()>) -> Stopped {
+    /// Accepts no more, and gives the sockets back. They still listen: as long as they live, the kernel queues connections.
+    pub async fn stop(self) -> Vec<Listener> {
         self.stop.cancel();
-        // Then the listeners are closed: what arrives from here on is refused by the kernel, not left in a queue.
-        self.accepting.wait().await;
-        info!(
-            connections = self.connections.len(),
-            "stopping: letting connections finish; signal again to end them"
-        );
-        tokio::select! {
-            () = self.connections.wait() => {
-                info!("stopped");
-                Stopped::Drained
-            }
-            () = cut => {
-                let cut = self.connections.len();
-                warn!(connections = cut, "stopped: ended connections that were not finished");
-                Stopped::Cut(cut)
+        let mut listeners = Vec::with_capacity(self.accepting.len());
+        for accepting in self.accepting {
+            match accepting.await {
+                Ok(listener) => listeners.push(listener),
+                Err(panic) => error!(%panic, "an accept loop had died, and its socket with it"),
             }
         }
+        listeners
     }
 }
 
@@ -151,11 +135,14 @@ impl Shared {
         }
     }
 
-    async fn reserve(&self) -> tokio::sync::OwnedSemaphorePermit {
+    async fn reserve(&self) -> OwnedSemaphorePermit {
         if let Ok(permit) = Arc::clone(&self.limit).try_acquire_owned() {
             return permit;
         }
-        warn!("as many connections as -n allows are open; more have to wait");
+        warn!(
+            pipe = self.pipe.name.as_deref(),
+            "as many connections as -n allows are open; more have to wait"
+        );
         Arc::clone(&self.limit).acquire_owned().await.expect("the semaphore is never closed")
     }
 }

@@ -9,6 +9,8 @@
 //! [`Initiator::start`] → message 1 → [`Responder::read`] → [`Responder::reply`] → message 2 → [`Initiator::finish`].
 //! Each step consumes the one before, so steps in a wrong order do not compile, and no state is left to use twice.
 
+use std::borrow::Borrow;
+
 use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use thiserror::Error;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -187,8 +189,12 @@ impl Responder {
     /// # Errors
     /// [`HandshakeError::Forged`] when no key opens it; [`HandshakeError::MalformedKemKey`] when one does but what it
     /// carries is no ML-KEM key.
-    pub fn read(message: &[u8; MESSAGE_1], keys: &[Key], label: &Label) -> Result<Self, HandshakeError> {
-        let opened = keys.iter().find_map(|key| Self::read_with(message, key, label).ok());
+    pub fn read(
+        message: &[u8; MESSAGE_1],
+        keys: &[impl Borrow<Key>],
+        label: &Label,
+    ) -> Result<Self, HandshakeError> {
+        let opened = keys.iter().find_map(|key| Self::read_with(message, key.borrow(), label).ok());
         let responder = opened.ok_or(Forged)?;
         if mlkem768::validate_public_key(&responder.kem_public) {
             Ok(responder)

@@ -6,4 +6,5 @@ pub mod log;
 pub mod notify;
 pub mod pid_file;
 pub mod privileges;
+pub mod sandbox;
 pub mod startup;

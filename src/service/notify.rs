@@ -18,6 +18,9 @@ use crate::net::heartbeat::Heartbeat;
 /// How often the state is looked at, and so the most often that it is told.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 
+/// For what comes after the last connection.
+const STOPPING: Duration = Duration::from_secs(5);
+
 /// `NOTIFY_SOCKET` is of no use.
 #[derive(Debug, Error)]
 #[error("cannot notify the service manager at NOTIFY_SOCKET={address}: {error}; unset it if there is none")]
@@ -70,9 +73,15 @@ impl Manager {
         self.tell(&[Some(NotifyState::Reloading), stamp].into_iter().flatten().collect::<Vec<_>>());
     }
 
-    /// No new connections from here on.
-    pub fn stopping(&self, status: &str) {
-        self.tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    /// No new connections from here on; it may take `patience` until the last one has ended, and the manager is asked to wait
+    /// for so long (its own patience, `TimeoutStopSec=`, is 90 seconds if nobody says otherwise).
+    pub fn stopping(&self, status: &str, patience: Duration) {
+        let patience = u32::try_from((patience + STOPPING).as_micros()).unwrap_or(u32::MAX);
+        self.tell(&[
+            NotifyState::Stopping,
+            NotifyState::Status(status),
+            NotifyState::ExtendTimeoutUsec(patience),
+        ]);
     }
 
     /// Tells `status` whenever it has changed, and signs of life as often as they are asked for. Goes on for ever.

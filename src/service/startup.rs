@@ -13,7 +13,9 @@
 //! thread. A step takes what the one before gave: another order does not compile, and none can be left out.
 
 use std::io;
+use std::num::NonZero;
 use std::path::Path;
+use std::thread::available_parallelism;
 
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
@@ -100,7 +102,11 @@ pub struct Humble<T>(Named<T>);
 pub struct Detached<T>(Named<T>);
 
 /// The process can do no more than it needs.
-pub struct Confined<T>(Named<T>);
+pub struct Confined<T> {
+    named: Named<T>,
+    /// How many processors there are for us, where that can be told.
+    processors: Option<NonZero<usize>>,
+}
 
 /// The runtime and what was prepared for it.
 pub struct Service<T> {
@@ -184,8 +190,10 @@ impl<T> Humble<T> {
 impl<T> Detached<T> {
     /// Lets `give_up` take every right that serving does not need.
     pub fn confine(self, give_up: impl FnOnce()) -> Confined<T> {
+        // The files that tell a quota (cgroups(7)) are out of reach later.
+        let processors = available_parallelism().ok();
         give_up();
-        Confined(self.0)
+        Confined { named: self.0, processors }
     }
 }
 
@@ -195,11 +203,12 @@ impl<T> Confined<T> {
     /// # Errors
     /// [`StartupError`].
     pub fn start_runtime(self) -> Result<Service<T>, StartupError> {
-        let Named { listening: Listening { sockets, signals }, pid_file } = self.0;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(cannot("start the runtime"))?;
+        let Named { listening: Listening { sockets, signals }, pid_file } = self.named;
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        if let Some(processors) = self.processors {
+            builder.worker_threads(processors.get());
+        }
+        let runtime = builder.enable_all().build().map_err(cannot("start the runtime"))?;
         Ok(Service { runtime, sockets, signals, pid_file })
     }
 }

@@ -219,8 +219,31 @@ fn a_device_is_not_taken_for_a_key() {
 }
 
 #[test]
-fn a_directory_is_not_taken_for_a_key() {
+fn a_directory_without_keys_is_refused_with_how_to_make_one() {
     let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(directory.path().join("README"), [7; 32]).expect("it is ours");
     let mut command = stdio("127.0.0.1:9", directory.path());
-    run(&mut command).failed_with(1, &["cannot read the key"]);
+    run(&mut command).failed_with(1, &["has no key", "*.key", "spipe keygen"]);
+}
+
+#[test]
+fn the_fingerprints_of_a_directory_are_those_of_its_keys_in_the_order_of_their_names() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name| directory.path().join(name);
+    for name in ["b.key", "a.key", "c.key.old"] {
+        run(spipe().arg("keygen").arg(path(name))).succeeded();
+    }
+    let of = |path: &std::path::Path| run(spipe().arg("fingerprint").arg(path)).succeeded().text();
+    let expected = format!("{}  a.key\n{}  b.key", of(&path("a.key")), of(&path("b.key")));
+    assert_eq!(of(directory.path()), expected);
+}
+
+#[test]
+fn one_bad_key_in_a_directory_is_named() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    run(spipe().arg("keygen").arg(directory.path().join("good.key"))).succeeded();
+    let short = directory.path().join("short.key");
+    run(spipe().arg("keygen").arg(&short)).succeeded();
+    std::fs::write(&short, "short").expect("it is ours");
+    run(&mut stdio("127.0.0.1:9", directory.path())).failed_with(1, &["short.key", "at least 32 bytes"]);
 }

@@ -135,7 +135,7 @@ fn a_label_of_255_bytes_is_taken_and_one_byte_more_is_refused() {
 
 #[test]
 fn a_responder_without_keys_refuses() {
-    assert_eq!(Responder::read(&start(1).1, &[], &Label::default()).err(), Some(FORGED));
+    assert_eq!(Responder::read(&start(1).1, &[] as &[Key], &Label::default()).err(), Some(FORGED));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The walls between the rooms of `src`: `cli → net → proto`, and `proto` is pure.
+//! The walls between the rooms of `src`: `cli → config → service → net → proto`, and `proto` is pure.
 //!
 //! They are what makes every protocol test deterministic and every fuzz target a function call, and what lets a reader
 //! of the cryptography stop at one directory. A compiler cannot hold them inside one crate, so this test does.
@@ -55,7 +55,8 @@ fn proto_does_no_io_and_knows_no_clock_environment_or_randomness() {
 
 #[test]
 fn proto_does_not_reach_into_the_rooms_before_it() {
-    assert_names_none("proto", &["crate::net", "crate::cli", "crate::{", "net::", "cli::", "super::super"]);
+    assert_names_none("proto", &["net::"]);
+    assert_reaches_into_none("proto", &["cli", "config", "service", "net"]);
 }
 
 #[test]
@@ -64,8 +65,18 @@ fn net_names_no_cryptography() {
 }
 
 #[test]
-fn net_does_not_reach_into_the_room_before_it() {
-    assert_names_none("net", &["crate::cli", "crate::{", "cli::", "super::super"]);
+fn net_does_not_reach_into_the_rooms_before_it() {
+    assert_reaches_into_none("net", &["cli", "config", "service"]);
+}
+
+#[test]
+fn service_does_not_reach_into_the_rooms_before_it() {
+    assert_reaches_into_none("service", &["cli", "config"]);
+}
+
+#[test]
+fn config_does_not_reach_into_the_room_before_it() {
+    assert_reaches_into_none("config", &["cli"]);
 }
 
 #[test]
@@ -94,6 +105,14 @@ fn the_search_finds_words_and_only_words() {
     ] {
         assert!(!names(code, word), "{code} does not name {word}");
     }
+}
+
+/// Fails for each place in `src/ROOM` that uses one of the rooms `others`, or could do so unseen.
+fn assert_reaches_into_none(room: &str, others: &[&str]) {
+    for other in others {
+        assert_names_none(room, &[&format!("crate::{other}")]);
+    }
+    assert_names_none(room, &["crate::{", "super::super"]);
 }
 
 /// Fails for each place in `src/ROOM` that names one of `words`, and when there is no such room: a wall around nothing

@@ -17,7 +17,7 @@ use crate::proto::key::{Fingerprint, Key, KeyDerivation, KeyTooShort};
 
 /// Where a key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum KeySource {
+pub(crate) enum KeySource {
     /// A file, or whatever else has a path and ends.
     File(PathBuf),
     /// `-`
@@ -43,7 +43,7 @@ impl fmt::Display for KeySource {
 
 /// Whether to mind that others can read a key file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Permissions {
+pub(crate) enum Permissions {
     Private,
     /// `--insecure-key-permissions`
     Any,
@@ -67,6 +67,9 @@ pub enum KeyFileError {
     /// Others can read it.
     #[error("the key {path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
     Permissions(PathBuf, u32),
+    /// A directory of keys has none.
+    #[error("the directory {path} has no key: no file in it is called *.key; make one with 'spipe keygen {path}/NAME.key'", path = .0.display())]
+    EmptyDirectory(PathBuf),
     /// A device, which never ends.
     #[error("the key {0} is a device and not a file; to read standard input, write -k -")]
     Device(PathBuf),
@@ -87,8 +90,35 @@ pub enum KeyFileError {
     Randomness(rand::rngs::SysError),
 }
 
-/// Reads a key.
-pub(super) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, KeyFileError> {
+/// What a key in a directory of keys is called.
+const EXTENSION: &str = "key";
+
+/// Reads the key at `path`; if that is a directory, all its `*.key` files, in the order of their names. Each with its path.
+pub(crate) fn read_all(path: &Path, permissions: Permissions) -> Result<Vec<(PathBuf, Key)>, KeyFileError> {
+    let read = |path: PathBuf| {
+        let key = read(&KeySource::File(path.clone()), permissions)?;
+        Ok((path, key))
+    };
+    if !path.is_dir() {
+        return Ok(vec![read(path.to_owned())?]);
+    }
+    let unreadable = |error| KeyFileError::Read(path.display().to_string(), error);
+    let mut files = Vec::new();
+    for entry in path.read_dir().map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        if file.extension().is_some_and(|extension| extension == EXTENSION) {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(KeyFileError::EmptyDirectory(path.to_owned()));
+    }
+    files.sort();
+    files.into_iter().map(read).collect()
+}
+
+/// Reads one key.
+pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, KeyFileError> {
     match source {
         KeySource::File(path) => {
             let file = File::open(path).map_err(|error| KeyFileError::Read(source.to_string(), error))?;
@@ -134,7 +164,7 @@ fn derive(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError
 }
 
 /// Makes a key file, safe on disk when this returns.
-pub(super) fn generate(path: &Path) -> Result<Fingerprint, KeyFileError> {
+pub(crate) fn generate(path: &Path) -> Result<Fingerprint, KeyFileError> {
     let (bytes, fingerprint) = random_key()?;
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
         match error.kind() {
@@ -153,7 +183,7 @@ pub(super) fn generate(path: &Path) -> Result<Fingerprint, KeyFileError> {
 }
 
 /// Writes a key to standard output, and its fingerprint to standard error.
-pub(super) fn generate_to_stdout() -> Result<(), KeyFileError> {
+pub(crate) fn generate_to_stdout() -> Result<(), KeyFileError> {
     if io::stdout().is_terminal() {
         return Err(KeyFileError::ToTerminal);
     }

@@ -1,0 +1,287 @@
+//! The options, for clap and serde alike: one name, one default, one explanation.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, ValueEnum};
+use serde::Deserialize;
+use tracing::level_filters::LevelFilter;
+
+use super::key_file::KeySource;
+use super::text;
+use crate::net::addr::{Outgoing, Source, Target};
+use crate::net::serve::Role;
+use crate::proto::handshake::Label;
+use crate::service::log::Format;
+use crate::service::privileges::UserName;
+
+/// What one pipe is made of.
+///
+/// `-e`, `-d` and the options that are there for spiped's sake belong to the command line; a file has `mode` for the first
+/// two.
+#[expect(clippy::struct_excessive_bools, reason = "this is what is read; it goes no further than `config`")]
+#[derive(clap::Args, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(group = ArgGroup::new("mode").args(["encrypt", "decrypt"]).multiple(false))]
+pub(crate) struct PipeOptions {
+    /// Encrypt: accept plain connections, and seal them to the target. With neither -e nor -d, standard input and output
+    /// are sealed to the target
+    #[arg(short, long, requires = "source")]
+    #[serde(skip)]
+    encrypt: bool,
+
+    /// Decrypt: accept sealed connections, and open them to the target
+    #[arg(short, long, requires = "source")]
+    #[serde(skip)]
+    decrypt: bool,
+
+    #[arg(skip)]
+    mode: Option<Mode>,
+
+    /// Where to accept connections; may be given several times. systemd or systemd:NAME takes passed sockets
+    #[arg(short, long, requires = "mode")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    pub(crate) source: Vec<Source>,
+
+    /// Where to connect to
+    #[arg(short, long)]
+    #[serde(deserialize_with = "text::one")]
+    pub(crate) target: Target,
+
+    /// The key file, the same on both ends: 32 bytes or more; - reads standard input. Given several times, or as a
+    /// directory of *.key files: -d accepts any of them, and the rest uses the first
+    #[arg(short, long, required = true)]
+    #[serde(deserialize_with = "text::one_or_more")]
+    pub(crate) key: Vec<KeySource>,
+
+    /// What to call the pipe in the log
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) name: Option<String>,
+
+    /// The most connections at a time; 0 for no limit
+    #[arg(short = 'n', long, value_name = "MAX", default_value_t = default_max_connections())]
+    #[serde(default = "default_max_connections")]
+    pub(crate) max_connections: usize,
+
+    /// How long connecting and the handshake may take together
+    #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = Timeout::default())]
+    #[serde(default)]
+    pub(crate) timeout: Timeout,
+
+    /// The address to connect from; the port is optional
+    #[arg(short, long, value_name = "ADDR")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) bind: Option<Outgoing>,
+
+    /// Do not probe idle connections with TCP keep-alive
+    #[arg(short = 'j', long)]
+    #[serde(default)]
+    pub(crate) no_keepalive: bool,
+
+    /// A text that both ends must share besides the key; it tells apart pipes that share a key
+    #[arg(long, value_name = "TEXT")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) label: Option<Label>,
+
+    /// The cipher for the data. auto takes AES where both ends have instructions for it
+    #[arg(long, value_enum, default_value_t = CipherChoice::Auto, value_name = "CIPHER")]
+    #[serde(default)]
+    pub(crate) cipher: CipherChoice,
+
+    /// Accept a key file that others can read
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) insecure_key_permissions: bool,
+
+    /// Stay in the foreground, as spipe does without --daemon (accepted for spiped's sake)
+    #[arg(short = 'F', long, conflicts_with = "daemon")]
+    #[serde(skip)]
+    _foreground: bool,
+
+    /// Require forward secrecy, as spipe always does (accepted for spiped's sake)
+    #[arg(short = 'g', long)]
+    #[serde(skip)]
+    _forward_secrecy: bool,
+
+    /// Wait for names to resolve, as spipe always does: a target is looked up for each connection (accepted for spiped's
+    /// sake, as are the next two)
+    #[arg(short = 'D', hide = true)]
+    #[serde(skip)]
+    _wait_for_dns: bool,
+
+    /// How often to look the target up again
+    #[arg(short = 'r', hide = true, value_name = "SECONDS")]
+    #[serde(skip)]
+    _lookup_period: Option<u64>,
+
+    /// Never look the target up again; spipe does it for each connection, which only costs an answer from a cache
+    #[arg(short = 'R', hide = true)]
+    #[serde(skip)]
+    _look_up_once: bool,
+
+    /// Refused: spiped's faster handshake without forward secrecy
+    #[arg(short = 'f', long, hide = true)]
+    #[serde(skip)]
+    pub(crate) no_forward_secrecy: bool,
+}
+
+impl PipeOptions {
+    /// None for a pipe of standard input and output.
+    pub(crate) fn role(&self) -> Option<Role> {
+        match (self.mode, self.encrypt, self.decrypt) {
+            (Some(Mode::Encrypt), ..) | (_, true, _) => Some(Role::Initiator),
+            (Some(Mode::Decrypt), ..) | (_, _, true) => Some(Role::Responder),
+            (None, false, false) => None,
+        }
+    }
+}
+
+fn default_max_connections() -> usize {
+    100
+}
+
+/// A file's `-e` and `-d`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Mode {
+    Encrypt,
+    Decrypt,
+}
+
+/// Whole seconds, from 1 to a day.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "u64")]
+pub(crate) struct Timeout(u64);
+
+impl Timeout {
+    pub(crate) fn seconds(self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for Timeout {
+    fn default() -> Self {
+        Self(5)
+    }
+}
+
+impl TryFrom<u64> for Timeout {
+    type Error = &'static str;
+
+    fn try_from(seconds: u64) -> Result<Self, Self::Error> {
+        if (1..=86_400).contains(&seconds) { Ok(Self(seconds)) } else { Err(NOT_A_TIMEOUT) }
+    }
+}
+
+impl std::str::FromStr for Timeout {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<u64>().map_err(|_| NOT_A_TIMEOUT)?.try_into()
+    }
+}
+
+const NOT_A_TIMEOUT: &str = "a timeout is a whole number of seconds from 1 to 86400";
+
+impl std::fmt::Display for Timeout {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// `--cipher`.
+#[derive(Clone, Copy, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CipherChoice {
+    #[default]
+    Auto,
+    Aes256gcm,
+    Chacha20poly1305,
+}
+
+/// What the whole process does, however many pipes it has.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "this is what is read; each becomes a type where it is used"
+)]
+#[derive(clap::Args, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct ServiceOptions {
+    /// Log warnings and errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    /// Log more
+    #[arg(long)]
+    pub(crate) verbose: bool,
+
+    /// text for people, json for programs
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(deserialize_with = "text::optional")]
+    pub(crate) log_format: Option<Format>,
+
+    /// Log to syslog
+    #[arg(long)]
+    pub(crate) syslog: bool,
+
+    /// Go into the background once all sockets listen; logs to syslog
+    #[arg(long)]
+    pub(crate) daemon: bool,
+
+    /// Write the process id to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+
+    /// Become this user, once all sockets listen
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    #[serde(deserialize_with = "text::optional")]
+    pub(crate) user: Option<UserName>,
+
+    /// How long connections may go on after SIGTERM, before they are reset; 0 for not at all [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) drain_timeout: Option<u32>,
+
+    /// Do not lock the process in: for finding out whether that is what breaks something
+    #[arg(long)]
+    pub(crate) no_sandbox: bool,
+}
+
+impl ServiceOptions {
+    /// What the command line says, and what `file` says where that is silent.
+    pub(crate) fn or(self, file: Self) -> Self {
+        Self {
+            quiet: self.quiet || (file.quiet && !self.verbose),
+            verbose: self.verbose || (file.verbose && !self.quiet),
+            log_format: self.log_format.or(file.log_format),
+            syslog: self.syslog || file.syslog,
+            daemon: self.daemon || file.daemon,
+            pid_file: self.pid_file.or(file.pid_file),
+            user: self.user.or(file.user),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            no_sandbox: self.no_sandbox || file.no_sandbox,
+        }
+    }
+
+    pub(crate) fn log_level(&self, otherwise: LevelFilter) -> LevelFilter {
+        match (self.quiet, self.verbose) {
+            (_, true) => LevelFilter::DEBUG,
+            (true, _) => otherwise.min(LevelFilter::WARN),
+            (false, false) => otherwise,
+        }
+    }
+
+    pub(crate) fn drain_timeout(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.drain_timeout.unwrap_or(60).into())
+    }
+
+    /// The options that only a process that stays has a use for.
+    pub(crate) fn asks_for_a_service(&self) -> Option<&'static str> {
+        [
+            (self.daemon, "--daemon"),
+            (self.pid_file.is_some(), "-p"),
+            (self.user.is_some(), "-u"),
+            (self.drain_timeout.is_some(), "--drain-timeout"),
+        ]
+        .into_iter()
+        .find_map(|(asked, name)| asked.then_some(name))
+    }
+}

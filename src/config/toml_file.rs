@@ -1,0 +1,150 @@
+//! The configuration file: TOML, with one `[[pipe]]` table a pipe, and what concerns the whole process before them.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
+
+use super::options::{PipeOptions, ServiceOptions};
+use super::plan::PlanError;
+
+/// What is wrong with a configuration file.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read the configuration {path}: {error}", path = .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is no TOML, or says what means nothing.
+    #[error("{place}: {message}")]
+    Syntax {
+        /// Where.
+        place: Place,
+        /// What is wrong there.
+        message: String,
+    },
+    /// It says what cannot be.
+    #[error("{place}: {error}")]
+    Plan {
+        /// Where.
+        place: Place,
+        /// What is wrong there.
+        error: PlanError,
+    },
+    /// There is nothing to do.
+    #[error("{path} has no pipe; add a [[pipe]] table with mode, source, target and key", path = .0.display())]
+    NoPipe(PathBuf),
+}
+
+/// A line of a file.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// From 1.
+    line: usize,
+}
+
+/// As compilers write it, so that editors jump there.
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+/// What a file says, before it is known whether that can be.
+pub(super) struct File {
+    pub(super) service: ServiceOptions,
+    /// At least one.
+    pub(super) pipes: Vec<PipeTable>,
+}
+
+/// One `[[pipe]]`.
+pub(super) struct PipeTable {
+    pub(super) options: PipeOptions,
+    path: PathBuf,
+    line: usize,
+    /// Where the table says what.
+    lines: Vec<(String, usize)>,
+}
+
+impl PipeTable {
+    /// What `error` is when it is told where in the file its cause is: at the option, or at the table that lacks it.
+    pub(super) fn blame(&self, error: PlanError) -> FileError {
+        let said = self.lines.iter().find(|(key, _)| key == error.option());
+        let line = said.map_or(self.line, |(_, line)| *line);
+        FileError::Plan { place: Place { path: self.path.clone(), line }, error }
+    }
+}
+
+/// Reads and parses the file at `path`.
+///
+/// # Errors
+/// [`FileError`], but for what only a plan shows.
+pub(super) fn read(path: &Path) -> Result<File, FileError> {
+    let content =
+        std::fs::read_to_string(path).map_err(|error| FileError::Read { path: path.to_owned(), error })?;
+    let text = Text { path, content: &content };
+    let document = DeTable::parse(&content).map_err(|error| text.wrong(&error, ""))?;
+    let (span, mut document) = (document.span(), document.into_inner());
+    let pipes = match document.remove("pipe").map(|pipes| (pipes.span(), pipes.into_inner())) {
+        None => Vec::new(),
+        Some((_, DeValue::Array(pipes))) => pipes.into_iter().collect(),
+        Some((span, _)) => return Err(text.error(Some(span), "a pipe is a table of a list; write [[pipe]]")),
+    };
+    let service = ServiceOptions::deserialize(Deserializer::from(Spanned::new(span, document)))
+        .map_err(|error| text.wrong(&error, "; what belongs to a pipe goes below a [[pipe]]"))?;
+    let pipes: Vec<_> = pipes.into_iter().map(|pipe| text.pipe(pipe)).collect::<Result<_, _>>()?;
+    if pipes.is_empty() {
+        return Err(FileError::NoPipe(path.to_owned()));
+    }
+    Ok(File { service, pipes })
+}
+
+/// A file's text, in which places can be found.
+#[derive(Clone, Copy)]
+struct Text<'t> {
+    path: &'t Path,
+    content: &'t str,
+}
+
+impl Text<'_> {
+    fn pipe(self, table: Spanned<DeValue<'_>>) -> Result<PipeTable, FileError> {
+        let lines = match table.get_ref() {
+            DeValue::Table(keys) => {
+                keys.keys().map(|key| (key.get_ref().to_string(), self.line(&key.span()))).collect()
+            }
+            _ => Vec::new(),
+        };
+        let line = self.line(&table.span());
+        let options = PipeOptions::deserialize(ValueDeserializer::from(table));
+        let options = options
+            .map_err(|error| self.wrong(&error, "; what concerns the whole process goes above all pipes"))?;
+        Ok(PipeTable { options, path: self.path.to_owned(), line, lines })
+    }
+
+    /// `error` in one line, with `hint` if it is about a name that has no meaning where it is.
+    fn wrong(self, error: &toml::de::Error, hint: &str) -> FileError {
+        let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+        let hint = if message.starts_with("unknown field") { hint } else { "" };
+        self.error(error.span(), &format!("{message}{hint}"))
+    }
+
+    fn error(self, span: Option<Range<usize>>, message: &str) -> FileError {
+        let line = self.line(&span.unwrap_or_default());
+        FileError::Syntax { place: Place { path: self.path.to_owned(), line }, message: message.to_owned() }
+    }
+
+    fn line(self, span: &Range<usize>) -> usize {
+        let before = self.content.get(..span.start).unwrap_or(self.content);
+        1 + before.bytes().filter(|&byte| byte == b'\n').count()
+    }
+}

@@ -1,0 +1,233 @@
+//! All pipes of a process: start, replacement while connections run, drain.
+//!
+//! A running connection belongs to no pipe that could be taken away: it has what it needs, and lives until it has ended. What
+//! is replaced is who accepts the next one. The sockets stay: a pipe's place is known by what it was written as ([`Source`]),
+//! and a new pipe at the same place takes the socket over with whoever waits in its queue.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::addr::Source;
+use super::heartbeat::Heartbeat;
+use super::listen::{self, Bound, ListenError, Listener, Passed};
+use super::pipe::Pipe;
+use super::serve::{Role, Running, Server};
+use super::stream::Keepalive;
+use crate::proto::cipher::Ciphers;
+
+/// One pipe, as it is to be.
+pub struct Plan {
+    /// Which end.
+    pub role: Role,
+    /// Where to accept connections. No two plans share one.
+    pub sources: Vec<Source>,
+    /// What to do with each.
+    pub pipe: Pipe,
+    /// The most connections at a time; `usize::MAX` for no limit.
+    pub max_connections: usize,
+    /// For the accepted sockets.
+    pub keepalive: Keepalive,
+}
+
+/// Pipes whose sockets listen.
+pub struct Listening {
+    plans: Vec<Plan>,
+    bound: Vec<Bound>,
+}
+
+/// Starts to listen for all of `plans`, some of whose sockets may be among those `passed`. Needs no runtime.
+///
+/// # Errors
+/// [`ListenError`], for the first place that cannot be listened on.
+pub fn listen(plans: Vec<Plan>, passed: &mut Passed) -> Result<Listening, ListenError> {
+    let bound = bind(plans.iter().flat_map(|plan| &plan.sources), passed)?;
+    Ok(Listening { plans, bound })
+}
+
+fn bind<'s>(
+    sources: impl Iterator<Item = &'s Source>,
+    passed: &mut Passed,
+) -> Result<Vec<Bound>, ListenError> {
+    let mut bound = Vec::new();
+    for source in sources {
+        bound.extend(listen::listen(source, passed)?);
+    }
+    Ok(bound)
+}
+
+impl Listening {
+    /// Where they listen, in the order of the plans.
+    pub fn places(&self) -> impl Iterator<Item = &super::addr::Endpoint> {
+        self.bound.iter().map(Bound::local)
+    }
+
+    /// Starts to accept. To be called within the runtime.
+    ///
+    /// # Errors
+    /// [`ListenError`], when the runtime cannot take a socket.
+    pub fn start(self) -> Result<Pipes, ListenError> {
+        let mut pipes =
+            Pipes { serving: Vec::new(), connections: TaskTracker::new(), heartbeat: Arc::default() };
+        let mut sockets = into_listeners(self.bound)?;
+        for plan in self.plans {
+            pipes.serve(plan, &mut sockets, Vec::new(), &[]);
+        }
+        Ok(pipes)
+    }
+}
+
+fn into_listeners(bound: Vec<Bound>) -> Result<Vec<Listener>, ListenError> {
+    bound.into_iter().map(Bound::into_listener).collect()
+}
+
+/// Pipes at work.
+pub struct Pipes {
+    serving: Vec<Serving>,
+    connections: TaskTracker,
+    heartbeat: Arc<Heartbeat>,
+}
+
+/// One of them.
+struct Serving {
+    sources: Vec<Source>,
+    max_connections: usize,
+    limit: Arc<Semaphore>,
+    running: Running,
+    said: Said,
+}
+
+/// What the log was told of a pipe, to tell it again when it has become another.
+#[derive(PartialEq, Eq)]
+struct Said {
+    name: Option<String>,
+    role: Role,
+    target: String,
+    keys: String,
+    ciphers: Ciphers,
+}
+
+impl Said {
+    fn of(role: Role, pipe: &Pipe) -> Self {
+        let keys: Vec<_> = pipe.keys.iter().map(|key| key.fingerprint().to_string()).collect();
+        Self {
+            name: pipe.name.clone(),
+            role,
+            target: pipe.dialer.target().to_string(),
+            keys: keys.join(","),
+            ciphers: pipe.ciphers,
+        }
+    }
+
+    fn log(&self, listener: &Listener) {
+        let Self { name, role, target, keys, ciphers } = self;
+        let (version, source) = (env!("CARGO_PKG_VERSION"), listener.local());
+        info!(pipe = name.as_deref(), version, %role, %source, %target, key = %keys, %ciphers, "listening");
+    }
+}
+
+/// What a pipe leaves to one in its place.
+struct Legacy {
+    sources: Vec<Source>,
+    max_connections: usize,
+    limit: Arc<Semaphore>,
+    said: Said,
+}
+
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Every connection came to its own end.
+    Drained,
+    /// This many were cut short.
+    Cut(usize),
+}
+
+impl Pipes {
+    /// Asks all accept loops whether they still turn.
+    pub fn heartbeat(&self) -> &Arc<Heartbeat> {
+        &self.heartbeat
+    }
+
+    /// Has `plans` in the place of the pipes there are. Running connections go on, and no new one is refused at a place that
+    /// stays. When this fails, nothing has changed.
+    ///
+    /// # Errors
+    /// [`ListenError`], for the first new place that cannot be listened on.
+    pub async fn replace(&mut self, plans: Vec<Plan>) -> Result<(), ListenError> {
+        // All that can fail comes first.
+        let held: Vec<_> = self.serving.iter().flat_map(|serving| &serving.sources).collect();
+        let wanted = plans.iter().flat_map(|plan| &plan.sources);
+        let new = bind(wanted.filter(|source| !held.contains(source)), &mut Passed::default())?;
+        let mut new = into_listeners(new)?;
+
+        let (mut kept, mut legacies) = (Vec::new(), Vec::new());
+        for Serving { sources, max_connections, limit, running, said } in self.serving.drain(..) {
+            kept.extend(running.stop().await);
+            legacies.push(Legacy { sources, max_connections, limit, said });
+        }
+        for plan in plans {
+            let kept = take(&mut kept, &plan.sources);
+            self.serve(plan, &mut new, kept, &legacies);
+        }
+        for gone in kept {
+            info!(source = %gone.local(), "no longer listening");
+        }
+        Ok(())
+    }
+
+    /// Serves `plan` on those of the `new` sockets that are its own, and on the `kept` ones.
+    fn serve(&mut self, plan: Plan, new: &mut Vec<Listener>, kept: Vec<Listener>, legacies: &[Legacy]) {
+        let Plan { role, sources, pipe, max_connections, keepalive } = plan;
+        let legacy = legacies.iter().find(|legacy| legacy.sources == sources);
+        let said = Said::of(role, &pipe);
+        let mut listeners = take(new, &sources);
+        let known = legacy.is_some_and(|legacy| legacy.said == said);
+        for listener in listeners.iter().chain(kept.iter().filter(|_| !known)) {
+            said.log(listener);
+        }
+        listeners.extend(kept);
+        // Whoever is connected counts, as long as the limit itself is the same. Permits cannot be taken back from a limit that
+        // shrinks, so a changed one is a new one.
+        let limit = legacy.filter(|legacy| legacy.max_connections == max_connections).map_or_else(
+            || Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            |legacy| Arc::clone(&legacy.limit),
+        );
+        let server = Server { role, listeners, pipe: Arc::new(pipe), limit: Arc::clone(&limit), keepalive };
+        let running = server.start(&self.connections, &self.heartbeat);
+        self.serving.push(Serving { sources, max_connections, limit, running, said });
+    }
+
+    /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer.
+    pub async fn drain(self, cut: impl Future<Output = ()>) -> Stopped {
+        for serving in self.serving {
+            // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
+            drop(serving.running.stop().await);
+        }
+        self.connections.close();
+        info!(
+            connections = self.connections.len(),
+            "stopping: letting connections finish; signal again to end them"
+        );
+        tokio::select! {
+            // Who has nothing to wait for has not run out of time, even if that time is none.
+            biased;
+            () = self.connections.wait() => {
+                info!("stopped");
+                Stopped::Drained
+            }
+            () = cut => {
+                let cut = self.connections.len();
+                warn!(connections = cut, "stopped: ended connections that were not finished");
+                Stopped::Cut(cut)
+            }
+        }
+    }
+}
+
+/// Those of `listeners` that listen for one of `sources`.
+fn take(listeners: &mut Vec<Listener>, sources: &[Source]) -> Vec<Listener> {
+    listeners.extract_if(.., |listener| sources.contains(listener.source())).collect()
+}

@@ -1,0 +1,60 @@
+//! Locking the process in, once it has all that it serves with. `docs/SANDBOX.md` says what is left to it.
+//!
+//! ```text
+//!  no_new_privs ─▶ memory ─▶ landlock ─▶ seccomp
+//!  whatever the    out of    files,      system calls; the last one, since it
+//!  kernel is       swap      TCP ports   does not let the others through
+//! ```
+//!
+//! All of it is a second line of defence: what the kernel does not have is told in a line of the log, and the pipe works
+//! as well.
+
+mod landlock;
+mod memory;
+mod needs;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod seccomp;
+
+use std::env;
+use std::os::unix::ffi::OsStrExt;
+
+use tracing::{info, warn};
+
+pub use self::memory::allow_locking;
+pub use self::needs::Needs;
+
+/// Takes every right that is not among `needs`, for good. To be called while there is one thread: the others are born with
+/// what it has.
+pub fn confine(needs: &Needs) {
+    // Landlock and seccomp would see to it as well, but not on a kernel without them.
+    if let Err(error) = rustix::thread::set_no_new_privs(true) {
+        warn!(%error, "a program started from here could gain rights (no_new_privs)");
+    }
+    let memory = memory::lock();
+    let landlock = landlock::restrict(needs, manager_is_abstract());
+    let seccomp = filter_system_calls(needs);
+    info!(%landlock, seccomp, %memory, "sandboxed");
+}
+
+/// Whether the service manager is told news by an abstract name, which is looked up at each message.
+fn manager_is_abstract() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some_and(|name| name.as_bytes().starts_with(b"@"))
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn filter_system_calls(needs: &Needs) -> &'static str {
+    match seccomp::filter(needs) {
+        Ok(()) => "on",
+        Err(error) => {
+            warn!(%error, "system calls are not filtered: no seccomp here");
+            "off"
+        }
+    }
+}
+
+/// The list of calls has been tested on two architectures; a wrong one would break the pipe.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn filter_system_calls(_needs: &Needs) -> &'static str {
+    warn!("system calls are not filtered: spipe has no list of them for this architecture");
+    "off"
+}

@@ -1,0 +1,186 @@
+//! What a process still has to reach once it is locked in.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::path::{Path, PathBuf, absolute};
+
+use crate::net::addr::{Endpoint, Outgoing, Source, Target, UnixName};
+use crate::service::log::Destination;
+
+/// DNS, where an answer is too long for UDP.
+const DNS: u16 = 53;
+
+/// What may be done with a file, or with the files beneath a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Right {
+    /// Read it, and list directories.
+    Read,
+    /// Write to it; it exists.
+    Write,
+    /// Remove files.
+    Remove,
+    /// Make and remove sockets.
+    Sockets,
+}
+
+/// TCP ports.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ports {
+    /// To connect to, and to be bound to on the way out. What is listened on is bound before.
+    These { connect: BTreeSet<u16>, bind: BTreeSet<u16> },
+    /// Pipes come and go by reload.
+    Any,
+}
+
+/// What a process still has to reach once it is locked in: each method adds something. Relative paths are taken from where
+/// the process is at the call.
+#[derive(Debug)]
+pub struct Needs {
+    pub(super) files: Vec<(PathBuf, Right)>,
+    pub(super) ports: Ports,
+    /// Sockets are given a name before they connect.
+    pub(super) binds: bool,
+    /// Host names are looked up.
+    pub(super) names: bool,
+    /// Sockets in the abstract namespace are connected to.
+    pub(super) abstract_sockets: bool,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self {
+            // What standard output becomes when the far side has nothing more to say.
+            files: vec![("/dev/null".into(), Right::Write)],
+            ports: Ports::These { connect: BTreeSet::new(), bind: BTreeSet::new() },
+            binds: false,
+            names: false,
+            abstract_sockets: false,
+        }
+    }
+}
+
+impl Needs {
+    /// Nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The configuration `file` is read again, and may name anything then: other ports, host names, abstract sockets. Not
+    /// other directories, for a directory has to be known now.
+    pub fn configuration(&mut self, file: &Path) {
+        self.read_again(file);
+        self.ports = Ports::Any;
+        self.names = true;
+        self.abstract_sockets = true;
+    }
+
+    /// A key file, or a directory of them, is read again.
+    pub fn key(&mut self, path: &Path) {
+        self.read_again(path);
+    }
+
+    /// A place that is listened on already: what is left is to remove its file, and to make it again on a reload.
+    pub fn listen_at(&mut self, source: &Source) {
+        if let Source::At(Endpoint::Unix(name)) = source {
+            self.socket_file(name);
+        }
+    }
+
+    /// A target.
+    pub fn connect_to(&mut self, target: &Target) {
+        match (target.endpoint(), &mut self.ports) {
+            (Endpoint::Unix(name), _) => self.abstract_sockets |= name.file().is_none(),
+            (endpoint, Ports::These { connect, .. }) => connect.extend(endpoint.port()),
+            (_, Ports::Any) => {}
+        }
+        self.resolve(target.endpoint());
+    }
+
+    /// An outgoing address.
+    pub fn connect_from(&mut self, outgoing: &Outgoing) {
+        self.binds = true;
+        match (outgoing.endpoint(), &mut self.ports) {
+            // It is made and removed for each connection.
+            (Endpoint::Unix(name), _) => self.socket_file(name),
+            (endpoint, Ports::These { bind, .. }) => bind.extend(endpoint.port()),
+            (_, Ports::Any) => {}
+        }
+        self.resolve(outgoing.endpoint());
+    }
+
+    /// The pid file is removed at the end.
+    pub fn pid_file(&mut self, path: &Path) {
+        self.files.push((directory_of(&absolutely(path)), Right::Remove));
+    }
+
+    /// The log goes there.
+    pub fn log_to(&mut self, destination: Destination) {
+        if destination == Destination::Syslog {
+            // syslog(3) writes local time, and reads the zone with the first line.
+            self.files.push(("/etc/localtime".into(), Right::Read));
+        }
+    }
+
+    fn resolve(&mut self, endpoint: &Endpoint) {
+        if matches!(endpoint, Endpoint::Name { .. }) {
+            self.names = true;
+            if let Ports::These { connect, .. } = &mut self.ports {
+                connect.insert(DNS);
+            }
+        }
+    }
+
+    fn socket_file(&mut self, name: &UnixName) {
+        if let Some(file) = name.file() {
+            self.files.push((directory_of(file), Right::Sockets));
+        }
+    }
+
+    /// A file that may be another one by then: editors and `mv` replace files. So the rule goes on the directory.
+    fn read_again(&mut self, path: &Path) {
+        let path = absolutely(path);
+        // A link may lead to another place, and links in a row do in Kubernetes' secrets.
+        let real = path.canonicalize().ok().filter(|real| *real != path);
+        for path in [Some(path), real].into_iter().flatten() {
+            let directory = if path.is_dir() { path.clone() } else { directory_of(&path) };
+            // Who names a directory means all of it.
+            let rule = match replaceable_beneath(directory) {
+                _ if path.is_dir() => credentials(path.clone()),
+                Some(directory) => directory,
+                None => path,
+            };
+            self.files.push((rule, Right::Read));
+        }
+    }
+}
+
+/// The directory to have a rule on so that files of `directory` may be replaced; none, if too much else is in there.
+fn replaceable_beneath(directory: PathBuf) -> Option<PathBuf> {
+    let depth = directory.components().count() - 1;
+    // The file system hierarchy's own directories, and home directories.
+    let is_shared = depth < 2
+        || depth == 2
+            && ["/var", "/usr", "/home", "/dev", "/proc"].iter().any(|top| directory.starts_with(top))
+        || directory.starts_with("/proc")
+        || env::var_os("HOME").is_some_and(|home| directory == Path::new(&home));
+    (!is_shared).then(|| credentials(directory))
+}
+
+/// systemd mounts a new directory over the old one to refresh credentials (`RefreshOnReload=`), and a rule on the old one
+/// says nothing of it. A rule on the directory above does; the other services' credentials in there are their users' own.
+fn credentials(directory: PathBuf) -> PathBuf {
+    let ours = env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|ours| directory.starts_with(ours));
+    match directory.parent() {
+        Some(parent) if ours && parent.ends_with("credentials") => parent.to_owned(),
+        _ => directory,
+    }
+}
+
+fn absolutely(path: &Path) -> PathBuf {
+    // Fails where there is no current directory, and then nothing could have been read by a relative path.
+    absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(path).to_owned()
+}
