@@ -97,6 +97,10 @@ impl Host {
 
     /// Boots again; files and the network stay, processes do not.
     pub(crate) fn reboot(&self) {
+        // What nspawn had to say of the boot before.
+        self.ready.set_nonblocking(true).expect("a socket");
+        while self.ready.recv(&mut [0; 4096]).is_ok() {}
+        self.ready.set_nonblocking(false).expect("a socket");
         // It ends with the host that it runs on, at any point.
         self.try_run("systemctl reboot");
         self.await_boot();
@@ -114,7 +118,8 @@ impl Host {
     /// The command that runs `script` on this host as root; nothing of this process's environment goes with it.
     fn command(&self, script: &str) -> Command {
         // The host's process 1; a reboot brings another.
-        let first = poll_until("there is a host to run something on", || child(child(child(self.supervisor.id())?)?));
+        let first =
+            poll_until("there is a host to run something on", || child(child(child(self.supervisor.id())?)?));
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &first.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
@@ -130,7 +135,8 @@ impl Host {
     /// Runs `script` on this host, to whatever end.
     pub(crate) fn try_run(&self, script: &str) -> Ended {
         let output = self.command(script).output().expect("nsenter is in util-linux");
-        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        let text =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         Ended { success: output.status.success(), text: text.trim_end().to_owned() }
     }
 
@@ -176,14 +182,17 @@ impl Host {
     #[track_caller]
     pub(crate) fn await_line(&self, unit: &str, parts: &[&str]) -> String {
         let script = format!("exec journalctl --output=cat --follow --lines=all -u {unit}");
-        let mut follow = self.command(&script).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("nsenter");
+        let mut follow =
+            self.command(&script).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("nsenter");
         let lines = BufReader::new(follow.stdout.take().expect("piped")).lines();
         // The end of the output, if there is none, comes with the end of the time.
         let found = lines.map_while(Result::ok).find(|line| parts.iter().all(|part| line.contains(part)));
         // Without a reader, journalctl ends by itself; the host does not wait for it.
         let _ = follow.kill();
         let _ = follow.wait();
-        found.unwrap_or_else(|| panic!("no line with {parts:?} from {unit} on {}:\n{}", self.name, self.journal(unit)))
+        found.unwrap_or_else(|| {
+            panic!("no line with {parts:?} from {unit} on {}:\n{}", self.name, self.journal(unit))
+        })
     }
 
     /// Waits until `script` prints `expected`.
@@ -195,7 +204,12 @@ impl Host {
             if ended.text == expected {
                 return;
             }
-            assert!(start.elapsed() < DEADLINE, "on {}, {script} printed at last:\n{}", self.name, ended.text);
+            assert!(
+                start.elapsed() < DEADLINE,
+                "on {}, {script} printed at last:\n{}",
+                self.name,
+                ended.text
+            );
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
     }

@@ -26,7 +26,8 @@ impl Image {
         fs::create_dir_all(&cache).expect("target/hosts can be made");
         // The packages are the name, so that another list is another image.
         let tree = cache.join(format!("{}+{}", self.suite, self.packages.join("+")));
-        let lock = File::create(cache.join(format!("{}.lock", self.suite))).expect("target/hosts can be written to");
+        let lock =
+            File::create(cache.join(format!("{}.lock", self.suite))).expect("target/hosts can be written to");
         flock(&lock, FlockOperation::LockExclusive).expect("it can be locked");
         if !tree.exists() {
             let unfinished = cache.join(format!("{}.unfinished", self.suite));
@@ -51,14 +52,20 @@ impl Image {
                 mirror().as_ref(),
             ],
         );
-        here("rm", [OsStr::new("-rf"), to.join("var/cache/apt").as_ref(), to.join("var/lib/apt/lists").as_ref()]);
+        here(
+            "rm",
+            [OsStr::new("-rf"), to.join("var/cache/apt").as_ref(), to.join("var/lib/apt/lists").as_ref()],
+        );
     }
 }
 
 /// The mirror that this machine's own packages come from, if it is a Debian.
 fn mirror() -> String {
-    let listed = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"]).output();
-    let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let listed = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"])
+        .output();
+    let listed =
+        listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let debian = listed.lines().map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
     debian.unwrap_or(DEFAULT_MIRROR).to_owned()
 }

@@ -3,13 +3,14 @@
 pub(crate) mod guide;
 pub(crate) mod host;
 pub(crate) mod image;
+pub(crate) mod load;
 
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// The guard that turns a hang into a failure. No test waits for it to pass.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The Debian packages of the programs that this machine needs.
 const PACKAGES: [(&str, &str); 3] =
