@@ -19,7 +19,7 @@ use self::args::{Args, Command};
 use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
-use crate::config::{self, ConfigError, Configuration, FileError, Origin};
+use crate::config::{self, ConfigError, Configuration, Origin};
 use crate::net::listen::ListenError;
 use crate::net::pipe::ConnectionError;
 use crate::net::pipes::Plan;
@@ -72,15 +72,12 @@ impl Error {
     /// Whether the system would have done it for somebody with more rights.
     fn is_denied(&self) -> bool {
         let error = match self {
-            Self::Listen(ListenError::Refused { error, .. })
-            | Self::Config(ConfigError::CommandLine(PlanError::Key(KeyFileError::Read(_, error))))
-            | Self::Config(ConfigError::File(
-                FileError::Read { error, .. }
-                | FileError::Plan { error: PlanError::Key(KeyFileError::Read(_, error)), .. },
-            )) => error,
-            _ => return false,
+            Self::Listen(ListenError::Refused { error, .. }) => Some(error),
+            Self::Config(ConfigError::CommandLine(error)) => error.system(),
+            Self::Config(ConfigError::File(error)) => error.system(),
+            _ => None,
         };
-        error.kind() == io::ErrorKind::PermissionDenied
+        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a configuration to a process that serves it: start-up, reload, drain.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -117,7 +118,11 @@ pub(super) fn start_log(options: &ServiceOptions, level: LevelFilter) {
     let destination = log_destination(options);
     log::start(options.log_level(level), options.log_format.unwrap_or_default(), destination);
     if destination == Destination::Syslog && !log::has_syslog_daemon() {
-        warn!("nobody listens at /dev/log: log lines are lost until a log daemon is there");
+        // The log is the one place where this would not be read.
+        let _ = writeln!(
+            std::io::stderr(),
+            "spipe: nobody listens at /dev/log: log lines are lost until a log daemon is there"
+        );
     }
 }
 

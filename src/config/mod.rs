@@ -21,8 +21,7 @@ use thiserror::Error;
 
 use self::options::{PipeOptions, ServiceOptions};
 use self::plan::{PlanError, Planner};
-use self::toml_file::File;
-pub(crate) use self::toml_file::FileError;
+use self::toml_file::{File, FileError};
 use crate::net::pipe::Pipe;
 use crate::net::pipes::Plan;
 

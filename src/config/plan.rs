@@ -1,5 +1,6 @@
 //! From one pipe's options to its [`Plan`].
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,14 @@ pub enum PlanError {
 impl PlanError {
     pub(super) fn contradiction(option: &'static str, message: impl Into<String>) -> Self {
         Self::Contradiction { option, message: message.into() }
+    }
+
+    /// What the operating system says, if it is that.
+    pub(crate) fn system(&self) -> Option<&io::Error> {
+        match self {
+            Self::Key(KeyFileError::Read(_, error)) => Some(error),
+            _ => None,
+        }
     }
 
     /// The option to look at, by its long name.

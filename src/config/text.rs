@@ -10,7 +10,22 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 pub(super) fn one<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    deserializer.deserialize_str(One(PhantomData))
+}
+
+/// Parses within the deserializer, which knows where the text is, so that an error is there and not at a list around it.
+struct One<T>(PhantomData<T>);
+
+impl<T: FromStr<Err: Display>> Visitor<'_> for One<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
 }
 
 /// The same, where it may be left out.
@@ -49,7 +64,7 @@ impl<'de, T: FromStr<Err: Display>> Visitor<'de> for OneOrMore<T> {
     }
 }
 
-/// An element of such a list. Parsed within the element, so that an error is where it is.
+/// An element of such a list.
 struct Text<T>(T);
 
 impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Text<T> {

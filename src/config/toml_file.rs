@@ -45,6 +45,17 @@ pub enum FileError {
     NoPipe(PathBuf),
 }
 
+impl FileError {
+    /// What the operating system says, if it is that.
+    pub(crate) fn system(&self) -> Option<&io::Error> {
+        match self {
+            Self::Read { error, .. } => Some(error),
+            Self::Plan { error, .. } => error.system(),
+            Self::Syntax { .. } | Self::NoPipe(_) => None,
+        }
+    }
+}
+
 /// A line of a file.
 #[derive(Debug)]
 pub struct Place {
@@ -100,8 +111,10 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
         Some((_, DeValue::Array(pipes))) => pipes.into_iter().collect(),
         Some((span, _)) => return Err(text.error(Some(span), "a pipe is a table of a list; write [[pipe]]")),
     };
-    let service = ServiceOptions::deserialize(Deserializer::from(Spanned::new(span, document)))
+    let mut service = ServiceOptions::deserialize(Deserializer::from(Spanned::new(span, document)))
         .map_err(|error| text.wrong(&error, "; what belongs to a pipe goes below a [[pipe]]"))?;
+    // As with keys, a relative path is beside the file that names it.
+    service.pid_file = service.pid_file.map(|file| path.parent().unwrap_or(Path::new("/")).join(file));
     let pipes: Vec<_> = pipes.into_iter().map(|pipe| text.pipe(pipe)).collect::<Result<_, _>>()?;
     if pipes.is_empty() {
         return Err(FileError::NoPipe(path.to_owned()));

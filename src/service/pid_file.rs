@@ -73,7 +73,8 @@ impl PidFile {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
             .map_err(refused)?;
-        Ok(Self { path: path.to_owned(), file })
+        // In the background, relative paths will lead elsewhere.
+        Ok(Self { path: std::path::absolute(path).map_err(refused)?, file })
     }
 
     fn is_ours(&self) -> io::Result<bool> {

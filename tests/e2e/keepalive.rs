@@ -3,13 +3,13 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::support::pipe::{End, Pipe};
+use crate::support::pipe::Pipe;
 use crate::support::socket::{assert_echoes, echo};
 
-/// The timers of the established connections that were accepted on `end`'s port: field `tr` of /proc/net/tcp, where `02` is
+/// The timers of the established connections that were accepted on `port`: field `tr` of /proc/net/tcp, where `02` is
 /// keep-alive, `01` a retransmission that will be over in a moment, and `00` none (proc_pid_net(5)).
-fn timers(end: &End) -> Vec<String> {
-    let port = format!(":{:04X}", end.address().port());
+pub(crate) fn timers(port: u16) -> Vec<String> {
+    let port = format!(":{port:04X}");
     let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
     let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
     rows.filter(|row| row[1].ends_with(&port) && row[3] == "01").map(|row| row[5][..2].to_owned()).collect()
@@ -23,7 +23,7 @@ fn assert_timer(args: &[&str], expected: &str) {
     let guard = Instant::now() + Duration::from_secs(30);
     for end in [&pipe.initiator, &pipe.responder] {
         loop {
-            let timers = timers(end);
+            let timers = timers(end.address().port());
             if timers == [expected] {
                 break;
             }

@@ -33,7 +33,13 @@ pub fn confine(needs: &Needs) {
     let memory = memory::lock();
     let landlock = landlock::restrict(needs, manager_is_abstract());
     let seccomp = filter_system_calls(needs);
-    info!(%landlock, seccomp, %memory, "sandboxed");
+    info!(%landlock, %seccomp, %memory, "sandboxed");
+    for path in &needs.irreplaceable {
+        info!(
+            path = %path.display(),
+            "a reload can read this very file and none in its place; put it in a directory of its own to replace it"
+        );
+    }
 }
 
 /// Whether the service manager is told news by an abstract name, which is looked up at each message.
@@ -52,7 +58,7 @@ fn filter_system_calls(needs: &Needs) -> &'static str {
     }
 }
 
-/// The list of calls has been tested on two architectures; a wrong one would break the pipe.
+/// Which calls a C library makes differs by architecture, and a list that lacks one would break the pipe.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn filter_system_calls(_needs: &Needs) -> &'static str {
     warn!("system calls are not filtered: spipe has no list of them for this architecture");

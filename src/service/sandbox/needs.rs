@@ -37,6 +37,8 @@ pub(super) enum Ports {
 #[derive(Debug)]
 pub struct Needs {
     pub(super) files: Vec<(PathBuf, Right)>,
+    /// What is read again only as long as it is the same file, because of where it is.
+    pub(super) irreplaceable: Vec<PathBuf>,
     pub(super) ports: Ports,
     /// Sockets are given a name before they connect.
     pub(super) binds: bool,
@@ -51,6 +53,7 @@ impl Default for Needs {
         Self {
             // What standard output becomes when the far side has nothing more to say.
             files: vec![("/dev/null".into(), Right::Write)],
+            irreplaceable: Vec::new(),
             ports: Ports::These { connect: BTreeSet::new(), bind: BTreeSet::new() },
             binds: false,
             names: false,
@@ -142,12 +145,14 @@ impl Needs {
         // A link may lead to another place, and links in a row do in Kubernetes' secrets.
         let real = path.canonicalize().ok().filter(|real| *real != path);
         for path in [Some(path), real].into_iter().flatten() {
-            let directory = if path.is_dir() { path.clone() } else { directory_of(&path) };
-            // Who names a directory means all of it.
-            let rule = match replaceable_beneath(directory) {
-                _ if path.is_dir() => credentials(path.clone()),
-                Some(directory) => directory,
-                None => path,
+            let rule = if path.is_dir() {
+                // Who names a directory means all of it.
+                credentials(path)
+            } else if let Some(directory) = replaceable_beneath(directory_of(&path)) {
+                directory
+            } else {
+                self.irreplaceable.push(path.clone());
+                path
             };
             self.files.push((rule, Right::Read));
         }
@@ -183,4 +188,67 @@ fn absolutely(path: &Path) -> PathBuf {
 
 fn directory_of(path: &Path) -> PathBuf {
     path.parent().unwrap_or(path).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_with_much_else_in_them_are_not_opened_up_for_a_file() {
+        for shared in [
+            "/",
+            "/etc",
+            "/root",
+            "/tmp",
+            "/run",
+            "/home/me",
+            "/var/lib",
+            "/usr/local",
+            "/dev/shm",
+            "/dev/fd",
+            "/proc/1/fd",
+        ] {
+            assert_eq!(replaceable_beneath(shared.into()), None, "{shared}");
+        }
+        for own in ["/etc/spipe", "/run/spipe", "/home/me/keys", "/var/lib/spipe", "/usr/local/etc/spipe"] {
+            assert_eq!(replaceable_beneath(own.into()), Some(own.into()));
+        }
+    }
+
+    #[test]
+    fn a_pipe_of_addresses_needs_its_ports_and_no_names() {
+        let mut needs = Needs::new();
+        needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+        needs.connect_from(&"192.0.2.2".parse().unwrap());
+        needs.listen_at(&"[]:99".parse().unwrap());
+        // Bound already, and looked up for that.
+        needs.listen_at(&"localhost:98".parse().unwrap());
+        assert_eq!(needs.ports, Ports::These { connect: [80].into(), bind: [0].into() });
+        assert!(!needs.names && needs.binds && !needs.abstract_sockets);
+    }
+
+    #[test]
+    fn a_name_needs_dns_wherever_it_is() {
+        let mut target = Needs::new();
+        target.connect_to(&"host:80".parse().unwrap());
+        assert_eq!(target.ports, Ports::These { connect: [DNS, 80].into(), bind: [].into() });
+        let mut outgoing = Needs::new();
+        outgoing.connect_from(&"host".parse().unwrap());
+        assert_eq!(outgoing.ports, Ports::These { connect: [DNS].into(), bind: [0].into() });
+        assert!(target.names && outgoing.names);
+    }
+
+    #[test]
+    fn a_configuration_needs_any_port_whatever_is_named_before_or_after() {
+        let (target, mut before, mut after) = ("192.0.2.1:80".parse().unwrap(), Needs::new(), Needs::new());
+        before.connect_to(&target);
+        before.configuration(Path::new("/etc/spipe/spipe.toml"));
+        after.configuration(Path::new("/etc/spipe/spipe.toml"));
+        after.connect_to(&target);
+        for needs in [before, after] {
+            assert_eq!(needs.ports, Ports::Any);
+            assert!(needs.names && needs.abstract_sockets);
+        }
+    }
 }

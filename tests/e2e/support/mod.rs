@@ -1,11 +1,13 @@
 //! What the tests are made of: processes that end with the test, both ends of a pipe, services and clients to put at
 //! them, and a relay that does to the wire what networks and attackers do.
 
+pub(crate) mod manager;
 pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod redis;
 pub(crate) mod relay;
+pub(crate) mod site;
 pub(crate) mod socket;
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("redis-benchmark", "redis-tools"),
@@ -20,11 +20,22 @@ const PACKAGES: [(&str, &str); 8] = [
     ("ssh-keygen", "openssh-client"),
     ("script", "bsdutils"),
     ("prlimit", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("systemd-socket-activate", "systemd"),
 ];
 
 /// The binary under test.
 pub(crate) fn spipe() -> Command {
     Command::new(env!("CARGO_BIN_EXE_spipe"))
+}
+
+/// `command` as the process of a shell that has done `setup` before; the shell's `$$` is its process id.
+pub(crate) fn after(setup: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("{setup} exec \"$0\" \"$@\""));
+    shell.arg(command.get_program()).args(command.get_args());
+    shell
 }
 
 /// Starts `command`; a missing program is a failure that says what to install.
@@ -157,6 +168,29 @@ impl Process {
         kill_process(self.pid(), signal).expect("the process is there until it is waited for");
     }
 
+    /// Sends SIGHUP and waits until it is obeyed; gives the line that says how that went.
+    pub(crate) fn reload(&self) -> String {
+        let before = self.log().matches("reloaded: ").count();
+        self.signal(Signal::HUP);
+        self.await_lines(before + 1, "reloaded: ").swap_remove(before)
+    }
+
+    /// The same, where all must go well.
+    #[track_caller]
+    pub(crate) fn reload_well(&self) {
+        let line = self.reload();
+        assert!(line.contains("INFO reloaded: "), "{line}");
+    }
+
+    /// The same, where it must fail; `parts` are in the line that says so.
+    #[track_caller]
+    pub(crate) fn reload_in_vain(&self, parts: &[&str]) {
+        let line = self.reload();
+        for part in [&["ERROR not reloaded: what was in force stays in force"], parts].concat() {
+            assert!(line.contains(part), "no '{part}' in: {line}");
+        }
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -218,9 +252,17 @@ impl Ended {
     pub(crate) fn failed_with(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         assert_eq!(self.stderr.trim_end().lines().count(), 1, "one line, not:\n{}", self.stderr);
-        assert!(self.stderr.starts_with("spipe: "), "{}", self.stderr);
+        self.failed_with_last_line(code, parts);
+    }
+
+    /// The same, where the log may have something to say before.
+    #[track_caller]
+    pub(crate) fn failed_with_last_line(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        let line = self.stderr.lines().last().unwrap_or_default();
+        assert!(line.starts_with("spipe: "), "{}", self.stderr);
         for part in parts {
-            assert!(self.stderr.contains(part), "no '{part}' in: {}", self.stderr);
+            assert!(line.contains(part), "no '{part}' in: {}", self.stderr);
         }
     }
 

@@ -1,0 +1,795 @@
+//! Configuration files: what they may say, what is refused and where, and that each option does what it does on the
+//! command line.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::keepalive::timers;
+use crate::support::pipe::{End, Key, field};
+use crate::support::poll_until;
+use crate::support::process::{Process, run, spipe};
+use crate::support::site::{Site, fingerprint};
+use crate::support::socket::{BlackHole, Service, assert_echoes, connect, echo, read_all};
+
+/// A valid configuration; tests spoil a line of it. Nobody ever connects to its target.
+const VALID: &str = r#"[[pipe]]
+mode = "encrypt"
+source = "127.0.0.1:0"
+target = "127.0.0.1:9"
+key = "test.key"
+"#;
+
+/// [`VALID`] with one of its lines (from 1) replaced.
+fn with_line(number: usize, line: &str) -> String {
+    let mut lines: Vec<_> = VALID.lines().collect();
+    lines[number - 1] = line;
+    lines.join("\n")
+}
+
+/// Asserts that `check` and `run` refuse `site`'s configuration in one line with `parts`, and exit code 1.
+#[track_caller]
+fn assert_refused_at(site: &Site, parts: &[&str]) {
+    for command in ["check", "run"] {
+        let ended = run(spipe().arg(command).arg(site.file()));
+        ended.failed_with(1, parts);
+        assert!(ended.stdout.is_empty(), "{ended:?}");
+    }
+}
+
+/// Asserts that `text` is refused because of what its line `line` says.
+#[track_caller]
+fn assert_refused(text: &str, line: usize, parts: &[&str]) {
+    let site = Site::with_key();
+    site.configure(text);
+    assert_refused_at(&site, &[&[&*format!("spipe: {}:{line}: ", site.file().display())], parts].concat());
+}
+
+#[test]
+fn a_valid_file_is_told_pipe_by_pipe_with_fingerprints() {
+    let site = Site::new();
+    let (first, second) = (site.add_key("first.key"), site.add_key("second.key"));
+    site.configure(
+        r#"
+            [[pipe]]
+            name = "redis"
+            mode = "decrypt"
+            source = ["127.0.0.1:6380", "@redis"]
+            target = "localhost:6379"
+            key = ["first.key", "second.key"]
+
+            [[pipe]]
+            mode = "encrypt"
+            source = "/run/smtp.sock"
+            target = "[::1]:25"
+            key = "second.key"
+        "#,
+    );
+    let said = run(spipe().arg("check").arg(site.file())).succeeded();
+    assert_eq!(
+        said.text(),
+        format!(
+            "redis: decrypt [127.0.0.1]:6380 and @redis to [localhost]:6379, key {first}, {second}\n\
+             encrypt /run/smtp.sock to [::1]:25, key {second}\n\
+             {} is valid",
+            site.file().display()
+        )
+    );
+    assert_eq!(said.stderr, "");
+}
+
+#[test]
+fn check_touches_no_socket() {
+    let (site, taken) = (Site::with_key(), Service::start());
+    let file = site.socket("file");
+    site.configure(with_line(3, &format!("source = [\"{}\", \"{file}\", \"systemd\"]", taken.address())));
+    run(spipe().arg("check").arg(site.file())).succeeded();
+    taken.assert_unvisited();
+    assert!(!Path::new(&file).exists());
+}
+
+#[test]
+fn check_does_not_write_the_pid_file_or_go_into_the_background() {
+    let site = Site::with_key();
+    site.configure(format!("pid-file = \"{}\"\ndaemon = true\n{VALID}", site.name("pid")));
+    run(spipe().arg("check").arg(site.file())).succeeded();
+    assert!(!site.path("pid").exists());
+}
+
+#[test]
+fn check_finds_a_user_who_does_not_exist() {
+    let site = Site::with_key();
+    site.configure(format!("user = \"no-such-user\"\n{VALID}"));
+    run(spipe().arg("check").arg(site.file())).failed_with(1, &["there is no user 'no-such-user'"]);
+}
+
+#[test]
+fn an_unknown_name_above_all_pipes_is_refused_with_where_it_may_belong() {
+    assert_refused(
+        &format!("quiet = true\n\nport = 80\n{VALID}"),
+        3,
+        &["unknown field `port`", "`drain-timeout`", "what belongs to a pipe goes below a [[pipe]]"],
+    );
+}
+
+#[test]
+fn an_option_of_a_pipe_above_all_pipes_is_refused_with_where_it_belongs() {
+    assert_refused(
+        &format!("key = \"test.key\"\n{VALID}"),
+        1,
+        &["unknown field `key`", "what belongs to a pipe goes below a [[pipe]]"],
+    );
+}
+
+#[test]
+fn an_unknown_name_in_a_pipe_is_refused_with_the_known_ones() {
+    assert_refused(&format!("{VALID}lable = \"x\""), 6, &["unknown field `lable`", "`label`"]);
+}
+
+#[test]
+fn an_option_of_the_process_in_a_pipe_is_refused_with_where_it_belongs() {
+    assert_refused(
+        &format!("{VALID}drain-timeout = 5"),
+        6,
+        &["unknown field `drain-timeout`", "what concerns the whole process goes above all pipes"],
+    );
+}
+
+#[test]
+fn options_that_only_the_command_line_has_are_unknown_in_a_file() {
+    for option in ["encrypt = true", "decrypt = true", "foreground = true", "no-forward-secrecy = true"] {
+        let name = option.split(' ').next().expect("it has a name");
+        assert_refused(&format!("{VALID}{option}"), 6, &[&format!("unknown field `{name}`")]);
+    }
+}
+
+#[test]
+fn an_underscore_in_the_place_of_a_hyphen_is_refused() {
+    assert_refused(&format!("{VALID}max_connections = 5"), 6, &["unknown field", "`max-connections`"]);
+}
+
+#[test]
+fn a_mode_that_does_not_exist_is_refused_with_those_that_do() {
+    assert_refused(
+        &with_line(2, "mode = \"forward\""),
+        2,
+        &["unknown variant `forward`", "`encrypt`", "`decrypt`"],
+    );
+}
+
+#[test]
+fn a_missing_mode_is_refused_at_its_pipe() {
+    assert_refused(&with_line(2, ""), 1, &["the mode is missing", "mode = \"encrypt\""]);
+}
+
+#[test]
+fn a_missing_source_is_refused_at_its_pipe() {
+    assert_refused(&with_line(3, ""), 1, &["the source is missing"]);
+}
+
+#[test]
+fn an_empty_list_of_sources_is_refused_where_it_is() {
+    assert_refused(&with_line(3, "source = []"), 3, &["the source is missing"]);
+}
+
+#[test]
+fn a_missing_target_is_refused_at_its_pipe() {
+    assert_refused(&with_line(4, ""), 1, &["missing field `target`"]);
+}
+
+#[test]
+fn a_missing_key_is_refused_at_its_pipe() {
+    assert_refused(&with_line(5, ""), 1, &["missing field `key`"]);
+}
+
+#[test]
+fn an_empty_list_of_keys_is_refused_where_it_is() {
+    assert_refused(&with_line(5, "key = []"), 5, &["the key is missing"]);
+}
+
+#[test]
+fn what_is_missing_in_the_second_pipe_is_refused_there() {
+    let second = VALID.replace("target = \"127.0.0.1:9\"\n", "").replace("127.0.0.1:0", "127.0.0.2:0");
+    assert_refused(&format!("{VALID}\n{second}"), 7, &["missing field `target`"]);
+}
+
+#[test]
+fn a_bad_address_is_refused_with_the_reason_the_command_line_gives() {
+    for (address, reason) in [
+        ("localhost", "the port is missing"),
+        ("127.0.0.1:http", "is not a port"),
+        ("::1:80", "goes in brackets"),
+        ("*:80", "a place to listen on"),
+        ("", "cannot be empty"),
+    ] {
+        assert_refused(&with_line(4, &format!("target = \"{address}\"")), 4, &[reason]);
+    }
+}
+
+#[test]
+fn a_bad_address_in_a_list_is_refused_at_its_own_line() {
+    let list = "source = [\n    \"127.0.0.1:0\",\n    \"127.0.0.1\",\n    \"127.0.0.2:0\",\n]";
+    assert_refused(&with_line(3, list), 5, &["the port is missing"]);
+}
+
+#[test]
+fn a_bad_outgoing_address_is_refused() {
+    assert_refused(&format!("{VALID}bind = \"*:80\""), 6, &["a place to listen on"]);
+}
+
+#[test]
+fn addresses_of_different_kinds_are_refused_at_the_outgoing_one() {
+    assert_refused(
+        &format!("{VALID}name = \"x\"\nbind = \"/a.sock\""),
+        7,
+        &["cannot be reached from /a.sock"],
+    );
+}
+
+#[test]
+fn a_value_of_another_kind_is_refused() {
+    for (number, line, parts) in [
+        (3, "source = 80", ["invalid type: integer `80`", "a string or a list of strings"]),
+        (3, "source = [80]", ["invalid type: integer `80`", "a string"]),
+        (4, "target = [\"127.0.0.1:9\"]", ["invalid type: sequence", "a string"]),
+        (5, "key = true", ["invalid type: boolean `true`", "a string or a list of strings"]),
+        (2, "mode = 1", ["wanted", "string"]),
+    ] {
+        assert_refused(&with_line(number, line), number, &parts);
+    }
+}
+
+#[test]
+fn a_bad_timeout_is_refused_with_what_would_be_a_good_one() {
+    for timeout in ["0", "86401"] {
+        assert_refused(
+            &format!("{VALID}timeout = {timeout}"),
+            6,
+            &["a whole number of seconds from 1 to 86400"],
+        );
+    }
+    for timeout in ["-1", "1.5", "\"5\""] {
+        assert_refused(&format!("{VALID}timeout = {timeout}"), 6, &["invalid"]);
+    }
+}
+
+#[test]
+fn bad_values_of_the_other_options_of_a_pipe_are_refused() {
+    let long = format!("label = \"{}\"", "x".repeat(256));
+    for (line, part) in [
+        ("max-connections = -1", "invalid value"),
+        ("max-connections = \"many\"", "invalid type"),
+        ("no-keepalive = \"yes\"", "invalid type"),
+        ("cipher = \"rot13\"", "`chacha20poly1305`"),
+        ("name = 5", "invalid type"),
+        (&*long, "a label is at most 255 bytes"),
+    ] {
+        assert_refused(&format!("{VALID}{line}"), 6, &[part]);
+    }
+}
+
+#[test]
+fn bad_values_of_the_options_of_the_process_are_refused() {
+    for (line, part) in [
+        ("drain-timeout = -1", "invalid value"),
+        ("drain-timeout = \"long\"", "invalid type"),
+        ("log-format = \"xml\"", "write text or json"),
+        ("user = \"a:b:c\"", "names no user"),
+        ("quiet = 1", "invalid type"),
+        ("pid-file = 7", "invalid type"),
+    ] {
+        assert_refused(&format!("\n{line}\n{VALID}"), 2, &[part]);
+    }
+}
+
+#[test]
+fn a_name_that_comes_twice_in_a_table_is_refused() {
+    assert_refused(&format!("{VALID}key = \"test.key\""), 6, &["duplicate key"]);
+}
+
+#[test]
+fn two_pipes_with_the_same_source_are_refused_at_the_second() {
+    let second = VALID.replace("\"127.0.0.1:0\"", "\"[127.0.0.1]:0\"");
+    assert_refused(
+        &format!("{VALID}{second}"),
+        8,
+        &["[127.0.0.1]:0 is the source of two pipes", "give each its own"],
+    );
+}
+
+#[test]
+fn a_source_that_comes_twice_in_one_pipe_is_refused() {
+    assert_refused(&with_line(3, "source = [\"@x\", \"@x\"]"), 3, &["@x is the source of two pipes"]);
+}
+
+#[test]
+fn two_pipes_with_the_same_name_are_refused_at_the_second() {
+    let second = VALID.replace("127.0.0.1:0", "127.0.0.2:0");
+    assert_refused(
+        &format!("{VALID}name = \"redis\"\n{second}name = \"redis\""),
+        12,
+        &["'redis' is the name of two pipes", "give each its own"],
+    );
+}
+
+#[test]
+fn a_missing_key_file_is_refused_at_the_line_that_names_it() {
+    let site = Site::new();
+    site.configure(VALID);
+    let (place, path) = (format!("{}:5: ", site.file().display()), site.name("test.key"));
+    assert_refused_at(&site, &[&place, "cannot read the key", &path, "spipe keygen"]);
+}
+
+#[test]
+fn a_short_key_file_is_refused_at_the_line_that_names_it() {
+    let site = Site::with_key();
+    std::fs::write(site.path("test.key"), [7; 31]).expect("it is ours");
+    site.configure(VALID);
+    assert_refused_at(
+        &site,
+        &[&format!("{}:5: ", site.file().display()), "at least 32 bytes", "this one is 31"],
+    );
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_refused_at_the_line_that_names_it_with_the_chmod_to_type() {
+    let site = Site::with_key();
+    set_mode(&site.path("test.key"), 0o644);
+    site.configure(VALID);
+    let chmod = format!("(mode 0644); type: chmod 600 {}  ", site.name("test.key"));
+    assert_refused_at(&site, &[&format!("{}:5: ", site.file().display()), &chmod]);
+}
+
+#[test]
+fn a_directory_without_keys_is_refused_at_the_line_that_names_it() {
+    let site = Site::new();
+    std::fs::create_dir(site.path("keys")).expect("it is ours");
+    site.configure(with_line(5, "key = \"keys\""));
+    assert_refused_at(&site, &[&format!("{}:5: ", site.file().display()), "has no key"]);
+}
+
+#[test]
+fn a_file_without_pipes_is_refused_with_what_to_add() {
+    let site = Site::new();
+    for text in ["", "# nothing yet\n", "quiet = true\n", "pipe = []\n"] {
+        site.configure(text);
+        assert_refused_at(&site, &["has no pipe", "add a [[pipe]] table with mode, source, target and key"]);
+    }
+}
+
+#[test]
+fn a_pipe_in_single_brackets_is_refused_with_how_to_write_it() {
+    assert_refused(&with_line(1, "[pipe]"), 1, &["write [[pipe]]"]);
+}
+
+#[test]
+fn pipes_in_the_plural_are_refused() {
+    assert_refused(&with_line(1, "[[pipes]]"), 1, &["unknown field `pipes`"]);
+}
+
+#[test]
+fn a_list_of_pipes_that_are_no_tables_is_refused() {
+    assert_refused("pipe = [\n\"redis\",\n]\n", 2, &["invalid type: string \"redis\""]);
+}
+
+#[test]
+fn what_is_no_toml_is_refused_at_its_line() {
+    for (text, line) in [
+        ("[[pipe]]\nmode = encrypt\n", 2),
+        ("[[pipe]]\nmode \"encrypt\"\n", 2),
+        ("[[pipe]\n", 1),
+        ("\n\nkey = \"test.key\n", 3),
+    ] {
+        assert_refused(text, line, &[]);
+    }
+}
+
+#[test]
+fn what_is_not_utf_8_is_refused() {
+    let site = Site::new();
+    site.configure(b"name = \"caf\xe9\"\n");
+    assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "UTF-8"]);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_refused() {
+    let site = Site::new();
+    assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "No such file"]);
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_refused() {
+    let site = Site::with_key();
+    site.configure(VALID);
+    set_mode(&site.file(), 0);
+    // What lets root read everything is left behind; of others' rights that changes nothing.
+    let mut command = Command::new("setpriv");
+    if rustix::process::geteuid().is_root() {
+        command.arg("--bounding-set=-dac_override,-dac_read_search");
+    }
+    command.arg(spipe().get_program()).arg("check").arg(site.file());
+    run(&mut command).failed_with(1, &["cannot read the configuration", "pipes.toml", "Permission denied"]);
+}
+
+#[test]
+fn a_directory_is_no_configuration() {
+    let site = Site::new();
+    std::fs::create_dir(site.file()).expect("it is ours");
+    assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "directory"]);
+}
+
+#[test]
+fn the_lines_are_right_in_a_file_with_dos_line_ends() {
+    assert_refused(&with_line(4, "target = \"nowhere\"").replace('\n', "\r\n"), 4, &["the port is missing"]);
+}
+
+#[test]
+fn run_and_check_need_a_file() {
+    for command in ["run", "check"] {
+        run(spipe().arg(command)).failed_with(2, &["<FILE>", "see 'spipe --help'"]);
+    }
+}
+
+#[test]
+fn run_takes_no_options_of_a_pipe() {
+    let site = Site::with_key();
+    site.configure(VALID);
+    for option in [&["-k", "test.key"][..], &["-s", "127.0.0.1:0"], &["-e"], &["--name", "x"]] {
+        run(site.command().args(option)).failed_with(2, &[option[0]]);
+    }
+}
+
+#[test]
+fn check_takes_no_options_of_the_process() {
+    let site = Site::with_key();
+    site.configure(VALID);
+    run(spipe().arg("check").arg(site.file()).arg("--daemon")).failed_with(2, &["--daemon"]);
+}
+
+#[test]
+fn a_source_in_use_is_one_line_and_exit_code_1() {
+    let (site, taken) = (Site::with_key(), Service::start());
+    site.configure(with_line(3, &format!("source = \"{}\"", taken.address())));
+    run(&mut site.command()).failed_with(1, &["cannot listen on", "in use"]);
+}
+
+#[test]
+fn keys_are_found_beside_the_file_wherever_the_command_is_run() {
+    let site = Site::new();
+    let expected = site.add_key("keys/mine.key");
+    std::fs::create_dir(site.path("elsewhere")).expect("it is ours");
+    site.configure(with_line(5, "key = \"keys/mine.key\""));
+    for (directory, file) in [("elsewhere", "../pipes.toml"), ("", "pipes.toml"), ("keys", "./../pipes.toml")]
+    {
+        let said = run(spipe().args(["check", file]).current_dir(site.path(directory))).succeeded();
+        assert!(said.text().contains(&expected), "{}", said.text());
+    }
+}
+
+#[test]
+fn a_key_by_its_absolute_path_is_found() {
+    let (site, elsewhere) = (Site::new(), Site::new());
+    let expected = elsewhere.add_key("mine.key");
+    site.configure(with_line(5, &format!("key = \"{}\"", elsewhere.name("mine.key"))));
+    assert!(run(spipe().arg("check").arg(site.file())).succeeded().text().contains(&expected));
+}
+
+// ── each option of a pipe does what it does on the command line ──
+
+/// One pipe of a file in a process of its own, beside ends that come from the command line.
+struct Configured {
+    process: Process,
+    /// To be kept as long as it runs.
+    _site: Site,
+}
+
+impl Configured {
+    /// A pipe on a port that the system chooses; `lines` are added to it. The key is a copy of `key`.
+    fn start(mode: &str, key: &Key, target: SocketAddr, lines: &str) -> Self {
+        let site = Site::new();
+        std::fs::copy(key.path(), site.path("test.key")).expect("it is ours");
+        let pipe = format!(
+            "mode = \"{mode}\"\nsource = \"127.0.0.1:0\"\ntarget = \"{target}\"\nkey = \"test.key\"\n"
+        );
+        let process = site.serve(format!("[[pipe]]\n{pipe}{lines}\n"));
+        Self { process, _site: site }
+    }
+
+    fn address(&self) -> SocketAddr {
+        address(&self.process.await_line(&["listening"]))
+    }
+
+    fn connect(&self) -> TcpStream {
+        connect(self.address())
+    }
+}
+
+/// Where a line says that a process listens.
+fn address(line: &str) -> SocketAddr {
+    field(line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address")
+}
+
+#[test]
+fn a_pipe_of_a_file_fits_one_of_the_command_line() {
+    let key = Key::new();
+    let responder = Configured::start("decrypt", &key, echo(), "");
+    let initiator = End::initiator(&key, responder.address()).start();
+    assert_echoes(&mut initiator.connect(), "from the command line");
+    let responder = End::responder(&key, echo()).start();
+    let initiator = Configured::start("encrypt", &key, responder.address(), "");
+    assert_echoes(&mut initiator.connect(), "from a file");
+}
+
+#[test]
+fn the_label_of_a_file_is_the_label() {
+    let key = Key::new();
+    let responder = Configured::start("decrypt", &key, echo(), "label = \"a label\"");
+    let initiator = End::initiator(&key, responder.address()).args(&["--label", "a label"]).start();
+    assert_echoes(&mut initiator.connect(), "hello");
+    End::initiator(&key, responder.address()).start().assert_resets_a_client();
+    responder.process.await_line(&["refused", "the keys differ", "or the labels"]);
+}
+
+#[test]
+fn the_cipher_of_a_file_is_the_cipher() {
+    let key = Key::new();
+    for (written, logged) in [("aes256gcm", "AES"), ("chacha20poly1305", "ChaCha")] {
+        let responder = Configured::start("decrypt", &key, echo(), &format!("cipher = \"{written}\""));
+        let initiator = End::initiator(&key, responder.address()).start();
+        assert_echoes(&mut initiator.connect(), "hello");
+        let line = responder.process.await_line(&[" closed "]).to_lowercase();
+        assert!(field(&line, "cipher").starts_with(&logged.to_lowercase()), "{line}");
+    }
+}
+
+#[test]
+fn the_most_connections_of_a_file_are_the_most() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).start();
+    let initiator = Configured::start("encrypt", &key, responder.address(), "max-connections = 1");
+    let mut only = initiator.connect();
+    assert_echoes(&mut only, "the only one");
+    initiator.process.await_line(&["as many connections as -n allows"]);
+}
+
+#[test]
+fn no_limit_to_the_connections_of_a_file_is_no_limit() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).args(&["-n", "0"]).start();
+    let initiator = Configured::start("encrypt", &key, responder.address(), "max-connections = 0");
+    // More than the default of 100.
+    let mut clients: Vec<_> = (0..120).map(|_| initiator.connect()).collect();
+    for client in &mut clients {
+        assert_echoes(client, "all at once");
+    }
+}
+
+#[test]
+fn the_timeout_of_a_file_is_the_timeout() {
+    let hole = BlackHole::start();
+    let initiator = Configured::start("encrypt", &Key::new(), hole.address(), "timeout = 1");
+    assert_eq!(read_all(&mut initiator.connect()), b"");
+    let line = initiator.process.await_line(&["failed", "no answer in time (-o)"]);
+    assert!(line.contains("cannot connect to"), "{line}");
+}
+
+#[test]
+fn the_outgoing_address_of_a_file_is_the_outgoing_address() {
+    let (key, service) = (Key::new(), Service::start());
+    let responder = Configured::start("decrypt", &key, service.address(), "bind = \"127.0.0.9\"");
+    let initiator = End::initiator(&key, responder.address()).start();
+    let _client = initiator.connect();
+    assert_eq!(service.accept().peer_addr().expect("it is connected").ip().to_string(), "127.0.0.9");
+}
+
+#[test]
+fn without_keepalive_in_a_file_there_is_none() {
+    let key = Key::new();
+    for (line, timer) in [("no-keepalive = true", "00"), ("no-keepalive = false", "02")] {
+        let responder = Configured::start("decrypt", &key, echo(), line);
+        let initiator = End::initiator(&key, responder.address()).start();
+        let mut client = initiator.connect();
+        assert_echoes(&mut client, "hello");
+        poll_until(&format!("the connection has timer {timer}"), || {
+            (timers(responder.address().port()) == [timer]).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_is_taken_when_the_file_says_so() {
+    let key = Key::new();
+    key.set_mode(0o644);
+    let responder = Configured::start("decrypt", &key, echo(), "insecure-key-permissions = true");
+    let initiator = End::initiator(&key, responder.address()).args(&["--insecure-key-permissions"]).start();
+    assert_echoes(&mut initiator.connect(), "hello");
+}
+
+#[test]
+fn permission_to_have_an_open_key_is_for_one_pipe_alone() {
+    let site = Site::with_key();
+    set_mode(&site.path("test.key"), 0o644);
+    let second = VALID.replace("127.0.0.1:0", "127.0.0.2:0");
+    site.configure(format!("{VALID}insecure-key-permissions = true\n{second}"));
+    assert_refused_at(&site, &[":11: ", "can be read by others"]);
+}
+
+#[test]
+fn the_name_of_a_pipe_is_in_each_of_its_lines() {
+    let key = Key::new();
+    let responder = Configured::start("decrypt", &key, echo(), "name = \"front door\"");
+    let initiator = End::initiator(&key, responder.address()).args(&["--name", "back door"]).start();
+    assert_echoes(&mut initiator.connect(), "hello");
+    let stranger = End::initiator(&Key::new(), responder.address()).start();
+    stranger.assert_resets_a_client();
+    for event in ["listening", " closed ", "refused"] {
+        assert_eq!(field(&responder.process.await_line(&[event]), "pipe"), "front door");
+    }
+    for event in ["listening", " closed "] {
+        assert_eq!(field(&initiator.await_line(&[event]), "pipe"), "back door");
+    }
+}
+
+#[test]
+fn a_pipe_listens_at_each_source_of_a_list() {
+    let site = Site::with_key();
+    let sources = format!("source = [\"{}\", \"127.0.0.1:0\"]", site.socket("a"));
+    let replaced = format!("source = \"{}\"", site.socket("a"));
+    let text = site.both_ends("a", echo()).replace(&replaced, &sources);
+    let process = site.serve(text);
+    assert_echoes(&mut site.connect("a"), "by the file");
+    let line = process.await_line(&["listening", "pipe=\"a\"", "source=[127.0.0.1]"]);
+    assert_echoes(&mut connect(address(&line)), "by the port");
+}
+
+#[test]
+fn a_list_of_keys_is_accepted_as_several_k_are() {
+    let site = Site::with_key();
+    site.add_key("other.key");
+    let keys = "key = [\"other.key\", \"test.key\"]";
+    let sealed = site.decrypt("a-sealed", echo()).replace("key = \"test.key\"", keys);
+    let _process = site.serve(site.encrypt("a", site.socket("a-sealed")) + &sealed);
+    assert_echoes(&mut site.connect("a"), "with the second of them");
+}
+
+#[test]
+fn a_key_is_read_from_standard_input_once_for_all_pipes_of_a_file() {
+    let site = Site::with_key();
+    site.configure(site.both_ends("a", echo()).replace("\"test.key\"", "\"-\""));
+    let mut command = site.command();
+    command.stdin(std::fs::File::open(site.path("test.key")).expect("it is ours"));
+    let process = Process::start_piped(
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()),
+    );
+    process.await_line(&["listening"]);
+    assert_echoes(&mut site.connect("a"), "hello");
+    let expected = fingerprint(&site.path("test.key"));
+    assert_eq!(field(&process.await_line(&["listening"]), "key"), expected);
+}
+
+// ── what concerns the whole process ──
+
+/// Serves `top` above a pipe, with `flags` on the command line, until the process has carried a connection and stopped;
+/// gives all that it has written.
+fn log_of(top: &str, flags: &[&str]) -> String {
+    let site = Site::with_key();
+    site.configure(format!("{top}\n{}", site.both_ends("a", echo())));
+    let mut process = Process::start(site.command().args(flags));
+    let mut client = poll_until("it listens", || site.try_connect("a").ok());
+    assert_echoes(&mut client, "hello");
+    drop(client);
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+    process.log()
+}
+
+#[test]
+fn quiet_in_a_file_leaves_out_everyday_lines() {
+    assert_eq!(log_of("quiet = true", &[]), "");
+}
+
+#[test]
+fn verbose_in_a_file_tells_more() {
+    assert!(log_of("verbose = true", &[]).contains("DEBUG established"));
+}
+
+#[test]
+fn the_log_format_of_a_file_is_the_log_format() {
+    let log = log_of("log-format = \"json\"", &[]);
+    assert!(log.lines().count() > 3, "{log}");
+    for line in log.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
+}
+
+#[test]
+fn the_command_line_goes_before_the_file() {
+    assert_eq!(log_of("verbose = true", &["-q"]), "");
+    assert!(log_of("quiet = true", &["--verbose"]).contains("DEBUG established"));
+    assert!(log_of("log-format = \"json\"", &["--log-format", "text"]).contains(" INFO listening"));
+}
+
+#[test]
+fn the_pid_file_of_the_command_line_goes_before_that_of_the_file() {
+    let site = Site::with_key();
+    site.configure(format!("pid-file = \"{}\"\n{}", site.name("in-file"), site.both_ends("a", echo())));
+    let process = Process::start(site.command().args(["-p", &site.name("by-flag")]));
+    process.await_line(&["listening"]);
+    assert!(site.path("by-flag").exists());
+    assert!(!site.path("in-file").exists());
+}
+
+#[test]
+fn the_pid_file_of_a_file_is_written() {
+    let site = Site::with_key();
+    let process = site.serve(format!("pid-file = \"{}\"\n{}", site.name("pid"), site.both_ends("a", echo())));
+    let written = std::fs::read_to_string(site.path("pid")).expect("it is there");
+    assert_eq!(written, format!("{}\n", process.pid()));
+}
+
+#[test]
+fn the_drain_timeout_of_a_file_is_the_drain_timeout() {
+    let site = Site::with_key();
+    let mut process = site.serve(format!("drain-timeout = 0\n{}", site.both_ends("a", echo())));
+    let mut client = site.connect("a");
+    assert_echoes(&mut client, "hello");
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(1));
+}
+
+#[test]
+fn the_drain_timeout_of_the_command_line_goes_before_that_of_the_file() {
+    let site = Site::with_key();
+    site.configure(format!("drain-timeout = 3600\n{}", site.both_ends("a", echo())));
+    let mut process = Process::start(site.command().args(["--drain-timeout", "0"]));
+    process.await_line(&["listening"]);
+    let mut client = site.connect("a");
+    assert_echoes(&mut client, "hello");
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(1));
+}
+
+#[test]
+fn service_options_need_a_pipe_that_listens() {
+    let key = Key::new();
+    for option in [&["--daemon"][..], &["-p", "/nowhere/pid"], &["-u", "root"], &["--drain-timeout", "5"]] {
+        let mut command: Command = crate::support::pipe::stdio("127.0.0.1:9", &key.path());
+        run(command.args(option))
+            .failed_with(2, &[option[0], "is for a pipe that listens", "see 'spipe --help'"]);
+    }
+}
+
+#[test]
+fn bad_values_of_the_options_of_the_process_are_mistakes_on_the_command_line() {
+    let site = Site::with_key();
+    site.configure(VALID);
+    for (option, part) in [
+        ("--drain-timeout=-1", "--drain-timeout"),
+        ("--drain-timeout=soon", "--drain-timeout"),
+        ("--log-format=xml", "write text or json"),
+        ("-ua:b:c", "names no user"),
+        ("-qq", "cannot be used multiple times"),
+    ] {
+        run(site.command().arg(option)).failed_with(2, &[part, "see 'spipe --help'"]);
+    }
+}
+
+#[test]
+fn quiet_and_verbose_exclude_each_other_beside_a_file() {
+    let site = Site::with_key();
+    site.configure(VALID);
+    run(site.command().args(["-q", "--verbose"])).failed_with(2, &["cannot be used with"]);
+}
+
+#[test]
+fn quiet_and_verbose_in_one_file_do_not_both_hold() {
+    // The one that hides nothing.
+    assert!(log_of("quiet = true\nverbose = true", &[]).contains("DEBUG established"));
+}

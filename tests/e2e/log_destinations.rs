@@ -1,0 +1,266 @@
+//! Where log lines go and in which form: for programs, for the journal, to syslog.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::pipe::{End, Key, stdio};
+use crate::support::process::{Process, after, run};
+use crate::support::site::Site;
+use crate::support::socket::{assert_echoes, connect, connect_unix, echo};
+use crate::support::{DEADLINE, poll_until};
+
+// ── for programs ──
+
+/// The line of `process` with the message `message`, as JSON.
+#[track_caller]
+fn json(process: &Process, message: &str) -> Value {
+    let line = process.await_line(&[&format!("\"message\":\"{message}\"")]);
+    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+#[test]
+fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
+    let key = Key::new();
+    let args = ["--log-format", "json", "--name", "front \"door\"\\"];
+    let responder = Process::start(&mut End::responder(&key, echo()).args(&args).command());
+    let line = json(&responder, "listening");
+    let address: SocketAddr =
+        line["source"].as_str().expect("a text").replace(['[', ']'], "").parse().expect("an address");
+    assert_eq!((&line["role"], &line["version"]), (&"decrypt".into(), &env!("CARGO_PKG_VERSION").into()));
+    let initiator = End::initiator(&key, address).start();
+    let mut client = initiator.connect();
+    assert_echoes(&mut client, "hello");
+    drop(client);
+    let line = json(&responder, "closed");
+    assert_eq!(line["level"], "INFO");
+    assert_eq!(line["pipe"], "front \"door\"\\");
+    assert_eq!((&line["to_target"], &line["from_target"]), (&5.into(), &5.into()));
+    assert_eq!(line["reason"], "finished");
+    assert!(line["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{line}");
+    for name in ["timestamp", "peer", "client", "target", "key", "cipher"] {
+        assert!(line[name].is_string(), "no {name} in {line}");
+    }
+    for line in responder.log().lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(line["timestamp"].is_string() && line["level"].is_string() && line["message"].is_string());
+    }
+}
+
+#[test]
+fn an_error_for_programs_is_one_object_with_the_reason() {
+    let key = Key::new();
+    let nobody = key.path().with_extension("nobody");
+    let initiator =
+        Process::start(&mut End::initiator(&key, nobody.display()).args(&["--log-format", "json"]).command());
+    let source = json(&initiator, "listening")["source"].as_str().expect("a text").replace(['[', ']'], "");
+    drop(connect(source.parse().expect("an address")));
+    let line = json(&initiator, "failed");
+    assert_eq!(line["level"], "WARN");
+    assert!(line["reason"].as_str().is_some_and(|reason| reason.contains("cannot connect to")), "{line}");
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_a_line_for_people() {
+    let key = Key::of(b"short");
+    let end = End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]);
+    run(&mut end.command()).failed_with(1, &["at least 32 bytes"]);
+}
+
+// ── for the journal ──
+
+/// Starts `command`, whose standard error is what JOURNAL_STREAM says.
+fn in_the_journal(command: &Command) -> Process {
+    let process = Process::start(&mut after("JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr)", command));
+    process.await_line(&["listening"]);
+    process
+}
+
+#[test]
+fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
+    let key = Key::new();
+    let nobody = key.path().with_extension("nobody");
+    let process = in_the_journal(&End::initiator(&key, nobody.display()).args(&["--verbose"]).command());
+    let line = process.await_line(&["listening"]);
+    assert!(line.starts_with("<6>listening version="), "{line}");
+    let source = crate::support::pipe::field(&line, "source").replace(['[', ']'], "");
+    drop(connect(source.parse().expect("an address")));
+    let line = process.await_line(&["failed"]);
+    assert!(line.starts_with("<4>failed peer="), "{line}");
+    std::fs::remove_file(key.path()).expect("it is ours");
+    process.signal(Signal::HUP);
+    let line = process.await_line(&["not reloaded"]);
+    assert!(line.starts_with("<3>not reloaded: "), "{line}");
+}
+
+#[test]
+fn in_the_journal_a_line_for_programs_is_an_object_behind_its_level() {
+    let key = Key::new();
+    let process =
+        in_the_journal(&End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]).command());
+    let line = process.await_line(&["listening"]);
+    let object: Value = serde_json::from_str(line.strip_prefix("<6>").expect("its level")).expect("JSON");
+    assert_eq!(object["message"], "listening");
+}
+
+#[test]
+fn a_journal_that_standard_error_does_not_lead_to_is_none() {
+    let key = Key::new();
+    for stream in ["", "1:1", "nonsense"] {
+        let end = End::initiator(&key, "127.0.0.1:9");
+        let process = Process::start(end.command().env("JOURNAL_STREAM", stream));
+        let line = process.await_line(&["listening"]);
+        assert!(line.contains("  INFO listening"), "{line}");
+    }
+}
+
+// ── to syslog ──
+
+/// A host of its own, as far as /dev is concerned, and the log daemon that the test plays on it.
+struct Host {
+    site: Site,
+    daemon: UnixDatagram,
+}
+
+impl Host {
+    fn new() -> Self {
+        let site = Site::with_key();
+        std::fs::create_dir(site.path("dev")).expect("it is ours");
+        std::fs::write(site.path("dev/null"), "").expect("it is ours");
+        let daemon = UnixDatagram::bind(site.path("dev/log")).expect("the name is free");
+        daemon.set_read_timeout(Some(DEADLINE)).expect("it is open");
+        Self { site, daemon }
+    }
+
+    /// `command` on it.
+    fn command(&self, command: &Command) -> Command {
+        let dev = self.site.name("dev");
+        let mounted = after(
+            &format!("mount --bind /dev/null {dev}/null && mount --rbind {dev} /dev || exit 99;"),
+            command,
+        );
+        let mut unshared = Command::new("unshare");
+        unshared.args(["--map-root-user", "--mount"]).arg(mounted.get_program()).args(mounted.get_args());
+        unshared
+    }
+
+    /// The next line that the daemon gets with `part` in it.
+    #[track_caller]
+    fn await_line(&self, part: &str) -> String {
+        loop {
+            let mut line = vec![0; 4096];
+            let length = self.daemon.recv(&mut line).unwrap_or_else(|error| panic!("no {part}: {error}"));
+            let line = String::from_utf8_lossy(&line[..length]).into_owned();
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+}
+
+#[test]
+fn syslog_gets_each_line_with_level_name_and_process_id() {
+    let host = Host::new();
+    let site = &host.site;
+    // Nobody is at this name.
+    site.configure("syslog = true\n".to_owned() + &site.encrypt("a", site.socket("nobody")));
+    let process = Process::start(&mut host.command(&site.command()));
+    // The facility "daemon" is 3, times 8, and the level is added: news is a notice, 5.
+    let line = host.await_line("listening");
+    assert!(line.starts_with("<29>"), "{line}");
+    assert!(line.contains(&format!(" spipe[{}]: listening pipe=\"a\" ", process.pid())), "{line}");
+    drop(site.connect("a"));
+    let line = host.await_line("failed");
+    assert!(line.starts_with("<28>"), "{line}");
+    assert_eq!(process.log(), "", "standard error gets nothing");
+}
+
+#[test]
+fn the_command_line_asks_for_syslog_too() {
+    let host = Host::new();
+    host.site.configure(host.site.encrypt("a", "127.0.0.1:9"));
+    let _process = Process::start(&mut host.command(host.site.command().arg("--syslog")));
+    host.await_line("listening");
+}
+
+#[test]
+fn a_line_for_programs_is_an_object_in_syslog_as_well() {
+    let host = Host::new();
+    host.site.configure(host.site.encrypt("a", "127.0.0.1:9"));
+    let mut command = host.site.command();
+    let _process = Process::start(&mut host.command(command.args(["--syslog", "--log-format", "json"])));
+    let line = host.await_line("listening");
+    let object = line.split_once("]: ").expect("what syslog puts before it").1;
+    let object: Value = serde_json::from_str(object.trim_end_matches(['\0', '\n'])).expect("JSON");
+    assert_eq!(object["pipe"], "a");
+}
+
+#[test]
+fn a_process_in_the_background_logs_to_syslog() {
+    let host = Host::new();
+    let site = &host.site;
+    site.configure(site.both_ends("a", echo()));
+    let mut command = site.command();
+    let ended = run(&mut host.command(command.arg("--daemon").arg("-p").arg(site.path("pid"))));
+    let pid = std::fs::read_to_string(site.path("pid"));
+    ended.succeeded();
+    let pid: i32 = pid.expect("it is written").trim().parse().expect("a number");
+    let stop = Stop(rustix::process::Pid::from_raw(pid).expect("a process id"));
+    let line = host.await_line("listening");
+    assert!(line.contains(&format!(" spipe[{pid}]: ")), "{line}");
+    assert_echoes(&mut connect_unix(&site.path("a.sock")).expect("it listens"), "hello");
+    host.await_line("closed");
+    drop(stop);
+    host.await_line("stopped");
+    poll_until("the pid file is gone", || (!site.path("pid").exists()).then_some(()));
+}
+
+/// Ends a process in the background with the test.
+struct Stop(rustix::process::Pid);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, Signal::TERM);
+    }
+}
+
+#[test]
+fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
+    let host = Host::new();
+    let site = &host.site;
+    std::fs::remove_file(site.path("dev/log")).expect("it is ours");
+    site.configure("syslog = true\n".to_owned() + &site.both_ends("a", echo()));
+    let process = Process::start(&mut host.command(&site.command()));
+    process.await_line(&["spipe: nobody listens at /dev/log"]);
+    assert_echoes(&mut poll_until("it listens", || site.try_connect("a").ok()), "hello");
+}
+
+#[test]
+fn a_log_daemon_that_comes_back_is_found_again() {
+    let mut host = Host::new();
+    host.site.configure("syslog = true\n".to_owned() + &host.site.both_ends("a", echo()));
+    let process = Process::start(&mut host.command(&host.site.command()));
+    host.await_line("listening");
+    let new = UnixDatagram::bind(host.site.path("dev/new")).expect("the name is free");
+    new.set_read_timeout(Some(DEADLINE)).expect("it is open");
+    std::fs::rename(host.site.path("dev/new"), host.site.path("dev/log")).expect("it is ours");
+    host.daemon = new;
+    // Several, for syslog(3) loses what it had in its hands.
+    for _ in 0..3 {
+        assert_echoes(&mut host.site.connect("a"), "hello");
+    }
+    process.signal(Signal::TERM);
+    host.await_line("stopped");
+}
+
+#[test]
+fn without_a_listening_pipe_errors_can_go_to_syslog_too() {
+    let host = Host::new();
+    let mut command = stdio(host.site.socket("nobody"), &host.site.path("test.key"));
+    let ended = run(&mut host.command(command.arg("--syslog")));
+    // Whoever called is told in any case.
+    ended.failed_with(1, &["cannot connect to"]);
+}

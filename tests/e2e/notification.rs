@@ -1,0 +1,312 @@
+//! What a service manager is told (sd_notify(3)): a test plays the manager.
+
+use std::process::Command;
+
+use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::support::manager::Manager;
+use crate::support::pipe::{End, Key, stdio};
+use crate::support::process::{Process, after, run};
+use crate::support::site::Site;
+use crate::support::socket::{Service, assert_echoes, echo};
+
+/// A process with the pipe `a` to an echo service, in one process, which notifies a manager.
+struct Managed {
+    manager: Manager,
+    site: Site,
+    text: String,
+    process: Process,
+}
+
+impl Managed {
+    fn start() -> Self {
+        Self::start_by(Manager::start())
+    }
+
+    fn start_by(manager: Manager) -> Self {
+        let site = Site::with_key();
+        let text = site.both_ends("a", echo());
+        site.configure(&text);
+        let process = Process::start(site.command().env("NOTIFY_SOCKET", manager.address()));
+        Self { manager, site, text, process }
+    }
+
+    /// One that has said that it is ready.
+    fn ready() -> Self {
+        let managed = Self::start();
+        managed.manager.await_line("READY=1");
+        managed
+    }
+}
+
+fn assert_has(message: &[String], line: &str) {
+    assert!(message.iter().any(|other| other == line), "no {line} in {message:?}");
+}
+
+#[test]
+fn the_first_word_is_ready_and_then_everything_listens() {
+    let Managed { manager, site, process: _process, .. } = Managed::start();
+    let message = manager.hear();
+    assert_has(&message, "READY=1");
+    assert_has(&message, "STATUS=2 pipes, no connections");
+    for name in ["a", "a-sealed"] {
+        site.connect(name);
+    }
+}
+
+#[test]
+fn an_abstract_address_is_told_as_well() {
+    let Managed { manager, site, process: _process, .. } = Managed::start_by(Manager::start_abstract());
+    assert_has(&manager.hear(), "READY=1");
+    assert_echoes(&mut site.connect("a"), "hello");
+}
+
+#[test]
+fn whoever_cannot_listen_is_never_ready() {
+    let (manager, taken, key) = (Manager::start(), Service::start(), Key::new());
+    let end = End::initiator(&key, "127.0.0.1:9").source(taken.address());
+    run(end.command().env("NOTIFY_SOCKET", manager.address())).failed_with(1, &["cannot listen on"]);
+    assert_eq!(manager.rest(), [""; 0]);
+}
+
+#[test]
+fn whoever_cannot_read_the_key_is_never_ready() {
+    let (manager, key) = (Manager::start(), Key::of(b"short"));
+    let end = End::initiator(&key, "127.0.0.1:9");
+    run(end.command().env("NOTIFY_SOCKET", manager.address())).failed_with(1, &["at least 32 bytes"]);
+    assert_eq!(manager.rest(), [""; 0]);
+}
+
+#[test]
+fn the_status_counts_connections_by_key() {
+    let site = Site::new();
+    let (one, other) = (site.add_key("one.key"), site.add_key("other.key"));
+    let manager = Manager::start();
+    let door = site.decrypt("door", echo()).replace("\"test.key\"", "[\"one.key\", \"other.key\"]");
+    site.configure(door);
+    let _process = Process::start(site.command().env("NOTIFY_SOCKET", manager.address()));
+    manager.await_line("READY=1");
+    let client_of = |name: &str| {
+        let key = Key::of(&std::fs::read(site.path(name)).expect("it is ours"));
+        let end = End::initiator(&key, site.socket("door")).start();
+        let mut client = end.connect();
+        assert_echoes(&mut client, "hello");
+        (client, end)
+    };
+    let first = client_of("one.key");
+    manager.await_line(&format!("STATUS=1 pipe, 1 connection ({one}: 1)"));
+    let second = client_of("other.key");
+    manager.await_line(&format!("STATUS=1 pipe, 2 connections ({one}: 1, {other}: 1)"));
+    drop(first);
+    manager.await_line(&format!("STATUS=1 pipe, 1 connection ({other}: 1)"));
+    drop(second);
+    manager.await_line("STATUS=1 pipe, no connections");
+}
+
+fn monotonic_microseconds() -> i128 {
+    let now = clock_gettime(ClockId::Monotonic);
+    i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000
+}
+
+#[test]
+fn a_reload_is_told_with_its_time_and_ready_follows() {
+    let Managed { manager, site, text, process } = Managed::ready();
+    site.configure(text + &site.encrypt("b", "127.0.0.1:9"));
+    let before = monotonic_microseconds();
+    process.signal(Signal::HUP);
+    let message = manager.await_line("RELOADING=1");
+    let stamp = message.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    let stamp: i128 = stamp.expect("the time of it").parse().expect("a number");
+    assert!((before..=monotonic_microseconds()).contains(&stamp), "{stamp} is not between");
+    let message = manager.await_line("READY=1");
+    assert_has(&message, "STATUS=3 pipes, no connections");
+    site.connect("b");
+}
+
+#[test]
+fn a_reload_that_fails_is_in_the_status_until_one_goes_well() {
+    let Managed { manager, site, text, process } = Managed::ready();
+    site.configure("");
+    process.signal(Signal::HUP);
+    manager.await_line("RELOADING=1");
+    assert_has(
+        &manager.await_line("READY=1"),
+        "STATUS=the last reload failed, see the log; 2 pipes, no connections",
+    );
+    site.configure(text);
+    process.signal(Signal::HUP);
+    manager.await_line("RELOADING=1");
+    assert_has(&manager.await_line("READY=1"), "STATUS=2 pipes, no connections");
+}
+
+#[test]
+fn stopping_is_told_with_how_long_that_may_take() {
+    let Managed { manager, site, text, mut process } = Managed::ready();
+    site.configure(format!("drain-timeout = 7\n{text}"));
+    process.reload_well();
+    process.signal(Signal::TERM);
+    let message = manager.await_line("STOPPING=1");
+    assert_has(&message, "STATUS=stopping; 2 pipes, no connections");
+    assert_has(&message, "EXTEND_TIMEOUT_USEC=12000000");
+    assert_eq!(process.wait().code(), Some(0));
+    assert!(!manager.rest().contains(&"READY=1".to_owned()));
+}
+
+#[test]
+fn a_reload_while_stopping_is_not_told() {
+    let Managed { manager, site, mut process, .. } = Managed::ready();
+    let mut client = site.connect("a");
+    assert_echoes(&mut client, "before");
+    process.signal(Signal::TERM);
+    manager.await_line("STOPPING=1");
+    process.signal(Signal::HUP);
+    assert_echoes(&mut client, "after");
+    drop(client);
+    process.wait();
+    let rest = manager.rest();
+    assert!(!rest.iter().any(|line| line == "RELOADING=1" || line == "READY=1"), "{rest:?}");
+}
+
+/// The pipe `a` under a watchdog, whose process id is what `pid` says in a shell that becomes the process.
+fn watched(manager: &Manager, microseconds: &str, pid: &str) -> (Site, Process) {
+    let site = Site::with_key();
+    site.configure(site.both_ends("a", echo()));
+    let mut command: Command = after(&format!("WATCHDOG_PID={pid}"), &site.command());
+    command.env("NOTIFY_SOCKET", manager.address()).env("WATCHDOG_USEC", microseconds);
+    let process = Process::start(&mut command);
+    manager.await_line("READY=1");
+    (site, process)
+}
+
+#[test]
+fn the_watchdog_gets_signs_of_life_again_and_again() {
+    let manager = Manager::start();
+    let (site, process) = watched(&manager, "100000", "$$");
+    for _ in 0..5 {
+        manager.await_line("WATCHDOG=1");
+    }
+    // Also of the loops that a reload has started.
+    process.reload_well();
+    manager.await_line("READY=1");
+    for _ in 0..5 {
+        manager.await_line("WATCHDOG=1");
+    }
+    assert_echoes(&mut site.connect("a"), "alive");
+}
+
+#[test]
+fn the_watchdog_gets_signs_of_life_from_a_pipe_that_is_full() {
+    let manager = Manager::start();
+    let site = Site::with_key();
+    site.configure(
+        site.encrypt("a", site.socket("b")) + "max-connections = 1\n" + &site.decrypt("b", echo()),
+    );
+    let mut command = site.command();
+    let process =
+        Process::start(command.env("NOTIFY_SOCKET", manager.address()).env("WATCHDOG_USEC", "100000"));
+    let _listens = manager.await_line("READY=1");
+    let mut only = site.connect("a");
+    assert_echoes(&mut only, "the only one");
+    process.await_line(&["as many connections as -n allows"]);
+    let _before = manager.rest();
+    for _ in 0..5 {
+        manager.await_line("WATCHDOG=1");
+    }
+}
+
+#[test]
+fn the_watchdog_gets_signs_of_life_while_the_process_stops() {
+    let manager = Manager::start();
+    let (site, mut process) = watched(&manager, "100000", "$$");
+    let mut client = site.connect("a");
+    assert_echoes(&mut client, "before");
+    process.signal(Signal::TERM);
+    manager.await_line("STOPPING=1");
+    for _ in 0..5 {
+        manager.await_line("WATCHDOG=1");
+    }
+    drop(client);
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+/// Asserts that there are no signs of life, although there would have been hundreds by now.
+fn assert_unwatched(microseconds: &str, pid: &str) {
+    let manager = Manager::start();
+    let (_site, process) = watched(&manager, microseconds, pid);
+    for _ in 0..20 {
+        process.reload_well();
+    }
+    assert!(!manager.rest().contains(&"WATCHDOG=1".to_owned()));
+}
+
+#[test]
+fn a_watchdog_of_another_process_gets_no_signs_of_life() {
+    assert_unwatched("1000", "1");
+}
+
+#[test]
+fn a_watchdog_that_never_barks_gets_no_signs_of_life() {
+    assert_unwatched("0", "$$");
+}
+
+#[test]
+fn a_manager_with_an_address_that_is_none_is_refused_with_what_to_do() {
+    let key = Key::new();
+    for address in ["", "notify", "vsock:2:1234", "./notify"] {
+        let end = End::initiator(&key, "127.0.0.1:9");
+        run(end.command().env("NOTIFY_SOCKET", address)).failed_with(
+            1,
+            &[
+                &format!("cannot notify the service manager at NOTIFY_SOCKET={address}: "),
+                "neither a path nor an abstract name",
+                "unset it if there is none",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_name_too_long_for_a_manager_is_refused() {
+    let key = Key::new();
+    for address in [format!("/{}", "x".repeat(200)), format!("@{}", "x".repeat(200))] {
+        let end = End::initiator(&key, "127.0.0.1:9");
+        run(end.command().env("NOTIFY_SOCKET", &address)).failed_with(1, &["cannot notify", "unset it"]);
+    }
+}
+
+#[test]
+fn a_manager_that_is_not_there_stops_nothing() {
+    let manager = Manager::start();
+    manager.vanish();
+    let Managed { site, process, .. } = Managed::start_by(manager);
+    process.await_line(&["listening"]);
+    process.reload_well();
+    assert_echoes(&mut site.connect("a"), "hello");
+}
+
+#[test]
+fn a_manager_that_does_not_listen_holds_up_nothing() {
+    let Managed { manager, site, process, .. } = Managed::ready();
+    // More messages than a queue has places for (net.unix.max_dgram_qlen).
+    let places = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("Linux has it");
+    let places: usize = places.trim().parse().expect("a number");
+    for _ in 0..=places / 2 {
+        process.reload_well();
+    }
+    assert_echoes(&mut site.connect("a"), "hello");
+    assert!(manager.rest().len() > places, "the queue was full");
+}
+
+#[test]
+fn the_form_with_standard_input_and_output_tells_nothing() {
+    let (manager, key) = (Manager::start(), Key::new());
+    let responder = End::responder(&key, echo()).start();
+    let mut command = stdio(responder.address().to_string(), &key.path());
+    let ended = crate::support::process::run_with_input(
+        command.env("NOTIFY_SOCKET", manager.address()),
+        b"hello".to_vec(),
+    );
+    assert_eq!(ended.succeeded().text(), "hello");
+    assert_eq!(manager.rest(), [""; 0]);
+}

@@ -1,0 +1,311 @@
+//! Connections, by every form of address.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, UnixStream};
+
+use rustix::io::Errno;
+use spipe::net::dial::Dialer;
+use spipe::net::stream::Keepalive;
+use spipe::service::sandbox::Needs;
+
+use crate::isolated::{
+    assert_denied, assert_no_such_call, isolated, isolated_in_namespaces, isolated_with, lock_in,
+};
+use crate::resolver;
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// The needs of a pipe with this target and outgoing address.
+fn needs(target: &str, from: Option<&str>) -> Needs {
+    let mut needs = Needs::new();
+    needs.connect_to(&target.parse().unwrap());
+    if let Some(from) = from {
+        needs.connect_from(&from.parse().unwrap());
+    }
+    needs
+}
+
+/// Dials as a pipe does: with a runtime that is started when the process is locked in.
+fn dial(target: &str, from: Option<&str>) -> io::Result<()> {
+    let dialer =
+        Dialer::new(target.parse().unwrap(), from.map(|from| from.parse().unwrap()), Keepalive::On).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(dialer.dial()).map(drop)
+}
+
+fn listen(address: &str) -> (TcpListener, u16) {
+    let listener = TcpListener::bind(address).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// A target, and a place beside it that nobody asked for.
+fn only_the_target_is_reached(host: &'static str, listen_at: &'static str) {
+    let ((_target, port), (_other, other)) = (listen(listen_at), listen(listen_at));
+    let target = format!("{host}:{port}");
+    lock_in(&needs(&target, None));
+    dial(&target, None).unwrap();
+    assert_denied(dial(&format!("{host}:{other}"), None));
+    // Nor are the places where a shell would call home.
+    for port in [22, 80, 443] {
+        assert_denied(TcpStream::connect((LOOPBACK, port)));
+    }
+}
+
+#[test]
+fn an_ipv4_address_is_the_only_one_reached() {
+    isolated(|_| only_the_target_is_reached("127.0.0.1", "127.0.0.1:0"));
+}
+
+#[test]
+fn an_ipv4_address_in_brackets_is_the_only_one_reached() {
+    isolated(|_| only_the_target_is_reached("[127.0.0.1]", "127.0.0.1:0"));
+}
+
+#[test]
+fn an_ipv6_address_is_the_only_one_reached() {
+    isolated(|_| only_the_target_is_reached("[::1]", "[::1]:0"));
+}
+
+#[test]
+fn a_host_name_is_the_only_one_reached() {
+    isolated(|_| only_the_target_is_reached("localhost", "127.0.0.1:0"));
+}
+
+#[test]
+fn an_ipv6_address_with_a_scope_is_reached() {
+    isolated_in_namespaces(|directory| {
+        resolver::set_up(directory, resolver::Answers::InOneDatagram);
+        let (_target, port) = listen("[::]:0");
+        let target = format!("[fe80::1%lo]:{port}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+    });
+}
+
+#[test]
+fn a_unix_socket_is_reached_and_no_port() {
+    isolated(|directory| {
+        let path = directory.join("service.sock");
+        let _target = UnixListener::bind(&path).unwrap();
+        let (_other, other) = listen("127.0.0.1:0");
+        let target = path.to_str().unwrap();
+        lock_in(&needs(target, None));
+        dial(target, None).unwrap();
+        assert_denied(TcpStream::connect((LOOPBACK, other)));
+    });
+}
+
+#[test]
+fn a_unix_socket_that_was_made_anew_is_reached() {
+    isolated(|directory| {
+        let path = directory.join("service.sock");
+        let first = UnixListener::bind(&path).unwrap();
+        let target = path.to_str().unwrap();
+        // The service, free as any other process.
+        let (restart, restarted) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let service = {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                restart.1.recv().unwrap();
+                drop(first);
+                std::fs::remove_file(&path).unwrap();
+                let second = UnixListener::bind(&path).unwrap();
+                restarted.0.send(()).unwrap();
+                drop(second.accept().unwrap());
+            })
+        };
+        lock_in(&needs(target, None));
+        restart.0.send(()).unwrap();
+        restarted.1.recv().unwrap();
+        dial(target, None).unwrap();
+        service.join().unwrap();
+    });
+}
+
+fn abstract_name() -> String {
+    format!("spipe-test-{}", std::process::id())
+}
+
+#[test]
+fn an_abstract_socket_is_reached() {
+    isolated(|_| {
+        let name = abstract_name();
+        let _target = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let target = format!("@{name}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+    });
+}
+
+/// Landlock's answer for scopes.
+#[track_caller]
+fn assert_out_of_scope<T: Debug>(result: io::Result<T>) {
+    assert_eq!(result.expect_err("it is forbidden").raw_os_error(), Some(Errno::PERM.raw_os_error()));
+}
+
+#[test]
+fn an_abstract_socket_that_nobody_asked_for_is_out_of_reach() {
+    isolated(|_| {
+        let address = UnixAddr::from_abstract_name(abstract_name()).unwrap();
+        let _other = UnixListener::bind_addr(&address).unwrap();
+        lock_in(&needs("127.0.0.1:1", None));
+        assert_out_of_scope(UnixStream::connect_addr(&address));
+    });
+}
+
+#[test]
+fn a_service_manager_with_an_abstract_name_hears_news() {
+    let name = format!("@{}", abstract_name());
+    isolated_with(&[("NOTIFY_SOCKET", &name)], |_| {
+        let name = std::env::var("NOTIFY_SOCKET").unwrap();
+        let address = UnixAddr::from_abstract_name(name.trim_start_matches('@')).unwrap();
+        let mailbox = UnixDatagram::bind_addr(&address).unwrap();
+        let manager = spipe::service::notify::Manager::from_env().unwrap();
+        lock_in(&Needs::new());
+        manager.ready("locked in");
+        let mut message = [0; 64];
+        let length = mailbox.recv(&mut message).unwrap();
+        assert_eq!(&message[..length], b"READY=1\nSTATUS=locked in");
+    });
+}
+
+#[test]
+fn a_service_manager_with_a_path_hears_news() {
+    isolated(|directory| {
+        let address = UnixAddr::from_pathname(directory.join("notify")).unwrap();
+        let mailbox = UnixDatagram::bind_addr(&address).unwrap();
+        let sender = UnixDatagram::unbound().unwrap();
+        lock_in(&Needs::new());
+        sender.send_to_addr(b"READY=1", &address).unwrap();
+        let mut message = [0; 64];
+        assert_eq!(mailbox.recv(&mut message).unwrap(), 7);
+    });
+}
+
+#[test]
+fn connections_go_out_from_an_address() {
+    isolated(|_| {
+        let (target, port) = listen("127.0.0.1:0");
+        let target_name = format!("127.0.0.1:{port}");
+        lock_in(&needs(&target_name, Some("127.0.0.2")));
+        dial(&target_name, Some("127.0.0.2")).unwrap();
+        assert_eq!(target.accept().unwrap().1.ip(), Ipv4Addr::new(127, 0, 0, 2));
+    });
+}
+
+#[test]
+fn connections_go_out_from_one_port_and_no_other() {
+    isolated(|_| {
+        let (target, port) = listen("127.0.0.1:0");
+        let target_name = format!("127.0.0.1:{port}");
+        // Two that are free, since they were.
+        let (first, second) = (listen("127.0.0.1:0"), listen("127.0.0.1:0"));
+        let (from, other) = (format!("127.0.0.1:{}", first.1), format!("127.0.0.1:{}", second.1));
+        drop((first, second));
+        lock_in(&needs(&target_name, Some(&from)));
+        assert_denied(dial(&target_name, Some(&other)));
+        assert_denied(dial(&target_name, Some("127.0.0.1")));
+        dial(&target_name, Some(&from)).unwrap();
+        assert_eq!(target.accept().unwrap().1.to_string(), from);
+    });
+}
+
+#[test]
+fn an_outgoing_name_is_looked_up() {
+    isolated(|_| {
+        let (_target, port) = listen("127.0.0.1:0");
+        let target = format!("127.0.0.1:{port}");
+        lock_in(&needs(&target, Some("localhost")));
+        dial(&target, Some("localhost")).unwrap();
+    });
+}
+
+#[test]
+fn a_unix_socket_gets_a_name_for_each_connection() {
+    isolated(|directory| {
+        let (path, from) = (directory.join("service.sock"), directory.join("names/client.sock"));
+        std::fs::create_dir(directory.join("names")).unwrap();
+        let target = UnixListener::bind(&path).unwrap();
+        let (path, from) = (path.to_str().unwrap(), from.to_str().unwrap());
+        lock_in(&needs(path, Some(from)));
+        for _ in 0..3 {
+            dial(path, Some(from)).unwrap();
+            assert_eq!(target.accept().unwrap().1.as_pathname(), Some(from.as_ref()));
+        }
+        let elsewhere = directory.join("client.sock");
+        assert_denied(dial(path, Some(elsewhere.to_str().unwrap())));
+    });
+}
+
+#[test]
+fn without_a_name_nothing_is_looked_up() {
+    isolated(|_| {
+        lock_in(&needs("192.0.2.1:80", None));
+        assert!(("localhost", 80).to_socket_addrs().is_err());
+        assert_denied(File::open("/etc/hosts"));
+        assert_denied(TcpStream::connect((LOOPBACK, 53)));
+        assert_no_such_call(UdpSocket::bind("127.0.0.1:0"));
+    });
+}
+
+#[test]
+fn names_are_asked_of_dns() {
+    isolated_in_namespaces(|directory| {
+        resolver::set_up(directory, resolver::Answers::InOneDatagram);
+        let (_target, port) = listen("127.0.0.7:0");
+        let target = format!("service.example:{port}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+    });
+}
+
+#[test]
+fn libraries_of_the_resolver_are_loaded() {
+    isolated_in_namespaces(|directory| {
+        resolver::set_up(directory, resolver::Answers::InOneDatagram);
+        // Asked first, and not a part of the C library.
+        std::fs::write("/etc/nsswitch.conf", "hosts: hesiod [NOTFOUND=continue] files dns\n").unwrap();
+        let mut maps = File::open("/proc/self/maps").unwrap();
+        let (_target, port) = listen("127.0.0.7:0");
+        let target = format!("service.example:{port}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+        let mut loaded = String::new();
+        maps.read_to_string(&mut loaded).unwrap();
+        // Its code is, too.
+        let is_code = |line: &str| line.contains("r-xp") && line.contains("libnss_hesiod");
+        assert!(loaded.lines().any(is_code), "{loaded}");
+    });
+}
+
+#[test]
+fn long_answers_of_dns_come_over_tcp() {
+    isolated_in_namespaces(|directory| {
+        resolver::set_up(directory, resolver::Answers::OverTcp);
+        let (_target, port) = listen("127.0.0.7:0");
+        let target = format!("service.example:{port}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+    });
+}
+
+#[test]
+fn another_dns_server_is_taken_up() {
+    isolated_in_namespaces(|directory| {
+        let replace = resolver::set_up(directory, resolver::Answers::InOneDatagram);
+        resolver::serve("127.0.0.9:53", resolver::Answers::InOneDatagram, Ipv4Addr::new(127, 0, 0, 8));
+        let (_first, port) = listen("127.0.0.7:0");
+        let second = TcpListener::bind(SocketAddr::from(([127, 0, 0, 8], port))).unwrap();
+        let target = format!("service.example:{port}");
+        lock_in(&needs(&target, None));
+        dial(&target, None).unwrap();
+        replace.with("nameserver 127.0.0.9\n");
+        dial(&target, None).unwrap();
+        second.accept().unwrap();
+    });
+}

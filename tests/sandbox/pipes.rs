@@ -1,0 +1,198 @@
+//! Both ends of a pipe in a process that is locked in, between a client and a service that are not.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use spipe::net::addr::{Endpoint, Target};
+use spipe::net::dial::Dialer;
+use spipe::net::listen::Passed;
+use spipe::net::pipe::Pipe;
+use spipe::net::pipes::{self, Plan, Stopped};
+use spipe::net::serve::Role;
+use spipe::net::stream::Keepalive;
+use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::handshake::Label;
+use spipe::proto::key::Key;
+use spipe::service::sandbox::Needs;
+
+use crate::isolated::{isolated, lock_in};
+
+/// Enough for full frames, several at a time.
+const LENGTH: usize = 1 << 20;
+
+fn plan(role: Role, source: &str, target: Target) -> Plan {
+    let pipe = Pipe {
+        name: None,
+        keys: vec![Arc::new(Key::from_bytes(&[42; 32]).unwrap())],
+        label: Label::default(),
+        ciphers: Ciphers::only(Cipher::Aes256Gcm),
+        dialer: Dialer::new(target, None, Keepalive::On).unwrap(),
+        timeout: Duration::from_secs(60),
+        usage: Arc::default(),
+    };
+    let sources = vec![source.parse().unwrap()];
+    Plan { role, sources, pipe, max_connections: 100, keepalive: Keepalive::On }
+}
+
+/// Sends back what comes.
+fn echo(mut stream: impl Read + Write + Send + 'static) {
+    thread::spawn(move || {
+        let mut piece = vec![0; 65536];
+        while let Ok(length @ 1..) = stream.read(&mut piece) {
+            stream.write_all(&piece[..length]).unwrap();
+        }
+    });
+}
+
+trait Client: Read + Write + Send {
+    fn finish(&self);
+    fn another(&self) -> Box<dyn Client>;
+}
+
+impl Client for TcpStream {
+    fn finish(&self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn another(&self) -> Box<dyn Client> {
+        Box::new(self.try_clone().unwrap())
+    }
+}
+
+impl Client for UnixStream {
+    fn finish(&self) {
+        self.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn another(&self) -> Box<dyn Client> {
+        Box::new(self.try_clone().unwrap())
+    }
+}
+
+/// Sends [`LENGTH`] bytes and gets them back.
+fn talk(mut client: Box<dyn Client>) {
+    let mut writer = client.another();
+    let sent: Vec<u8> = (0..=250).cycle().take(LENGTH).collect();
+    let bytes = sent.clone();
+    let writing = thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        writer.finish();
+    });
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).unwrap();
+    writing.join().unwrap();
+    assert!(received == sent, "{} bytes of {LENGTH} came back, or others", received.len());
+}
+
+/// A client at `source`, an initiator, `wire`, a responder, and a service at `target`.
+fn carries(
+    source: &str,
+    wire: &str,
+    target: &str,
+    client: impl Fn(&Endpoint) -> Box<dyn Client> + Send + 'static,
+) {
+    let target: Target = target.parse().unwrap();
+    let listen = |plan| pipes::listen(vec![plan], &mut Passed::default()).unwrap();
+    let far = listen(plan(Role::Responder, wire, target.clone()));
+    let far_address: Target = far.places().next().unwrap().to_string().parse().unwrap();
+    let near = listen(plan(Role::Initiator, source, far_address.clone()));
+    let mut needs = Needs::new();
+    for source in [source, wire] {
+        needs.listen_at(&source.parse().unwrap());
+    }
+    needs.connect_to(&far_address);
+    needs.connect_to(&target);
+    // They connect while nothing is accepted, and from a thread that is free.
+    let (start, started) = channel();
+    let clients: Vec<_> = (0..3).map(|_| client(near.places().next().unwrap())).collect();
+    let talking = thread::spawn(move || {
+        started.recv().unwrap();
+        clients.into_iter().for_each(talk);
+    });
+    lock_in(&needs);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let ends = [far.start().unwrap(), near.start().unwrap()];
+        start.send(()).unwrap();
+        tokio::task::spawn_blocking(|| talking.join().unwrap()).await.unwrap();
+        for end in ends {
+            assert_eq!(end.drain(std::future::pending()).await, Stopped::Drained);
+        }
+    });
+}
+
+fn tcp_client(place: &Endpoint) -> Box<dyn Client> {
+    let Endpoint::Ip(address) = place else { panic!("it listens on {place}") };
+    Box::new(TcpStream::connect(address).unwrap())
+}
+
+fn tcp_service(address: &str) -> u16 {
+    let service = TcpListener::bind(address).unwrap();
+    let port = service.local_addr().unwrap().port();
+    thread::spawn(move || service.incoming().for_each(|stream| echo(stream.unwrap())));
+    port
+}
+
+fn unix_service(service: UnixListener) {
+    thread::spawn(move || service.incoming().for_each(|stream| echo(stream.unwrap())));
+}
+
+#[test]
+fn tcp_is_carried() {
+    isolated(|_| {
+        let port = tcp_service("127.0.0.1:0");
+        carries("127.0.0.1:0", "[127.0.0.1]:0", &format!("127.0.0.1:{port}"), tcp_client);
+    });
+}
+
+#[test]
+fn tcp_over_ipv6_is_carried() {
+    isolated(|_| {
+        let port = tcp_service("[::1]:0");
+        carries("[::1]:0", "[::1]:0", &format!("[::1]:{port}"), tcp_client);
+    });
+}
+
+#[test]
+fn a_service_by_name_is_carried() {
+    isolated(|_| {
+        let port = tcp_service("127.0.0.1:0");
+        carries("127.0.0.1:0", "127.0.0.1:0", &format!("localhost:{port}"), tcp_client);
+    });
+}
+
+#[test]
+fn unix_sockets_are_carried() {
+    isolated(|directory| {
+        for name in ["near", "far", "service"] {
+            std::fs::create_dir(directory.join(name)).unwrap();
+        }
+        let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+        unix_service(UnixListener::bind(path("service/s")).unwrap());
+        let near = path("near/s");
+        carries(&near.clone(), &path("far/s"), &path("service/s"), move |_| {
+            Box::new(UnixStream::connect(&near).unwrap())
+        });
+        assert!(!directory.join("near/s").exists() && !directory.join("far/s").exists());
+    });
+}
+
+#[test]
+fn abstract_sockets_are_carried() {
+    isolated(|_| {
+        let name = |end: &str| format!("spipe-test-{}-{end}", std::process::id());
+        let address = |end: &str| UnixAddr::from_abstract_name(name(end)).unwrap();
+        unix_service(UnixListener::bind_addr(&address("service")).unwrap());
+        let near = address("near");
+        let at = |end: &str| format!("@{}", name(end));
+        carries(&at("near"), &at("far"), &at("service"), move |_| {
+            Box::new(UnixStream::connect_addr(&near).unwrap())
+        });
+    });
+}

@@ -1,0 +1,187 @@
+//! What a reload (SIGHUP) comes back to.
+
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use nix::mount::{MsFlags, mount};
+use spipe::net::listen::{Passed, listen};
+use spipe::service::sandbox::Needs;
+
+use crate::files::file;
+use crate::isolated::{assert_denied, isolated, isolated_in_namespaces, lock_in};
+
+/// Has `change` made by a process that is free, once this one is locked in with `needs`.
+fn lock_in_and_then(needs: &Needs, change: impl FnOnce() + Send + 'static) {
+    let (locked_in, wait) = channel();
+    let other = thread::spawn(move || {
+        wait.recv().unwrap();
+        change();
+    });
+    lock_in(needs);
+    locked_in.send(()).unwrap();
+    other.join().unwrap();
+}
+
+/// As editors do.
+fn replace(path: &Path, content: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, content).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+#[test]
+fn a_key_that_was_replaced_is_read() {
+    isolated(|directory| {
+        let key = file(directory, "keys/key");
+        let mut needs = Needs::new();
+        needs.key(&key);
+        let path = key.clone();
+        lock_in_and_then(&needs, move || replace(&path, "another"));
+        assert_eq!(fs::read_to_string(key).unwrap(), "another");
+    });
+}
+
+#[test]
+fn a_key_that_comes_later_is_read() {
+    isolated(|directory| {
+        let (keys, late) = (directory.join("keys"), directory.join("keys/late.key"));
+        fs::create_dir(&keys).unwrap();
+        let mut needs = Needs::new();
+        needs.key(&keys);
+        let path = late.clone();
+        lock_in_and_then(&needs, move || fs::write(path, "late").unwrap());
+        assert_eq!(fs::read_dir(keys).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(late).unwrap(), "late");
+    });
+}
+
+#[test]
+fn keys_that_a_link_switches_all_at_once_are_read() {
+    isolated(|directory| {
+        // As Kubernetes does it.
+        file(directory, "keys/..first/key");
+        file(directory, "keys/..second/key");
+        let (key, data) = (directory.join("keys/key"), directory.join("keys/..data"));
+        symlink("..first", &data).unwrap();
+        symlink("..data/key", &key).unwrap();
+        let mut needs = Needs::new();
+        needs.key(&key);
+        lock_in_and_then(&needs, move || {
+            let new = data.with_file_name("..data_tmp");
+            symlink("..second", &new).unwrap();
+            fs::rename(new, data).unwrap();
+        });
+        assert_eq!(fs::read_to_string(key).unwrap(), "keys/..second/key");
+    });
+}
+
+#[test]
+fn a_key_in_a_home_directory_is_read_when_it_was_written_over_and_not_when_it_was_replaced() {
+    isolated(|directory| {
+        let (written, replaced) = (file(directory, "home/written"), file(directory, "home/replaced"));
+        let mut needs = Needs::new();
+        needs.key(&written);
+        needs.key(&replaced);
+        let paths = (written.clone(), replaced.clone());
+        lock_in_and_then(&needs, move || {
+            fs::write(paths.0, "another").unwrap();
+            replace(&paths.1, "another");
+        });
+        assert_eq!(fs::read_to_string(written).unwrap(), "another");
+        assert_denied(File::open(replaced));
+    });
+}
+
+#[test]
+fn credentials_that_systemd_refreshed_are_read() {
+    isolated_in_namespaces(|directory| {
+        let credentials = directory.join("credentials/spipe.service");
+        let key = file(directory, "credentials/spipe.service/key");
+        let other = file(directory, "other/secret");
+        let mut needs = Needs::new();
+        needs.key(&key);
+        lock_in_and_then(&needs, move || {
+            // systemd puts a new file system in place of the old one.
+            let nothing = None::<&str>;
+            mount(Some("tmpfs"), &credentials, Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+            fs::write(credentials.join("key"), "refreshed").unwrap();
+        });
+        assert_eq!(fs::read_to_string(key).unwrap(), "refreshed");
+        assert_denied(File::open(other));
+    });
+}
+
+/// A configuration that has been read, with a key and a socket in the directories beside it.
+fn configured(directory: &Path) -> Needs {
+    let mut needs = Needs::new();
+    needs.configuration(&file(directory, "etc/spipe.toml"));
+    needs.key(&file(directory, "keys/key"));
+    fs::create_dir(directory.join("sockets")).unwrap();
+    needs.listen_at(&directory.join("sockets/s").to_str().unwrap().parse().unwrap());
+    needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+    needs
+}
+
+#[test]
+fn a_configuration_that_was_replaced_is_read() {
+    isolated(|directory| {
+        let path = directory.join("etc/spipe.toml");
+        let needs = configured(directory);
+        let late = path.clone();
+        lock_in_and_then(&needs, move || replace(&late, "another"));
+        assert_eq!(fs::read_to_string(path).unwrap(), "another");
+    });
+}
+
+#[test]
+fn a_new_pipe_may_have_any_port_and_name() {
+    isolated(|directory| {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        lock_in(&configured(directory));
+        assert!(TcpStream::connect(target.local_addr().unwrap()).is_ok());
+        assert!(listen(&"127.0.0.1:0".parse().unwrap(), &mut Passed::default()).is_ok());
+        assert!(("localhost", 80).to_socket_addrs().is_ok());
+        assert!(UdpSocket::bind("127.0.0.1:0").is_ok());
+    });
+}
+
+#[test]
+fn a_new_pipe_may_listen_where_another_did() {
+    isolated(|directory| {
+        let listen = |name: &str| {
+            let path = directory.join(name);
+            listen(&path.to_str().unwrap().parse().unwrap(), &mut Passed::default()).map(drop)
+        };
+        // Left behind by a process that was killed.
+        drop(UnixListener::bind({
+            fs::create_dir(directory.join("sockets")).unwrap();
+            directory.join("sockets/stale")
+        }));
+        fs::create_dir(directory.join("elsewhere")).unwrap();
+        let mut needs = Needs::new();
+        needs.configuration(&file(directory, "etc/spipe.toml"));
+        needs.listen_at(&directory.join("sockets/s").to_str().unwrap().parse().unwrap());
+        lock_in(&needs);
+        assert!(listen("sockets/new").is_ok());
+        assert!(listen("sockets/stale").is_ok());
+        let error = listen("elsewhere/new").expect_err("it is forbidden");
+        assert!(error.to_string().contains("Permission denied"), "{error}");
+    });
+}
+
+#[test]
+fn a_new_key_in_another_directory_stays_out_of_reach() {
+    isolated(|directory| {
+        let (here, elsewhere) = (directory.join("keys/late"), file(directory, "elsewhere/key"));
+        let needs = configured(directory);
+        let late = here.clone();
+        lock_in_and_then(&needs, move || fs::write(late, "late").unwrap());
+        assert!(File::open(here).is_ok());
+        assert_denied(File::open(elsewhere));
+    });
+}
