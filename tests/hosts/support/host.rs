@@ -13,6 +13,8 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -45,8 +47,8 @@ pub(crate) struct Host {
     name: &'static str,
     /// unshare(1), for as long as the host is to be there.
     supervisor: Child,
-    /// Where nspawn says that the host is up, each time it is.
-    ready: UnixDatagram,
+    /// Something for each time that the host is up.
+    ready: Receiver<()>,
     groups: Vec<PathBuf>,
     directory: TempDir,
 }
@@ -58,8 +60,7 @@ impl Host {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let layers = directory.path().join("layers");
         fs::create_dir(&layers).expect("it is ours");
-        let ready = UnixDatagram::bind(directory.path().join("ready")).expect("it is ours");
-        ready.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        let ready = follow_readiness(&directory.path().join("ready"));
         let groups = control_groups(name);
         let console = File::create(directory.path().join("console")).expect("it is ours");
         let mut command = Command::new("setpriv");
@@ -80,16 +81,8 @@ impl Host {
 
     /// Waits until all that is started at boot is started.
     pub(crate) fn await_boot(&self) {
-        let mut message = [0; 4096];
-        loop {
-            match self.ready.recv(&mut message) {
-                Ok(length) if String::from_utf8_lossy(&message[..length]).contains("READY=1") => break,
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    panic!("the host {} does not boot:\n{}", self.name, self.console())
-                }
-                Err(error) => panic!("{error}"),
-            }
+        if self.ready.recv_timeout(DEADLINE).is_err() {
+            panic!("the host {} does not boot:\n{}", self.name, self.console());
         }
         // The host says "ready" a moment before the last service is; one that failed is not this function's business.
         self.try_run("systemctl is-system-running --wait");
@@ -97,10 +90,8 @@ impl Host {
 
     /// Boots again; files and the network stay, processes do not.
     pub(crate) fn reboot(&self) {
-        // What nspawn had to say of the boot before.
-        self.ready.set_nonblocking(true).expect("a socket");
-        while self.ready.recv(&mut [0; 4096]).is_ok() {}
-        self.ready.set_nonblocking(false).expect("a socket");
+        // What there was to say of the boot before.
+        while self.ready.try_recv().is_ok() {}
         // It ends with the host that it runs on, at any point.
         self.try_run("systemctl reboot");
         self.await_boot();
@@ -210,14 +201,14 @@ impl Host {
                 self.name,
                 ended.text
             );
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            thread::sleep(std::time::Duration::from_millis(100));
         }
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             println!("--- the console of {}\n{}", self.name, self.console());
         }
         // Everything else dies with it.
@@ -227,6 +218,21 @@ impl Drop for Host {
             remove_group(group);
         }
     }
+}
+
+/// Reads what nspawn says at the socket `path`, all of it: the host's systemd waits for nspawn, which waits for us.
+fn follow_readiness(path: &Path) -> Receiver<()> {
+    let socket = UnixDatagram::bind(path).expect("the directory is ours");
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut message = [0; 4096];
+        while let Ok(length) = socket.recv(&mut message) {
+            if String::from_utf8_lossy(&message[..length]).contains("READY=1") && sender.send(()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
 }
 
 /// The child of a process that has one at most.
@@ -295,6 +301,6 @@ fn remove_group(group: &Path) {
     while fs::remove_dir(group).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
         && start.elapsed().as_secs() < 10
     {
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        thread::sleep(std::time::Duration::from_millis(10));
     }
 }
