@@ -28,8 +28,9 @@ pub(crate) fn follow(name: &str, section: &str, server: &Host, client: &Host) {
         let place = format!("{name}:{line}");
         let mut run = |host: &Host| {
             println!("{place}\n{text}");
-            let ended = host.try_run(&text);
-            assert!(ended.success, "{place} failed:\n{text}\n{}", ended.text);
+            // In the order in which a terminal shows it.
+            let ended = host.try_run(&format!("exec 2>&1\n{text}"));
+            assert!(ended.success, "{place} failed:\n{text}\n{}\n{}", ended.text, host.journal("'spipe*'"));
             printed = Some(ended.text);
         };
         match info[..] {

@@ -29,6 +29,8 @@ for group; do echo $$ > "$group/cgroup.procs"; done
 mount -t tmpfs -o mode=0755 tmpfs "$layers"
 mkdir "$layers/changes" "$layers/work" "$layers/root"
 mount -t overlay -o "lowerdir=$image,upperdir=$layers/changes,workdir=$layers/work" overlay "$layers/root"
+echo "$name" > "$layers/root/etc/hostname"
+rm -f "$layers/root/etc/resolv.conf"
 # systemd-nspawn keeps things of its own there.
 mount -t tmpfs -o mode=0755 tmpfs /run
 ip link set lo up
