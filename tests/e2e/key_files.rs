@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::support::pipe::{End, Key, Pipe, field, stdio};
-use crate::support::process::{Process, run, run_with_input, spipe};
+use crate::support::process::{Ended, Process, run, run_with_input, spipe};
 use crate::support::random::{Random, hex};
 use crate::support::socket::{assert_echoes, echo};
 
@@ -72,7 +72,7 @@ fn keygen_without_a_file_writes_the_key_to_a_pipe() {
 }
 
 /// Runs `spipe ARGUMENTS` with a terminal at all of its standard streams.
-fn on_a_terminal(arguments: &str) -> crate::support::process::Ended {
+fn on_a_terminal(arguments: &str) -> Ended {
     let command = format!("{} {arguments}", spipe().get_program().to_string_lossy());
     run(Command::new("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]))
 }

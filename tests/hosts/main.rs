@@ -110,7 +110,9 @@ impl Hosts {
         let (server, client) = std::thread::scope(|scope| {
             let server = scope.spawn(|| SERVER.tree());
             CLIENT.tree();
-            server.join().map(|_| ()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if let Err(panic) = server.join() {
+                std::panic::resume_unwind(panic);
+            }
             (Host::boot("server", SERVER), Host::boot("client", CLIENT))
         });
         server.await_boot();

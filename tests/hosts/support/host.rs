@@ -83,9 +83,8 @@ impl Host {
 
     /// Waits until all that is started at boot is started.
     pub(crate) fn await_boot(&self) {
-        if self.ready.recv_timeout(DEADLINE).is_err() {
-            panic!("the host {} does not boot:\n{}", self.name, self.console());
-        }
+        let is_ready = self.ready.recv_timeout(DEADLINE).is_ok();
+        assert!(is_ready, "the host {} does not boot:\n{}", self.name, self.console());
         // The host says "ready" a moment before the last service is; one that failed is not this function's business.
         self.try_run("systemctl is-system-running --wait");
     }

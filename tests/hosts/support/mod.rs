@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// The guard that turns a hang into a failure. No test waits for it to pass.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The Debian packages of the programs that this machine needs.
 const PACKAGES: [(&str, &str); 3] =
