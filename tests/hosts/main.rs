@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         units::a_reload_with_an_unusable_key_fails_and_changes_nothing,
         units::what_a_reload_finds_wrong_by_itself_is_in_the_status,
         units::a_port_below_1024_takes_one_capability,
+        units::the_first_connection_to_the_socket_unit_starts_the_service,
         units::the_unit_lines_of_older_guides_work_with_the_name_changed,
         guides::no_request_fails_while_a_key_is_rotated,
         guides::many_pipes,

@@ -142,6 +142,16 @@ pub(crate) fn a_port_below_1024_takes_one_capability(hosts: &Hosts) {
     assert_eq!(hosts.client.run("systemctl restart spiped-send; redis-cli -p 8000 ping"), "PONG");
 }
 
+pub(crate) fn the_first_connection_to_the_socket_unit_starts_the_service(hosts: &Hosts) {
+    hosts.start_office();
+    // As it is shipped, it is a Unix socket's.
+    hosts.client.run("rm /etc/systemd/system/spipe@office.socket.d/local.conf; systemctl daemon-reload");
+    hosts.client.run("systemctl stop spipe@office.service; systemctl restart spipe@office.socket");
+    hosts.client.fail("systemctl is-active spipe@office.service");
+    assert_eq!(hosts.client.run("redis-cli -s /run/spipe/office.sock ping"), "PONG");
+    assert_eq!(hosts.client.run("systemctl is-active spipe@office.service"), "active");
+}
+
 pub(crate) fn the_unit_lines_of_older_guides_work_with_the_name_changed(hosts: &Hosts) {
     hosts.install();
     let unit = |line: &str| {

@@ -27,7 +27,6 @@ pub(crate) fn follow(name: &str, section: &str, server: &Host, client: &Host) {
         let info: Vec<_> = info.iter().map(String::as_str).collect();
         let place = format!("{name}:{line}");
         let mut run = |host: &Host| {
-            println!("{place}\n{text}");
             // In the order in which a terminal shows it.
             let ended = host.try_run(&format!("exec 2>&1\n{text}"));
             assert!(ended.success, "{place} failed:\n{text}\n{}\n{}", ended.text, host.journal("'spipe*'"));
