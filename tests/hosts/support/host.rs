@@ -34,13 +34,15 @@ rm -f "$layers/root/etc/resolv.conf"
 # systemd-nspawn keeps things of its own there.
 mount -t tmpfs -o mode=0755 tmpfs /run
 ip link set lo up
-# 133 asks to be started again: the host reboots.
+# 133 asks to be started again: the host reboots. Calls and limits are those of a machine, not of a container.
 ended=133
 while [ $ended -eq 133 ]; do
     ended=0
     systemd-nspawn --quiet --boot --notify-ready=yes --register=no --keep-unit \
         --machine="$name" --directory="$layers/root" --network-namespace-path=/proc/self/ns/net --console=pipe \
-        --link-journal=no --resolv-conf=off --timezone=off || ended=$?
+        --link-journal=no --resolv-conf=off --timezone=off \
+        --system-call-filter='@memlock landlock_create_ruleset landlock_add_rule landlock_restrict_self' \
+        --capability=CAP_SYS_RESOURCE || ended=$?
 done
 "#;
 
