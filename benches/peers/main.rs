@@ -9,6 +9,7 @@
 //! `cargo bench --bench peers -- --help` has the options.
 
 mod account;
+mod goals;
 mod load;
 mod machine;
 mod peers;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use load::redis;
 use load::service::Service;
 use peers::{Backend, OPEN_FILES, Peer, Pipe};
@@ -66,6 +67,10 @@ struct Options {
     #[arg(long)]
     with_shadowsocks: bool,
 
+    /// Another build of spipe to measure beside this one, to see what a change is worth
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+
     /// Where to write the results [default: docs/benchmarks; target/peers/results if something is left out]
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
@@ -82,13 +87,14 @@ struct Options {
 impl Options {
     fn peers(&self) -> Vec<Peer> {
         let chosen = |peer: &Peer| match peer {
+            Peer::Other => self.against.is_some(),
             _ if self.only.contains(peer) => true,
             Peer::Shadowsocks => {
                 self.with_shadowsocks || self.only.is_empty() && machine::find("ssserver").is_some()
             }
             _ => self.only.is_empty(),
         };
-        Peer::value_variants().iter().copied().filter(chosen).collect()
+        Peer::ALL.into_iter().filter(chosen).collect()
     }
 
     fn works(&self) -> Vec<Work> {
@@ -98,7 +104,7 @@ impl Options {
     }
 
     fn out(&self) -> &Path {
-        let partial = self.quick || !self.only.is_empty() || !self.work.is_empty();
+        let partial = self.quick || self.against.is_some() || !self.only.is_empty() || !self.work.is_empty();
         self.out.as_deref().unwrap_or(Path::new(if partial { PARTIAL_OUT } else { FULL_OUT }))
     }
 }
@@ -133,6 +139,8 @@ struct Bench {
     service: Service,
     redis: Option<redis::Server>,
     effort: Effort,
+    /// The program of [`Peer::Other`].
+    other: Option<PathBuf>,
 }
 
 fn measure(options: &Options) -> Result<Results> {
@@ -155,6 +163,7 @@ fn measure(options: &Options) -> Result<Results> {
         redis: with_redis.then(|| redis::Server::start(directory.path())).transpose()?,
         effort: if options.quick { Effort::quick() } else { Effort::full() },
         directory,
+        other: options.against.clone(),
     };
     let rounds = if options.quick { 1 } else { options.rounds };
     let mut results =
@@ -189,7 +198,7 @@ impl Bench {
             Some(redis) if work.kind() == Kind::Redis => redis.backend,
             _ => own,
         };
-        let pipe = Pipe::start(peer, backend, &self.secrets, &directory)?;
+        let pipe = Pipe::start(peer, backend, &self.secrets, &directory, self.other.as_deref())?;
         let values = work
             .measure(&pipe, &self.service, &self.effort)
             .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
@@ -203,7 +212,8 @@ fn publish(results: &Results, directory: &Path) -> Result<()> {
     for work in results.works() {
         println!("{}", report::work(results, work));
     }
-    print!("{}", report::judgement(results));
+    println!("{}", report::judgement(results));
+    print!("{}", goals::verdicts(results));
     fs::create_dir_all(directory)?;
     results.save(&directory.join("results.json"))?;
     fs::write(directory.join("results.md"), report::document(results))?;

@@ -39,6 +39,9 @@ pub(crate) enum Peer {
     Direct,
     NginxPlain,
     Spipe,
+    /// Another build of spipe, for a comparison with an earlier one.
+    #[value(skip)]
+    Other,
     Spiped,
     Stunnel,
     Haproxy,
@@ -48,11 +51,25 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Direct,
+        Self::NginxPlain,
+        Self::Spipe,
+        Self::Other,
+        Self::Spiped,
+        Self::Stunnel,
+        Self::Haproxy,
+        Self::NginxTls,
+        Self::Ssh,
+        Self::Shadowsocks,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::NginxPlain => "nginx stream, plain",
             Self::Spipe => "spipe",
+            Self::Other => "spipe, other build",
             Self::Spiped => "spiped",
             Self::Stunnel => "stunnel PSK",
             Self::Haproxy => "HAProxy TLS",
@@ -64,6 +81,11 @@ impl Peer {
 
     pub(crate) fn is_encrypted(self) -> bool {
         !matches!(self, Self::Direct | Self::NginxPlain)
+    }
+
+    /// Whether spipe is to be measured by it.
+    pub(crate) fn is_rival(self) -> bool {
+        self.is_encrypted() && !matches!(self, Self::Spipe | Self::Other)
     }
 
     /// What it leaves out of what the other encrypted peers do for this work.
@@ -78,7 +100,7 @@ impl Peer {
     /// Programs or files, each with the Debian package that brings it.
     pub(crate) fn needs(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Direct | Self::Spipe | Self::Shadowsocks => &[],
+            Self::Direct | Self::Spipe | Self::Other | Self::Shadowsocks => &[],
             Self::NginxPlain => &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream")],
             Self::NginxTls => {
                 &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream"), ("openssl", "openssl")]
@@ -93,7 +115,7 @@ impl Peer {
     /// What prints its version.
     pub(crate) fn version_command(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Direct | Self::Spipe => None,
+            Self::Direct | Self::Spipe | Self::Other => None,
             Self::NginxPlain | Self::NginxTls => Some(("nginx", "-v")),
             Self::Spiped => Some(("spiped", "-v")),
             Self::Stunnel => Some(("stunnel", "-version")),
@@ -137,12 +159,20 @@ struct Ends {
 
 impl Pipe {
     /// Starts both ends of `peer` with configurations and logs in `directory`, and returns once the service answers.
-    pub(crate) fn start(peer: Peer, backend: Backend, secrets: &Secrets, directory: &Path) -> Result<Self> {
+    /// `other` is the program of [`Peer::Other`].
+    pub(crate) fn start(
+        peer: Peer,
+        backend: Backend,
+        secrets: &Secrets,
+        directory: &Path,
+        other: Option<&Path>,
+    ) -> Result<Self> {
         let [near, far] = free_addresses()?;
         let maker = Maker { peer, secrets, directory, near, far, service: backend.address };
         let (far_command, near_command) = match peer {
             Peer::Direct => return Ok(Self { entrance: backend.address, ends: None }),
-            Peer::Spipe => maker.spipe(),
+            Peer::Spipe => maker.spipe(Path::new(SPIPE)),
+            Peer::Other => maker.spipe(other.ok_or("--against names no build")?),
             Peer::Spiped => maker.spiped()?,
             Peer::NginxPlain => maker.nginx(["", ""])?,
             Peer::NginxTls => maker.nginx_tls()?,
@@ -226,9 +256,9 @@ impl Maker<'_> {
         Ok((make("far", self.far, self.service)?, make("near", self.near, self.far)?))
     }
 
-    fn spipe(&self) -> Commands {
+    fn spipe(&self, program: &Path) -> Commands {
         let end = |mode: &str, source: SocketAddr, target: SocketAddr| {
-            let mut command = Command::new(SPIPE);
+            let mut command = Command::new(program);
             command.args([mode, "-n", "0", "-q", "-s", &source.to_string(), "-t", &target.to_string(), "-k"]);
             command.arg(&self.secrets.key);
             command

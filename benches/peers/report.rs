@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use crate::peers::Peer;
-use crate::plot;
 use crate::results::{Results, Spread};
 use crate::work::{Metric, Work};
+use crate::{goals, plot};
 
 const ABSENT: &str = "–";
 
@@ -61,7 +61,7 @@ fn ratio(of: Option<Spread>, to: Option<Spread>) -> String {
 }
 
 /// Rows of cells, the first one the heading, with columns that line up.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
@@ -112,26 +112,33 @@ pub(crate) fn work(results: &Results, work: Work) -> String {
     format!("### {}\n\n{}", work.title(), table(&rows))
 }
 
+/// The encrypted peer that is best at this, of those that are `eligible`.
+pub(crate) fn best_rival(
+    results: &Results,
+    work: Work,
+    metric: Metric,
+    eligible: impl Fn(Peer) -> bool,
+) -> Option<(Peer, Spread)> {
+    let rivals = results.peers().into_iter().filter(|&peer| peer.is_rival() && eligible(peer));
+    let values = rivals.filter_map(|peer| Some((peer, results.spread(work, peer, metric)?)));
+    values.min_by(|(_, a), (_, b)| {
+        let order = a.median.total_cmp(&b.median);
+        if metric.is_cost() { order } else { order.reverse() }
+    })
+}
+
 /// spipe beside the best of its kind.
 pub(crate) fn judgement(results: &Results) -> String {
     let heading = ["work", "measure", "spipe", "best encrypted peer", "its value", "spipe ÷ it"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for (work, metric) in JUDGED {
-        let spread = |peer| results.spread(work, peer, metric);
-        let mut rivals: Vec<(Peer, Spread)> = results
-            .peers()
-            .into_iter()
-            .filter(|&peer| peer.is_encrypted() && peer != Peer::Spipe)
-            .filter_map(|peer| Some((peer, spread(peer)?)))
-            .collect();
-        rivals.sort_by(|(_, a), (_, b)| {
-            let order = a.median.total_cmp(&b.median);
-            if metric.is_cost() { order } else { order.reverse() }
-        });
+        let Some(spipe) = results.spread(work, Peer::Spipe, metric) else { continue };
         // A peer that does less than a pipe does is no measure of one, but is not kept quiet either.
-        let equals = rivals.iter().position(|(peer, _)| peer.does_less_at(work).is_none());
-        for (peer, value) in rivals.iter().take(equals.map_or(rivals.len(), |index| index + 1)) {
-            let Some(spipe) = spread(Peer::Spipe) else { continue };
+        let best = best_rival(results, work, metric, |_| true);
+        let equal = best_rival(results, work, metric, |peer| peer.does_less_at(work).is_none());
+        let mut shown: Vec<_> = best.into_iter().chain(equal).collect();
+        shown.dedup_by_key(|(peer, _)| *peer);
+        for (peer, value) in shown {
             let less = peer.does_less_at(work).map(|less| format!(" ({less})"));
             rows.push(vec![
                 work.title(),
@@ -139,7 +146,7 @@ pub(crate) fn judgement(results: &Results) -> String {
                 number(spipe.median),
                 format!("{}{}", peer.name(), less.unwrap_or_default()),
                 number(value.median),
-                ratio(Some(spipe), Some(*value)),
+                ratio(Some(spipe), Some(value)),
             ]);
         }
     }
@@ -158,6 +165,14 @@ pub(crate) fn document(results: &Results) -> String {
     let judgement = judgement(results);
     if !judgement.is_empty() {
         let _ = write!(text, "## spipe and the best encrypted peer\n\n{judgement}\n");
+    }
+    let verdicts = goals::verdicts(results);
+    if !verdicts.is_empty() {
+        let _ = write!(
+            text,
+            "## Goals\n\nWhat spipe is meant to reach, in medians. The best is the best encrypted peer of the run, \
+             whatever it leaves out.\n\n{verdicts}\n"
+        );
     }
     for chart in plot::charts(results) {
         let _ = writeln!(text, "![{}]({})\n", chart.title, chart.file);

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
@@ -227,8 +228,8 @@ fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, E
         .enable_all()
         .build()
         .map_err(|error| Error::System { doing: "start the runtime", error })?;
-    let local = Stream::Stdio(tokio::io::stdin(), tokio::io::stdout());
-    let result = runtime.block_on(pipe.initiate(local, None));
+    let local = Stream::Stdio(Box::new((tokio::io::stdin(), tokio::io::stdout())));
+    let result = runtime.block_on(Arc::new(pipe).initiate(local, None, None));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();
     match result {

@@ -102,13 +102,21 @@ pub async fn initiate(
     ciphers: Ciphers,
     deadline: Instant,
 ) -> Result<InitiatorEstablished, Failure> {
-    let mut randomness = InitiatorRandomness { x25519: [0; 32], kem: [0; 64] };
-    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
-    let (initiator, message) = Initiator::start(key, label, ciphers, &randomness);
-    send(wire, &message, deadline).await?;
+    // Scopes end as soon as they can: a future keeps room for all that lives at the same time.
+    let initiator = {
+        let (initiator, message) = start(key, label, ciphers)?;
+        send(wire, &message, deadline).await?;
+        initiator
+    };
     let mut message = [0; MESSAGE_2];
     receive(wire, &mut message, deadline).await?;
     Ok(initiator.finish(&mut message)?)
+}
+
+fn start(key: &Key, label: &Label, ciphers: Ciphers) -> Result<(Initiator, [u8; MESSAGE_1]), Failure> {
+    let mut randomness = InitiatorRandomness { x25519: [0; 32], kem: [0; 64] };
+    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
+    Ok(Initiator::start(key, label, ciphers, &randomness))
 }
 
 /// R1–R5: the responder's side; also tells which key the initiator holds.
@@ -124,15 +132,30 @@ pub async fn respond(
     ciphers: Ciphers,
     deadline: Instant,
 ) -> Result<(ResponderEstablished, Fingerprint), Failure> {
-    let mut message = [0; MESSAGE_1];
-    receive(wire, &mut message, deadline).await?;
-    let responder = Responder::read(&message, keys, label)?;
+    let (message, established, fingerprint) = {
+        let mut message = [0; MESSAGE_1];
+        receive(wire, &mut message, deadline).await?;
+        answer(&message, keys, label, ciphers)?
+    };
+    send(wire, &message, deadline).await?;
+    Ok((established?, fingerprint))
+}
+
+/// Message 2, to be sent in any case, and what is established with it.
+type Answer = ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>, Fingerprint);
+
+fn answer(
+    message: &[u8; MESSAGE_1],
+    keys: &[impl Borrow<Key>],
+    label: &Label,
+    ciphers: Ciphers,
+) -> Result<Answer, Failure> {
+    let responder = Responder::read(message, keys, label)?;
     let fingerprint = responder.fingerprint();
     let mut randomness = ResponderRandomness { x25519: [0; 32], kem: [0; 32] };
     fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
     let (message, established) = responder.reply(ciphers, &randomness);
-    send(wire, &message, deadline).await?;
-    Ok((established?, fingerprint))
+    Ok((message, established, fingerprint))
 }
 
 /// T2: waits for the initiator's *Open*. Only then is it certain that the peer is there now, and not a recording of its

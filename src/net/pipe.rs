@@ -91,10 +91,22 @@ struct Ready {
     wire: Stream,
     seal: SealPump<Sealer>,
     open: OpenPump<Opener>,
+    target_is: Towards,
+    started: Instant,
+    peer: Peer,
     key: Fingerprint,
     cipher: Cipher,
     /// What the initiator told of the client: a responder's news.
     client: Option<Peer>,
+    /// Its place among the connections that there may be.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// On which side of this end the target is.
+#[derive(Clone, Copy)]
+enum Towards {
+    Wire,
+    Local,
 }
 
 /// Where a connection comes from, for the log.
@@ -111,28 +123,32 @@ impl fmt::Display for Peer {
 }
 
 impl Pipe {
-    /// The initiator's side of one connection; `client` is where `local` comes from.
+    /// The initiator's side of one connection; `client` is where `local` comes from. The connection keeps `permit`.
     ///
     /// # Errors
     /// Why it failed, which is in the log as well.
-    pub async fn initiate(&self, local: Stream, client: Option<SocketAddr>) -> Result<(), ConnectionError> {
-        let (started, peer) = (Instant::now(), Peer(client));
-        // On the heap, so that a connection does not keep room for handshake messages while it carries.
-        match Box::pin(self.set_up_initiator(local, client, started + self.timeout)).await {
-            Ok(ready) => self.carry(ready, started, peer, Towards::Wire).await,
-            Err(error) => {
-                warn!(pipe = self.name(), %peer, target = %self.dialer.target(), reason = error.to_string(), "failed");
-                Err(error.into())
-            }
-        }
+    pub fn initiate(
+        self: Arc<Self>,
+        local: Stream,
+        client: Option<SocketAddr>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
+        let pipe = Arc::clone(&self);
+        let setting_up = async move {
+            let ready = pipe.set_up_initiator(local, client, permit).await;
+            ready.inspect_err(|error| pipe.log_failure("failed", Peer(client), error))
+        };
+        self.set_up_and_carry(setting_up)
     }
 
     async fn set_up_initiator(
         &self,
         local: Stream,
         client: Option<SocketAddr>,
-        deadline: Instant,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Box<Ready>, SetupError> {
+        let started = Instant::now();
+        let deadline = started + self.timeout;
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
         let mut wire = self.dial(deadline).await?;
@@ -149,9 +165,13 @@ impl Pipe {
             wire,
             seal: SealPump::with_sealed(sealer, buffer, length),
             open: OpenPump::new(established.opener, Inbox::new()),
+            target_is: Towards::Wire,
+            started,
+            peer: Peer(client),
             key: key.fingerprint(),
             cipher: established.cipher,
             client: None,
+            _permit: permit,
         }))
     }
 
@@ -160,30 +180,30 @@ impl Pipe {
     ///
     /// # Errors
     /// Why it failed, which is in the log as well.
-    pub async fn respond(
-        &self,
+    pub fn respond(
+        self: Arc<Self>,
         wire: Stream,
         from: Option<SocketAddr>,
         visitor: Visitor,
         limit: Arc<Semaphore>,
-    ) -> Result<(), ConnectionError> {
-        let (started, peer) = (Instant::now(), Peer(from));
-        match Box::pin(self.set_up_responder(wire, visitor, limit, started + self.timeout)).await {
-            Ok((ready, _permit)) => self.carry(ready, started, peer, Towards::Local).await,
-            Err(error) => {
-                warn!(pipe = self.name(), %peer, target = %self.dialer.target(), reason = error.to_string(), "refused");
-                Err(error.into())
-            }
-        }
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
+        let pipe = Arc::clone(&self);
+        let setting_up = async move {
+            let ready = pipe.set_up_responder(wire, Peer(from), visitor, limit).await;
+            ready.inspect_err(|error| pipe.log_failure("refused", Peer(from), error))
+        };
+        self.set_up_and_carry(setting_up)
     }
 
     async fn set_up_responder(
         &self,
         mut wire: Stream,
+        peer: Peer,
         visitor: Visitor,
         limit: Arc<Semaphore>,
-        deadline: Instant,
-    ) -> Result<(Box<Ready>, OwnedSemaphorePermit), SetupError> {
+    ) -> Result<Box<Ready>, SetupError> {
+        let started = Instant::now();
+        let deadline = started + self.timeout;
         let shake_hands = async {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
@@ -197,24 +217,50 @@ impl Pipe {
             () = visitor.turned_out() => return Err(SetupError::TurnedOut),
         };
         drop(visitor);
-        let seal = SealPump::new(sealer);
+        let mut seal = SealPump::new(sealer);
 
         let admitted = timeout_at(deadline, limit.acquire_owned()).await;
         let Ok(permit) = admitted.map(|permit| permit.expect("the semaphore is never closed")) else {
-            say_farewell(seal, AbortReason::Busy, &mut wire).await;
+            say_farewell(&mut seal, AbortReason::Busy, &mut wire).await;
             return Err(SetupError::Busy);
         };
         let local = match self.dial(deadline).await {
             Ok(local) => local,
             Err(error) => {
-                say_farewell(seal, AbortReason::TargetUnreachable, &mut wire).await;
+                say_farewell(&mut seal, AbortReason::TargetUnreachable, &mut wire).await;
                 return Err(error);
             }
         };
         local.arm_reset();
-        let open = OpenPump::new(opener, inbox);
-        let client = Some(Peer(info.client));
-        Ok((Box::new(Ready { local, wire, seal, open, key, cipher, client }), permit))
+        Ok(Box::new(Ready {
+            local,
+            wire,
+            seal,
+            open: OpenPump::new(opener, inbox),
+            target_is: Towards::Local,
+            started,
+            peer,
+            key,
+            cipher,
+            client: Some(Peer(info.client)),
+            _permit: Some(permit),
+        }))
+    }
+
+    /// A future that is large only as long as it sets up: handshake messages are in a box that goes when it is done.
+    fn set_up_and_carry(
+        self: Arc<Self>,
+        setting_up: impl Future<Output = Result<Box<Ready>, SetupError>> + Send + 'static,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
+        let setting_up = Box::pin(setting_up);
+        async move {
+            let ready = setting_up.await?;
+            Ok(self.carry(ready).await?)
+        }
+    }
+
+    fn log_failure(&self, what: &'static str, peer: Peer, error: &SetupError) {
+        warn!(pipe = self.name(), %peer, target = %self.dialer.target(), reason = error.to_string(), "{what}");
     }
 
     fn name(&self) -> Option<&str> {
@@ -229,36 +275,33 @@ impl Pipe {
     }
 
     /// Carries bytes both ways until both ends have closed or one fails, and logs the end.
-    async fn carry(
-        &self,
-        mut ready: Box<Ready>,
-        started: Instant,
-        peer: Peer,
-        target_is: Towards,
-    ) -> Result<(), ConnectionError> {
-        let Ready { key, cipher, client, .. } = *ready;
-        let client = client.map(tracing::field::display);
-        let _counted = self.usage.count(key);
-        debug!(pipe = self.name(), %peer, client, target = %self.dialer.target(), %key, %cipher, "established");
+    async fn carry(&self, mut ready: Box<Ready>) -> Result<(), PumpError> {
+        let _counted = self.usage.count(ready.key);
+        {
+            let Ready { peer, key, cipher, .. } = *ready;
+            let client = ready.client.map(tracing::field::display);
+            debug!(pipe = self.name(), %peer, client, target = %self.dialer.target(), %key, %cipher, "established");
+        }
         let result =
             pump::run(&mut ready.seal, &mut ready.open, ready.local.split(), ready.wire.split()).await;
-        let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
         match &result {
             Ok(()) => ready.local.disarm(),
             Err(PumpError::Local(_)) => {
-                let Ready { local, mut wire, seal, .. } = *ready;
-                drop(local);
-                Box::pin(say_farewell(seal, AbortReason::Reset, &mut wire)).await;
+                drop(ready.local);
+                Box::pin(say_farewell(&mut ready.seal, AbortReason::Reset, &mut ready.wire)).await;
             }
             Err(_) => {}
         }
 
-        let (to_target, from_target) = match target_is {
+        let Ready { peer, key, cipher, .. } = *ready;
+        let client = ready.client.map(tracing::field::display);
+        let (sealed, opened) = (ready.seal.bytes(), ready.open.bytes());
+        let (to_target, from_target) = match ready.target_is {
             Towards::Wire => (sealed, opened),
             Towards::Local => (opened, sealed),
         };
         let target = self.dialer.target();
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = ready.started.elapsed().as_secs_f64();
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log_end {
             ($level:ident) => {
@@ -270,20 +313,13 @@ impl Pipe {
             Ok(()) | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset)) => log_end!(info),
             Err(_) => log_end!(warn),
         }
-        Ok(result?)
+        result
     }
-}
-
-/// On which side of this end the target is.
-#[derive(Clone, Copy)]
-enum Towards {
-    Wire,
-    Local,
 }
 
 /// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset it
 /// and could overtake the farewell.
-async fn say_farewell(seal: SealPump<Sealer>, reason: AbortReason, wire: &mut Stream) {
+async fn say_farewell(seal: &mut SealPump<Sealer>, reason: AbortReason, wire: &mut Stream) {
     let (mut reader, mut writer) = wire.split();
     let farewell = async {
         seal.abort(reason, &mut writer).await?;

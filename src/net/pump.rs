@@ -27,7 +27,7 @@ use crate::proto::frame::{
     Sealer,
 };
 
-/// Payloads that one writev(2) may carry. Full frames come four at a time; small ones are gathered up to this many.
+/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
 const GATHER: usize = 16;
 
 /// Seals frames in place.
@@ -109,21 +109,23 @@ fn describe(reason: AbortReason) -> String {
 ///
 /// # Errors
 /// The first [`PumpError`] of either pump.
-pub async fn run<S: Seal, O: Open>(
+pub fn run<S: Seal, O: Open>(
     seal: &mut SealPump<S>,
     open: &mut OpenPump<O>,
     (mut local_reader, mut local_writer): (impl ReadVectored, impl AsyncWrite + Unpin),
     (mut wire_reader, mut wire_writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
-) -> Result<(), PumpError> {
-    // What the client has said already shares a write with Open: it reaches the target one round trip after we connected.
-    poll_fn(|context| match seal.poll_fill(context, &mut local_reader) {
-        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        _ => Poll::Ready(Ok(())),
-    })
-    .await?;
-
-    let (mut sealed, mut opened) = (false, false);
-    poll_fn(|context| {
+) -> impl Future<Output = Result<(), PumpError>> {
+    let (mut begun, mut sealed, mut opened) = (false, false, false);
+    // Not an async fn, whose future would keep every argument twice.
+    poll_fn(move |context| {
+        if !begun {
+            begun = true;
+            // What the client has said already shares a write with Open: it reaches the target one round trip after we
+            // connected.
+            if let Poll::Ready(Err(error)) = seal.poll_fill(context, &mut local_reader) {
+                return Poll::Ready(Err(error));
+            }
+        }
         // Opening comes first, for it may learn from the peer why the other direction is about to fail.
         if !opened && let Poll::Ready(result) = open.poll(context, &mut wire_reader, &mut local_writer) {
             result?;
@@ -139,7 +141,6 @@ pub async fn run<S: Seal, O: Open>(
             (false, _) => Poll::Pending,
         }
     })
-    .await
 }
 
 /// Frames that are sealed and not yet written.
@@ -268,7 +269,7 @@ impl SealPump<Sealer> {
     /// When the wire cannot be written to; nothing can be told then, and nothing need be, since the peer takes a connection
     /// that ends without *End* for a failure.
     pub async fn abort(
-        mut self,
+        &mut self,
         reason: AbortReason,
         wire: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), PumpError> {
@@ -342,7 +343,7 @@ impl Inbox {
         if self.unread.is_empty() {
             self.unread = 0..0;
         } else if self.unread.start + wanted > BATCH {
-            // The frame would not fit behind its beginning. Full frames never come here: four of them fill the buffer.
+            // The frame would not fit behind its beginning. Full frames never come here: eight of them fill the buffer.
             buffer.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
         }

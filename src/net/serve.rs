@@ -117,19 +117,12 @@ impl Shared {
                     // nothing, and not half-served in here.
                     let permit = self.reserve().await;
                     let (local, client) = listener.accept(self.keepalive).await;
-                    let pipe = Arc::clone(&self.pipe);
-                    self.connections.spawn(async move {
-                        let _ = pipe.initiate(local, client).await;
-                        drop(permit);
-                    });
+                    self.connections.spawn(Arc::clone(&self.pipe).initiate(local, client, Some(permit)));
                 }
                 Role::Responder => {
                     let (wire, from) = listener.accept(self.keepalive).await;
-                    let (pipe, limit) = (Arc::clone(&self.pipe), Arc::clone(&self.limit));
-                    let visitor = self.lobby.enter();
-                    self.connections.spawn(async move {
-                        let _ = pipe.respond(wire, from, visitor, limit).await;
-                    });
+                    let (visitor, limit) = (self.lobby.enter(), Arc::clone(&self.limit));
+                    self.connections.spawn(Arc::clone(&self.pipe).respond(wire, from, visitor, limit));
                 }
             }
         }

@@ -32,8 +32,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix-domain socket.
     Unix(UnixStream),
-    /// This process's standard input and output.
-    Stdio(Stdin, Stdout),
+    /// This process's standard input and output. In a box: every stream would have to be as large.
+    Stdio(Box<(Stdin, Stdout)>),
 }
 
 impl Stream {
@@ -82,7 +82,10 @@ impl Stream {
                 let (reader, writer) = stream.split();
                 (Reader::Unix(reader), Writer::Unix(writer))
             }
-            Self::Stdio(input, output) => (Reader::Stdin(input), Writer::Stdout(output)),
+            Self::Stdio(stdio) => {
+                let (input, output) = &mut **stdio;
+                (Reader::Stdin(input), Writer::Stdout(output))
+            }
         }
     }
 }

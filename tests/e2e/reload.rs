@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -230,23 +230,30 @@ fn whoever_waits_in_the_queue_is_served_by_the_new_pipe() {
     assert_echoes(&mut only, "undisturbed");
 }
 
-/// Connects to `address` again and again until `body` has ended, and asserts that each connection is answered.
-fn with_clients_that_always_get_an_answer(address: SocketAddr, body: impl FnOnce()) -> usize {
-    let stop = AtomicBool::new(false);
+/// Connects to `address` again and again while `step` is done again and again, each at least `times` times, and asserts that
+/// each connection is answered. Gives how often `step` was done.
+fn with_clients_that_always_get_an_answer(
+    address: SocketAddr,
+    times: usize,
+    mut step: impl FnMut(usize),
+) -> usize {
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let clients = scope.spawn(|| {
-            let mut answered = 0;
             while !stop.load(Ordering::Relaxed) {
-                let mut client =
-                    try_connect(address).unwrap_or_else(|error| panic!("after {answered}: {error}"));
+                let mut client = try_connect(address).unwrap_or_else(|error| panic!("{answered:?}: {error}"));
                 assert_echoes(&mut client, "always");
-                answered += 1;
+                answered.fetch_add(1, Ordering::Relaxed);
             }
-            answered
         });
-        body();
+        let mut steps = 0;
+        while (steps < times || answered.load(Ordering::Relaxed) < times) && !clients.is_finished() {
+            steps += 1;
+            step(steps);
+        }
         stop.store(true, Ordering::Relaxed);
-        clients.join().expect("every client got an answer")
+        clients.join().expect("every client got an answer");
+        steps
     })
 }
 
@@ -272,14 +279,12 @@ fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refus
     let process = site.serve(state(0));
     let line = process.await_line(&["listening", "front-0"]);
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address");
-    let answered = with_clients_that_always_get_an_answer(address, || {
-        for number in 1..=50 {
-            site.configure(state(number));
-            process.reload_well();
-        }
-        process.await_line(&[" closed ", "front-50"]);
+    let last = with_clients_that_always_get_an_answer(address, 50, |number| {
+        site.configure(state(number));
+        process.reload_well();
     });
-    assert!(answered > 10, "{answered} clients are no test of anything");
+    assert_echoes(&mut connect(address), "the last state");
+    process.await_line(&[" closed ", &format!("\"front-{last}\"")]);
     assert!(!process.log().contains(" WARN "), "{}", process.log());
 }
 
