@@ -71,6 +71,7 @@ fn main() -> ExitCode {
         units::a_process_that_hangs_is_started_again,
         units::a_process_that_dies_is_started_again,
         units::status_says_which_keys_have_connections,
+        units::connections_have_the_time_of_the_drain_timeout_whatever_the_unit_says_of_stopping,
         units::the_journal_has_levels,
         units::a_reload_with_an_unusable_key_fails_and_changes_nothing,
         units::what_a_reload_finds_wrong_by_itself_is_in_the_status,

@@ -98,6 +98,26 @@ pub(crate) fn status_says_which_keys_have_connections(hosts: &Hosts) {
     hosts.server.await_output(status, &format!("Status: \"1 pipe, 1 connection ({fingerprint}: 1)\""));
 }
 
+pub(crate) fn connections_have_the_time_of_the_drain_timeout_whatever_the_unit_says_of_stopping(
+    hosts: &Hosts,
+) {
+    hosts.start_pipe();
+    drop_in(
+        &hosts.server,
+        "spiped-receive",
+        "[Service]\nEnvironment=\"OPTIONS=--drain-timeout 4\"\nTimeoutStopSec=1\n",
+    );
+    hosts.server.run("systemctl restart spiped-receive");
+    hosts.client.run("systemd-run --quiet --unit=load-idle redis-cli -p 8000 subscribe news");
+    hosts.server.await_output(
+        "systemctl show -P StatusText spiped-receive | cut -d '(' -f 1",
+        "1 pipe, 1 connection",
+    );
+    hosts.server.run("systemctl stop spiped-receive");
+    // Cut by itself, and not killed after a second.
+    hosts.server.await_line("spiped-receive", &["stopped: ended connections", "connections=1"]);
+}
+
 pub(crate) fn a_reload_with_an_unusable_key_fails_and_changes_nothing(hosts: &Hosts) {
     hosts.start_pipe();
     hosts.server.run("rm /etc/spipe/receive.keys/redis.key; echo short > /etc/spipe/receive.keys/bad.key");
