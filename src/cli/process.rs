@@ -46,11 +46,23 @@ impl Signals {
 
     /// Waits for the next one. Of several that wait, stopping goes first.
     pub(super) async fn next(&mut self) -> Signal {
+        let Self { terminate, interrupt, hang_up } = self;
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => Signal::Stop,
-            _ = self.interrupt.recv() => Signal::Stop,
-            _ = self.hang_up.recv() => Signal::Reload,
+            () = either(terminate, interrupt) => Signal::Stop,
+            _ = hang_up.recv() => Signal::Reload,
         }
+    }
+
+    /// Waits for one that asks to stop. One that asks for a reload meanwhile is kept for later.
+    pub(super) async fn stop(&mut self) {
+        either(&mut self.terminate, &mut self.interrupt).await;
+    }
+}
+
+async fn either(one: &mut unix::Signal, other: &mut unix::Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
     }
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
@@ -14,8 +15,9 @@ use crate::config::options::ServiceOptions;
 use crate::config::plan::Planner;
 use crate::config::{Configuration, Origin};
 use crate::net::dial::Dialer;
-use crate::net::pipes::{self, Pipes, Plan, Stopped};
+use crate::net::pipes::{self, Listening, Pipes, Plan, Stopped};
 use crate::net::usage::Usage;
+use crate::proto::key::Fingerprint;
 use crate::service::daemon::{self, Side};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
@@ -54,6 +56,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         signals.release()?;
         let pipes = sockets.start()?;
         let heartbeat = Arc::clone(pipes.heartbeat());
+        let (origin, planner) = (Arc::new(origin), Arc::new(Mutex::new(planner)));
         let supervisor =
             Supervisor { pipes, origin, planner, flags, options, manager: &manager, status: &status };
         tokio::select! {
@@ -126,11 +129,20 @@ pub(super) fn start_log(options: &ServiceOptions, level: LevelFilter) {
     }
 }
 
+/// What a reload has read.
+struct Again {
+    listening: Listening,
+    count: usize,
+    /// The keys that new connections may have.
+    accepted: Vec<Fingerprint>,
+    service: ServiceOptions,
+}
+
 /// The process at work.
 struct Supervisor<'p> {
     pipes: Pipes,
-    origin: Origin,
-    planner: Planner,
+    origin: Arc<Origin>,
+    planner: Arc<Mutex<Planner>>,
     flags: ServiceOptions,
     options: ServiceOptions,
     manager: &'p Manager,
@@ -143,7 +155,16 @@ impl Supervisor<'_> {
         self.manager.ready(&self.status.to_string());
         while let Signal::Reload = signals.next().await {
             self.manager.reloading();
-            match self.reload().await {
+            let reading = tokio::select! {
+                read = self.read_again() => read,
+                // It may hang: at a name that is looked up, or at a pipe in the place of a key.
+                () = signals.stop() => break,
+            };
+            let replaced = match reading {
+                Ok(read) => self.replace(read).await,
+                Err(error) => Err(error),
+            };
+            match replaced {
                 Ok(()) => self.status.set_note(""),
                 Err(error) => {
                     let hint = if error.is_denied() && !self.options.no_sandbox {
@@ -167,23 +188,38 @@ impl Supervisor<'_> {
             .drain(async {
                 tokio::select! {
                     () = sleep(patience) => {}
-                    () = async { while signals.next().await != Signal::Stop {} } => {}
+                    () = signals.stop() => {}
                 }
             })
             .await
     }
 
-    /// Reads everything again, and has new connections served by it. Whatever is wrong is found before anything changes.
-    async fn reload(&mut self) -> Result<(), Error> {
-        let Configuration { service, pipes, .. } = Configuration::read(&self.origin, &mut self.planner)?;
-        let accepted: Vec<_> =
-            pipes.iter().flat_map(|plan| &plan.pipe.keys).map(|key| key.fingerprint()).collect();
-        let count = pipes.len();
-        self.pipes.replace(pipes).await?;
+    /// Reads everything again and listens at the places that are new. Whatever is wrong is found here, before anything
+    /// changes. On a thread of its own, since files and names may take their time.
+    fn read_again(&self) -> impl Future<Output = Result<Again, Error>> + use<> {
+        let (origin, planner) = (Arc::clone(&self.origin), Arc::clone(&self.planner));
+        let held = self.pipes.sources();
+        let reading = spawn_blocking(move || {
+            // A panic elsewhere leaves it whole.
+            let mut planner = planner.lock().unwrap_or_else(PoisonError::into_inner);
+            let Configuration { service, pipes, .. } = Configuration::read(&origin, &mut planner)?;
+            let accepted =
+                pipes.iter().flat_map(|plan| &plan.pipe.keys).map(|key| key.fingerprint()).collect();
+            let count = pipes.len();
+            Ok(Again { listening: pipes::listen_besides(&held, pipes)?, count, accepted, service })
+        });
+        async move {
+            let failed = |error| Error::System { doing: "read the configuration", error };
+            reading.await.map_err(|panic| failed(std::io::Error::other(panic)))?
+        }
+    }
 
+    /// Has new connections served by what was read.
+    async fn replace(&mut self, Again { listening, count, accepted, service }: Again) -> Result<(), Error> {
+        self.pipes.replace(listening).await?;
         self.status.set_pipes(count);
         info!(pipes = count, "reloaded: new connections are served by it, running ones go on");
-        for (key, connections) in self.planner.usage().by_key() {
+        for (key, connections) in self.status.usage.by_key() {
             if !accepted.contains(&key) {
                 info!(%key, connections, "running connections have a key that new ones cannot use any more");
             }

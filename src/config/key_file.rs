@@ -1,10 +1,11 @@
 //! Reading and making key files.
 
 use std::convert::Infallible;
+use std::env;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -132,7 +133,7 @@ pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
                 return Err(KeyFileError::Read(source.to_string(), io::ErrorKind::IsADirectory.into()));
             }
             let mode = metadata.permissions().mode() & 0o7777;
-            if permissions == Permissions::Private && mode & 0o077 != 0 {
+            if permissions == Permissions::Private && mode & others(path, &metadata) != 0 {
                 return Err(KeyFileError::Permissions(path.clone(), mode));
             }
             derive(source, file)
@@ -147,6 +148,19 @@ pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
             )
         }
     }
+}
+
+/// The permissions that let others at a key.
+///
+/// systemd may let a service's user at its credentials by an access control list, and what that allows at most shows as the
+/// permissions of the group, which is root's. A unit may show them at another place, too (`BindReadOnlyPaths=`).
+fn others(path: &Path, file: &Metadata) -> u32 {
+    let is_credential = || {
+        let credential = Path::new(&env::var_os("CREDENTIALS_DIRECTORY")?).join(path.file_name()?);
+        let credential = std::fs::metadata(credential).ok()?;
+        Some((credential.dev(), credential.ino()) == (file.dev(), file.ino()))
+    };
+    if is_credential() == Some(true) { 0o037 } else { 0o077 }
 }
 
 fn derive(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError> {

@@ -35,6 +35,7 @@ pub(crate) struct PipeOptions {
     decrypt: bool,
 
     #[arg(skip)]
+    #[serde(default, deserialize_with = "text::optional")]
     mode: Option<Mode>,
 
     /// Where to accept connections; may be given several times. systemd or systemd:NAME takes passed sockets
@@ -140,11 +141,22 @@ fn default_max_connections() -> usize {
 }
 
 /// A file's `-e` and `-d`.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy)]
 enum Mode {
     Encrypt,
     Decrypt,
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "encrypt" => Ok(Self::Encrypt),
+            "decrypt" => Ok(Self::Decrypt),
+            _ => Err(format!("'{text}' is no mode; write encrypt or decrypt")),
+        }
+    }
 }
 
 /// Whole seconds, from 1 to a day.

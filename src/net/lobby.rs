@@ -33,6 +33,11 @@ impl Lobby {
         Visitor { lobby: Arc::clone(self), turned_out }
     }
 
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<CancellationToken>>> {
         // A panic elsewhere leaves the queue whole: every change to it is one call.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,6 +83,7 @@ mod tests {
         let lobby = Arc::new(Lobby::default());
         let mut visitors: Vec<_> = (0..PLACES).map(|_| lobby.enter()).collect();
         visitors.remove(100);
+        assert_eq!(lobby.waiting(), PLACES - 1);
         let _newcomer = lobby.enter();
         assert!(visitors.iter().all(|visitor| !visitor.turned_out.is_cancelled()));
     }

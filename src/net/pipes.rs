@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::addr::Source;
 use super::heartbeat::Heartbeat;
 use super::listen::{self, Bound, ListenError, Listener, Passed};
+use super::lobby::Lobby;
 use super::pipe::Pipe;
 use super::serve::{Role, Running, Server};
 use super::stream::Keepalive;
@@ -44,6 +45,16 @@ pub struct Listening {
 /// [`ListenError`], for the first place that cannot be listened on.
 pub fn listen(plans: Vec<Plan>, passed: &mut Passed) -> Result<Listening, ListenError> {
     let bound = bind(plans.iter().flat_map(|plan| &plan.sources), passed)?;
+    Ok(Listening { plans, bound })
+}
+
+/// The same at a reload, where all at `held` listens already and nothing new is passed. Looking up a name blocks.
+///
+/// # Errors
+/// [`ListenError`], for the first new place that cannot be listened on.
+pub fn listen_besides(held: &[Source], plans: Vec<Plan>) -> Result<Listening, ListenError> {
+    let wanted = plans.iter().flat_map(|plan| &plan.sources);
+    let bound = bind(wanted.filter(|source| !held.contains(source)), &mut Passed::default())?;
     Ok(Listening { plans, bound })
 }
 
@@ -95,6 +106,7 @@ struct Serving {
     sources: Vec<Source>,
     max_connections: usize,
     limit: Arc<Semaphore>,
+    lobby: Arc<Lobby>,
     running: Running,
     said: Said,
 }
@@ -133,6 +145,7 @@ struct Legacy {
     sources: Vec<Source>,
     max_connections: usize,
     limit: Arc<Semaphore>,
+    lobby: Arc<Lobby>,
     said: Said,
 }
 
@@ -151,22 +164,22 @@ impl Pipes {
         &self.heartbeat
     }
 
-    /// Has `plans` in the place of the pipes there are. Running connections go on, and no new one is refused at a place that
-    /// stays. When this fails, nothing has changed.
+    /// The places that are listened on, as they were written.
+    pub fn sources(&self) -> Vec<Source> {
+        self.serving.iter().flat_map(|serving| &serving.sources).cloned().collect()
+    }
+
+    /// Has other pipes in the place of these, with `new` from [`listen_besides`] and from no older state than this. Running
+    /// connections go on, and no new one is refused at a place that stays. When this fails, nothing has changed.
     ///
     /// # Errors
-    /// [`ListenError`], for the first new place that cannot be listened on.
-    pub async fn replace(&mut self, plans: Vec<Plan>) -> Result<(), ListenError> {
-        // All that can fail comes first.
-        let held: Vec<_> = self.serving.iter().flat_map(|serving| &serving.sources).collect();
-        let wanted = plans.iter().flat_map(|plan| &plan.sources);
-        let new = bind(wanted.filter(|source| !held.contains(source)), &mut Passed::default())?;
-        let mut new = into_listeners(new)?;
-
+    /// [`ListenError`], when the runtime cannot take a socket.
+    pub async fn replace(&mut self, Listening { plans, bound }: Listening) -> Result<(), ListenError> {
+        let mut new = into_listeners(bound)?;
         let (mut kept, mut legacies) = (Vec::new(), Vec::new());
-        for Serving { sources, max_connections, limit, running, said } in self.serving.drain(..) {
+        for Serving { sources, max_connections, limit, lobby, running, said } in self.serving.drain(..) {
             kept.extend(running.stop().await);
-            legacies.push(Legacy { sources, max_connections, limit, said });
+            legacies.push(Legacy { sources, max_connections, limit, lobby, said });
         }
         for plan in plans {
             let kept = take(&mut kept, &plan.sources);
@@ -195,16 +208,26 @@ impl Pipes {
             || Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
             |legacy| Arc::clone(&legacy.limit),
         );
-        let server = Server { role, listeners, pipe: Arc::new(pipe), limit: Arc::clone(&limit), keepalive };
+        let lobby = legacy.map_or_else(Arc::default, |legacy| Arc::clone(&legacy.lobby));
+        let server = Server {
+            role,
+            listeners,
+            pipe: Arc::new(pipe),
+            limit: Arc::clone(&limit),
+            lobby: Arc::clone(&lobby),
+            keepalive,
+        };
         let running = server.start(&self.connections, &self.heartbeat);
-        self.serving.push(Serving { sources, max_connections, limit, running, said });
+        self.serving.push(Serving { sources, max_connections, limit, lobby, running, said });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer.
     pub async fn drain(self, cut: impl Future<Output = ()>) -> Stopped {
-        for serving in self.serving {
+        let mut lobbies = Vec::new();
+        for Serving { running, lobby, .. } in self.serving {
             // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
-            drop(serving.running.stop().await);
+            drop(running.stop().await);
+            lobbies.push(lobby);
         }
         self.connections.close();
         info!(
@@ -219,9 +242,18 @@ impl Pipes {
                 Stopped::Drained
             }
             () = cut => {
-                let cut = self.connections.len();
-                warn!(connections = cut, "stopped: ended connections that were not finished");
-                Stopped::Cut(cut)
+                // Who has not proved the key has no connection that could be cut.
+                let strangers = lobbies.iter().map(|lobby| lobby.waiting()).sum();
+                match self.connections.len().saturating_sub(strangers) {
+                    0 => {
+                        info!("stopped");
+                        Stopped::Drained
+                    }
+                    cut => {
+                        warn!(connections = cut, "stopped: ended connections that were not finished");
+                        Stopped::Cut(cut)
+                    }
+                }
             }
         }
     }

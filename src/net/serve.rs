@@ -42,6 +42,8 @@ pub struct Server {
     pub pipe: Arc<Pipe>,
     /// A permit for each connection (those that have not proved the key yet need none).
     pub limit: Arc<Semaphore>,
+    /// Where those wait that have not.
+    pub lobby: Arc<Lobby>,
     /// For the accepted sockets.
     pub keepalive: Keepalive,
 }
@@ -54,7 +56,7 @@ impl Server {
             role: self.role,
             pipe: self.pipe,
             limit: self.limit,
-            lobby: Arc::new(Lobby::default()),
+            lobby: self.lobby,
             keepalive: self.keepalive,
             connections: connections.clone(),
         });

@@ -59,7 +59,7 @@ pub fn split() -> Result<Side, DaemonError> {
         // No terminal from here on, and so no SIGHUP when it is closed, which would have us reload.
         rustix::process::setsid().map_err(|error| cannot("start a session")(error.into()))?;
         // The kernel has called it by the last part of the path that it was started by. Nothing but its looks depends on this.
-        let _ = std::fs::write("/proc/self/comm", env!("CARGO_PKG_NAME"));
+        let _ = rustix::thread::set_name(c"spipe");
         return Ok(Side::Background(Background(())));
     }
     let mut arguments = env::args_os();

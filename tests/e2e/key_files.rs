@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::support::pipe::{End, Key, Pipe, field, stdio};
-use crate::support::process::{Process, run, run_with_input, spipe};
+use crate::support::process::{Ended, Process, run, run_with_input, spipe};
 use crate::support::random::{Random, hex};
 use crate::support::socket::{assert_echoes, echo};
 
@@ -72,7 +72,7 @@ fn keygen_without_a_file_writes_the_key_to_a_pipe() {
 }
 
 /// Runs `spipe ARGUMENTS` with a terminal at all of its standard streams.
-fn on_a_terminal(arguments: &str) -> crate::support::process::Ended {
+fn on_a_terminal(arguments: &str) -> Ended {
     let command = format!("{} {arguments}", spipe().get_program().to_string_lossy());
     run(Command::new("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]))
 }
@@ -246,4 +246,32 @@ fn one_bad_key_in_a_directory_is_named() {
     run(spipe().arg("keygen").arg(&short)).succeeded();
     std::fs::write(&short, "short").expect("it is ours");
     run(&mut stdio("127.0.0.1:9", directory.path())).failed_with(1, &["short.key", "at least 32 bytes"]);
+}
+
+/// How `spipe` takes a key with `mode` of which systemd says that it is a credential.
+fn fingerprint_of_credential(mode: u32) -> Ended {
+    let key = Key::new();
+    key.set_mode(mode);
+    let directory = key.path();
+    let directory = directory.parent().expect("it is in one");
+    run(spipe().arg("fingerprint").arg(key.path()).env("CREDENTIALS_DIRECTORY", directory))
+}
+
+#[test]
+fn a_credential_that_an_access_control_list_opens_to_its_user_is_accepted() {
+    fingerprint_of_credential(0o440).succeeded();
+}
+
+#[test]
+fn a_credential_that_others_can_read_is_refused() {
+    fingerprint_of_credential(0o444).failed_with(1, &["can be read by others (mode 0444)"]);
+}
+
+#[test]
+fn a_key_beside_the_credentials_is_refused_as_ever() {
+    let (key, elsewhere) = (Key::new(), tempfile::tempdir().expect("a temporary directory"));
+    key.set_mode(0o440);
+    let ended =
+        run(spipe().arg("fingerprint").arg(key.path()).env("CREDENTIALS_DIRECTORY", elsewhere.path()));
+    ended.failed_with(1, &["can be read by others (mode 0440)"]);
 }

@@ -9,7 +9,6 @@ use serde_json::Value;
 
 use crate::support::pipe::{End, Key, stdio};
 use crate::support::process::{Process, after, run};
-use crate::support::redis::free_port;
 use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, connect, connect_unix, echo};
 use crate::support::{DEADLINE, poll_until};
@@ -54,9 +53,9 @@ fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
 #[test]
 fn an_error_for_programs_is_one_object_with_the_reason() {
     let key = Key::new();
-    let nobody = format!("127.0.0.1:{}", free_port());
+    let nobody = key.path().with_extension("nobody");
     let initiator =
-        Process::start(&mut End::initiator(&key, nobody).args(&["--log-format", "json"]).command());
+        Process::start(&mut End::initiator(&key, nobody.display()).args(&["--log-format", "json"]).command());
     let source = json(&initiator, "listening")["source"].as_str().expect("a text").replace(['[', ']'], "");
     drop(connect(source.parse().expect("an address")));
     let line = json(&initiator, "failed");
@@ -83,8 +82,8 @@ fn in_the_journal(command: &Command) -> Process {
 #[test]
 fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
     let key = Key::new();
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let process = in_the_journal(&End::initiator(&key, nobody).args(&["--verbose"]).command());
+    let nobody = key.path().with_extension("nobody");
+    let process = in_the_journal(&End::initiator(&key, nobody.display()).args(&["--verbose"]).command());
     let line = process.await_line(&["listening"]);
     assert!(line.starts_with("<6>listening version="), "{line}");
     let source = crate::support::pipe::field(&line, "source").replace(['[', ']'], "");
@@ -260,8 +259,7 @@ fn a_log_daemon_that_comes_back_is_found_again() {
 #[test]
 fn without_a_listening_pipe_errors_can_go_to_syslog_too() {
     let host = Host::new();
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let mut command = stdio(&nobody, &host.site.path("test.key"));
+    let mut command = stdio(host.site.socket("nobody"), &host.site.path("test.key"));
     let ended = run(&mut host.command(command.arg("--syslog")));
     // Whoever called is told in any case.
     ended.failed_with(1, &["cannot connect to"]);

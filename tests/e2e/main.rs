@@ -23,6 +23,7 @@ mod pid_files;
 mod redis;
 mod reload;
 mod resets;
+mod sandbox;
 mod several_keys;
 mod signals;
 mod stdio;

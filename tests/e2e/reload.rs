@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -145,17 +145,18 @@ fn a_pipe_that_has_become_another_is_told_in_the_log_with_the_place_that_it_keep
 #[test]
 fn a_place_that_is_written_in_another_way_stays_the_same() {
     let site = Site::with_key();
+    // At an address where nobody else looks for a port.
     let port = crate::support::redis::free_port();
     let sealed = site.decrypt("sealed", echo());
     let front = |source: &str| {
         let front = site.encrypt("front", site.socket("sealed"));
         front.replace(&site.socket("front"), source) + &sealed
     };
-    let process = site.serve(front(&format!("127.0.0.1:{port}")));
-    site.configure(front(&format!("[127.0.0.1]:{port}")));
+    let process = site.serve(front(&format!("127.77.0.2:{port}")));
+    site.configure(front(&format!("[127.77.0.2]:{port}")));
     process.reload_well();
     assert!(!process.log().contains("no longer listening"), "{}", process.log());
-    assert_echoes(&mut connect(([127, 0, 0, 1], port).into()), "the same place");
+    assert_echoes(&mut connect(([127, 77, 0, 2], port).into()), "the same place");
 }
 
 #[test]
@@ -229,23 +230,30 @@ fn whoever_waits_in_the_queue_is_served_by_the_new_pipe() {
     assert_echoes(&mut only, "undisturbed");
 }
 
-/// Connects to `address` again and again until `body` has ended, and asserts that each connection is answered.
-fn with_clients_that_always_get_an_answer(address: SocketAddr, body: impl FnOnce()) -> usize {
-    let stop = AtomicBool::new(false);
+/// Connects to `address` again and again while `step` is done again and again, each at least `times` times, and asserts that
+/// each connection is answered. Gives how often `step` was done.
+fn with_clients_that_always_get_an_answer(
+    address: SocketAddr,
+    times: usize,
+    mut step: impl FnMut(usize),
+) -> usize {
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let clients = scope.spawn(|| {
-            let mut answered = 0;
             while !stop.load(Ordering::Relaxed) {
-                let mut client =
-                    try_connect(address).unwrap_or_else(|error| panic!("after {answered}: {error}"));
+                let mut client = try_connect(address).unwrap_or_else(|error| panic!("{answered:?}: {error}"));
                 assert_echoes(&mut client, "always");
-                answered += 1;
+                answered.fetch_add(1, Ordering::Relaxed);
             }
-            answered
         });
-        body();
+        let mut steps = 0;
+        while (steps < times || answered.load(Ordering::Relaxed) < times) && !clients.is_finished() {
+            steps += 1;
+            step(steps);
+        }
         stop.store(true, Ordering::Relaxed);
-        clients.join().expect("every client got an answer")
+        clients.join().expect("every client got an answer");
+        steps
     })
 }
 
@@ -271,14 +279,12 @@ fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refus
     let process = site.serve(state(0));
     let line = process.await_line(&["listening", "front-0"]);
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address");
-    let answered = with_clients_that_always_get_an_answer(address, || {
-        for number in 1..=50 {
-            site.configure(state(number));
-            process.reload_well();
-        }
-        process.await_line(&[" closed ", "front-50"]);
+    let last = with_clients_that_always_get_an_answer(address, 50, |number| {
+        site.configure(state(number));
+        process.reload_well();
     });
-    assert!(answered > 10, "{answered} clients are no test of anything");
+    assert_echoes(&mut connect(address), "the last state");
+    process.await_line(&[" closed ", &format!("\"front-{last}\"")]);
     assert!(!process.log().contains(" WARN "), "{}", process.log());
 }
 
@@ -589,4 +595,46 @@ fn a_stranger_who_is_shaking_hands_is_let_go_on() {
     thread::spawn(move || std::io::copy(&mut wire_in, &mut far_out));
     thread::spawn(move || std::io::copy(&mut far_in, &mut wire_out));
     assert_echoes(&mut client, "served by what was replaced");
+}
+
+#[test]
+fn a_reload_that_hangs_at_a_key_holds_up_neither_clients_nor_the_end() {
+    let site = Site::with_key();
+    let mut process = site.serve(site.both_ends("a", greeter("hello")));
+    // A named pipe gives nothing as long as nobody writes.
+    let key = site.path("test.key");
+    std::fs::remove_file(&key).expect("it is ours");
+    let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("it is ours");
+    process.signal(Signal::HUP);
+    // This waits until it is opened for reading.
+    let _silent = std::fs::File::options().write(true).open(&key).expect("the reload reads it");
+    assert_leads_to(&site, "a", "hello");
+    process.signal(Signal::TERM);
+    process.await_line(&["stopping"]);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+}
+
+#[test]
+fn what_changes_while_a_reload_reads_is_read_by_the_next_one() {
+    let site = Site::with_key();
+    let process = site.serve(site.encrypt("a", "127.0.0.1:9"));
+    let key = site.path("test.key");
+    let content = std::fs::read(&key).expect("it is ours");
+    std::fs::remove_file(&key).expect("it is ours");
+    let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("it is ours");
+    process.signal(Signal::HUP);
+    let mut slow = std::fs::File::options().write(true).open(&key).expect("the reload reads it");
+    // The file has been read by now, and only the key is waited for.
+    std::fs::remove_file(&key).expect("it is ours");
+    std::fs::write(&key, &content).expect("it is ours");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+    site.configure(site.encrypt("b", "127.0.0.1:9"));
+    process.signal(Signal::HUP);
+    slow.write_all(&content).expect("the reload reads it");
+    drop(slow);
+    process.await_lines(2, "reloaded:");
+    assert_gone(&site, "a");
+    site.connect("b");
 }

@@ -1,0 +1,93 @@
+//! The guides, followed to the letter.
+
+use crate::Hosts;
+use crate::support::guide::follow;
+use crate::support::load::Load;
+
+const REDIS: &str = "redis-on-two-hosts.md";
+const ROTATE: &str = "rotate-a-key.md";
+const MANY: &str = "many-pipes.md";
+
+impl Hosts {
+    /// The pipe of the first guide.
+    pub(crate) fn start_pipe(&self) {
+        self.bring();
+        for section in ["Install", "Make a key, and copy it", "Start"] {
+            follow(REDIS, section, &self.server, &self.client);
+        }
+    }
+
+    /// Those of the guide on many.
+    pub(crate) fn start_office(&self) {
+        self.bring();
+        for section in ["On the server", "On the client"] {
+            follow(MANY, section, &self.server, &self.client);
+        }
+    }
+}
+
+pub(crate) fn redis_on_two_hosts(hosts: &Hosts) {
+    let Hosts { server, client } = hosts;
+    hosts.start_pipe();
+    follow(REDIS, "Try it", server, client);
+    for host in [client, server] {
+        host.reboot();
+        follow(REDIS, "After a reboot", server, client);
+    }
+    let connections = "redis-cli info stats | grep total_connections_received";
+    let before = server.run(connections);
+    follow(REDIS, "Without the key", server, client);
+    // The one that asks is one more.
+    let count = |line: &str| {
+        line.trim().rsplit(':').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")
+    };
+    assert_eq!(count(&server.run(connections)), count(&before) + 1);
+}
+
+pub(crate) fn no_request_fails_while_a_key_is_rotated(hosts: &Hosts) {
+    let Hosts { server, client } = hosts;
+    hosts.start_pipe();
+    client.run("cp -p /etc/spipe/send.keys/redis.key /root/old.key");
+    let load = Load::start(client, 8000);
+    for step in ["Add the new key on the server", "Switch the clients", "Remove the old key"] {
+        follow(ROTATE, step, server, client);
+        load.goes_on();
+    }
+    load.end();
+
+    let new = server.run("spipe fingerprint /etc/spipe/receive.keys/redis-2.key");
+    server.await_line("spiped-receive", &["listening", &format!("key={new}")]);
+    // The old one is of no use any more.
+    let refused = client.try_run("echo PING | timeout 10 spipe -t 192.0.2.10:6380 -k old.key");
+    assert!(!refused.success && !refused.text.contains("PONG"), "{}", refused.text);
+    server.await_line("spiped-receive", &["refused", "key"]);
+}
+
+pub(crate) fn many_pipes(hosts: &Hosts) {
+    hosts.start_office();
+    for section in ["Try it", "Change it"] {
+        follow(MANY, section, &hosts.server, &hosts.client);
+    }
+}
+
+pub(crate) fn no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted(hosts: &Hosts) {
+    let Hosts { server, client } = hosts;
+    hosts.start_office();
+    // The server's end has a socket unit as well.
+    server.run(
+        "sed -i '0,/^source = .*/s//source = \"systemd\"/' /etc/spipe/office.toml
+         install -d /etc/systemd/system/spipe@office.socket.d
+         printf '[Socket]\nListenStream=\nListenStream=0.0.0.0:6380\n' > /etc/systemd/system/spipe@office.socket.d/local.conf
+         systemctl daemon-reload
+         systemctl stop spipe@office.service
+         systemctl enable --now spipe@office.socket spipe@office.service",
+    );
+    let load = Load::start_fresh(client, 8000);
+    for _ in 0..5 {
+        for host in [client, server] {
+            host.run("systemctl restart spipe@office.service");
+            load.goes_on();
+        }
+    }
+    load.end();
+}

@@ -1,0 +1,173 @@
+//! Two real Debian hosts with a network between them, as an administrator has them: one of the oldest release whose
+//! systemd is supported, one of the newest. Each test is named after the one behaviour it shows, and finds both hosts
+//! without any spipe on them.
+
+mod guides;
+mod support;
+mod units;
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Trial};
+
+use self::support::host::{Host, connect};
+use self::support::image::Image;
+
+/// systemd 252.
+const SERVER: Image = Image {
+    suite: "bookworm",
+    packages: &[
+        "systemd",
+        "systemd-sysv",
+        "dbus",
+        "iproute2",
+        "openssh-server",
+        "redis-server",
+        "redis-tools",
+    ],
+};
+
+/// systemd 257.
+const CLIENT: Image = Image {
+    suite: "trixie",
+    packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "openssh-client", "redis-tools"],
+};
+
+/// Addresses that exist in documents only (RFC 5737), and in the guides that are followed here.
+const SERVER_ADDRESS: &str = "192.0.2.10/24";
+const CLIENT_ADDRESS: &str = "192.0.2.20/24";
+
+/// What is shipped in `units`.
+const UNITS: [&str; 4] = ["spiped-receive.service", "spiped-send.service", "spipe@.service", "spipe@.socket"];
+
+/// The two hosts.
+struct Hosts {
+    server: Host,
+    client: Host,
+}
+
+/// Booted by the first test that needs them.
+static HOSTS: Mutex<Option<Hosts>> = Mutex::new(None);
+
+/// A test of the name of each function.
+macro_rules! trials {
+    ($($test:path),* $(,)?) => { vec![$(test(stringify!($test), $test)),*] };
+}
+
+fn main() -> ExitCode {
+    become_root();
+    let mut arguments = Arguments::from_args();
+    // The hosts are shared, and a busy machine would only make each test slower.
+    arguments.test_threads = Some(1);
+    let trials = trials![
+        units::systemd_finds_nothing_wrong_with_the_units,
+        units::the_exposure_of_each_service_is_low,
+        guides::redis_on_two_hosts,
+        units::the_service_has_no_rights_and_root_keeps_the_key,
+        units::started_means_that_it_listens,
+        units::a_process_that_hangs_is_started_again,
+        units::a_process_that_dies_is_started_again,
+        units::status_says_which_keys_have_connections,
+        units::the_journal_has_levels,
+        units::a_reload_with_an_unusable_key_fails_and_changes_nothing,
+        units::what_a_reload_finds_wrong_by_itself_is_in_the_status,
+        units::a_port_below_1024_takes_one_capability,
+        units::the_first_connection_to_the_socket_unit_starts_the_service,
+        units::the_unit_lines_of_older_guides_work_with_the_name_changed,
+        guides::no_request_fails_while_a_key_is_rotated,
+        guides::many_pipes,
+        guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(HOSTS.lock().unwrap_or_else(PoisonError::into_inner).take());
+    conclusion.exit_code()
+}
+
+fn test(name: &str, behaviour: fn(&Hosts)) -> Trial {
+    // As it is written: a path with spaces around its colons.
+    Trial::test(name.replace(' ', ""), move || {
+        let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = hosts.get_or_insert_with(Hosts::boot);
+        hosts.forget_spipe();
+        behaviour(hosts);
+        Ok(())
+    })
+}
+
+/// Namespaces and mounts are root's to make.
+fn become_root() {
+    if !rustix::process::geteuid().is_root() {
+        let error = Command::new("sudo").args(std::env::args_os()).exec();
+        panic!("two hosts can only be booted by root, and sudo does not help: {error}");
+    }
+}
+
+impl Hosts {
+    fn boot() -> Self {
+        // Images that are missing are made at the same time.
+        let (server, client) = std::thread::scope(|scope| {
+            let server = scope.spawn(|| SERVER.tree());
+            CLIENT.tree();
+            if let Err(panic) = server.join() {
+                std::panic::resume_unwind(panic);
+            }
+            (Host::boot("server", SERVER), Host::boot("client", CLIENT))
+        });
+        server.await_boot();
+        client.await_boot();
+        connect([(&server, SERVER_ADDRESS), (&client, CLIENT_ADDRESS)]);
+        // What an administrator has: the client's root may log in to the server.
+        client.run("ssh-keygen -q -t ed25519 -N '' -f .ssh/id_ed25519");
+        server.put("/root/.ssh/authorized_keys", "600", client.run("cat .ssh/id_ed25519.pub").as_bytes());
+        client.put(
+            "/root/.ssh/config",
+            "600",
+            b"StrictHostKeyChecking=no\nUserKnownHostsFile=/dev/null\nLogLevel=ERROR\n",
+        );
+        Self { server, client }
+    }
+
+    /// Brings the program and the units to both hosts, where the guides expect them.
+    fn bring(&self) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for host in [&self.server, &self.client] {
+            host.copy(env!("CARGO_BIN_EXE_spipe"), "/root/spipe", "755");
+            for unit in UNITS {
+                host.copy(root.join("units").join(unit), &format!("/root/units/{unit}"), "644");
+            }
+        }
+    }
+
+    /// Installs the program and all units, without a key or a configuration.
+    fn install(&self) {
+        self.bring();
+        for host in [&self.server, &self.client] {
+            host.run(
+                "install spipe /usr/bin; install -m 644 units/* /etc/systemd/system; systemctl daemon-reload",
+            );
+        }
+    }
+
+    /// Makes both hosts as they were.
+    fn forget_spipe(&self) {
+        for host in [&self.server, &self.client] {
+            host.run(
+                "shopt -s nullglob
+                 units=$(systemctl list-units --all --plain --no-legend 'spipe*' 'load-*' | cut -d ' ' -f 1)
+                 if [ -n \"$units\" ]; then
+                     systemctl stop --no-block $units
+                     systemctl kill --signal=KILL $units || true
+                     systemctl stop $units
+                 fi
+                 rm -rf /etc/systemd/system/{,*/}spipe* /etc/spipe{,d} /usr/bin/spipe /root/{spipe,units}
+                 systemctl daemon-reload
+                 systemctl reset-failed
+                 journalctl --quiet --rotate --vacuum-time=1s",
+            );
+        }
+        self.server.run("redis-cli flushall");
+    }
+}

@@ -1,0 +1,71 @@
+//! Debian systems to boot, made once and kept under `target/hosts`.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::here;
+
+/// Which Debian, and what is installed in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Image {
+    pub(crate) suite: &'static str,
+    pub(crate) packages: &'static [&'static str],
+}
+
+/// Where Debian is, on machines whose own packages come from elsewhere.
+const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
+
+impl Image {
+    /// The tree of this image, made now if it is not there yet. Nobody writes to it: hosts have layers of their own.
+    pub(crate) fn tree(self) -> PathBuf {
+        let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hosts");
+        fs::create_dir_all(&cache).expect("target/hosts can be made");
+        // The packages are the name, so that another list is another image.
+        let tree = cache.join(format!("{}+{}", self.suite, self.packages.join("+")));
+        let lock =
+            File::create(cache.join(format!("{}.lock", self.suite))).expect("target/hosts can be written to");
+        flock(&lock, FlockOperation::LockExclusive).expect("it can be locked");
+        if !tree.exists() {
+            let unfinished = cache.join(format!("{}.unfinished", self.suite));
+            here("rm", [OsStr::new("-rf"), unfinished.as_ref()]);
+            self.bootstrap(&unfinished);
+            // Only what is whole has its name.
+            fs::rename(&unfinished, &tree).expect("it can be renamed");
+        }
+        tree
+    }
+
+    fn bootstrap(self, to: &Path) {
+        println!("making a Debian {} at {}", self.suite, to.display());
+        let packages = format!("--include={}", self.packages.join(","));
+        here(
+            "debootstrap",
+            [
+                OsStr::new("--variant=minbase"),
+                packages.as_ref(),
+                self.suite.as_ref(),
+                to.as_ref(),
+                mirror().as_ref(),
+            ],
+        );
+        here(
+            "rm",
+            [OsStr::new("-rf"), to.join("var/cache/apt").as_ref(), to.join("var/lib/apt/lists").as_ref()],
+        );
+    }
+}
+
+/// The mirror that this machine's own packages come from, if it is a Debian.
+fn mirror() -> String {
+    let listed = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"])
+        .output();
+    let listed =
+        listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let debian = listed.lines().map(|uri| uri.trim_end_matches('/')).find(|uri| uri.ends_with("/debian"));
+    debian.unwrap_or(DEFAULT_MIRROR).to_owned()
+}

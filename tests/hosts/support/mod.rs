@@ -1,0 +1,51 @@
+//! Two hosts with a network between them: how they are made, asked, and taken down.
+
+pub(crate) mod guide;
+pub(crate) mod host;
+pub(crate) mod image;
+pub(crate) mod load;
+
+use std::ffi::OsStr;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// The guard that turns a hang into a failure. No test waits for it to pass.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The Debian packages of the programs that this machine needs.
+const PACKAGES: [(&str, &str); 3] =
+    [("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"), ("ip", "iproute2")];
+
+/// Runs a program of this machine, not of a host; it has to succeed.
+#[track_caller]
+pub(crate) fn here(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+    let mut command = Command::new(program);
+    let output = command.args(arguments).output().unwrap_or_else(|error| cannot_start(program, &error));
+    let log = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat();
+    assert!(output.status.success(), "{command:?} failed: {}\n{log}", output.status);
+    output
+}
+
+/// A missing program is a failure that says what to install.
+#[track_caller]
+fn cannot_start(program: &str, error: &std::io::Error) -> ! {
+    match PACKAGES.iter().find(|(name, _)| *name == program) {
+        Some((name, package)) if error.kind() == std::io::ErrorKind::NotFound => {
+            panic!("this test needs {name}; type: apt-get install {package}")
+        }
+        _ => panic!("cannot start {program}: {error}"),
+    }
+}
+
+/// For the few cases where nothing but asking again tells that something has come about.
+#[track_caller]
+pub(crate) fn poll_until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        assert!(start.elapsed() < DEADLINE, "it did not come about in time that {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
