@@ -10,18 +10,21 @@ use crate::{goals, plot};
 const ABSENT: &str = "–";
 
 /// What spipe is judged by.
-const JUDGED: [(Work, Metric); 11] = [
+const JUDGED: [(Work, Metric); 14] = [
     (Work::ALL[0], Metric::CpuPerGb),
     (Work::ALL[0], Metric::GbPerSecond),
     (Work::ALL[3], Metric::CpuPerGb),
     (Work::ALL[3], Metric::GbPerSecond),
     (Work::RoundTrip { size: 64 }, Metric::P50Micros),
     (Work::RoundTrip { size: 64 }, Metric::P99Micros),
+    (Work::RoundTrip { size: 64 }, Metric::CpuMicrosPerRequest),
     (Work::Connect, Metric::ConnectionsPerSecond),
     (Work::Connect, Metric::CpuMillisPerConnection),
     (Work::Idle { count: 5000 }, Metric::KibPerConnection),
     (Work::Redis { pipeline: 1 }, Metric::GetsPerSecond),
+    (Work::Redis { pipeline: 1 }, Metric::CpuMicrosPerRequest),
     (Work::Redis { pipeline: 16 }, Metric::GetsPerSecond),
+    (Work::Redis { pipeline: 16 }, Metric::CpuMicrosPerRequest),
 ];
 
 /// Three significant digits, and thousands apart.
@@ -182,7 +185,7 @@ pub(crate) fn document(results: &Results) -> String {
          - Everything is on one machine: client, near end, far end and service, over loopback. The load shares the cores \
          with the ends, so GB/s and connections/s say what is left for the load, and CPU time says what the ends cost.\n\
          - CPU time is user and system time of all processes of both ends, as the kernel accounts for it. GB are 10⁹ bytes \
-         of the user's data. The load's own CPU time is not counted.\n\
+         of the user's data; a request is a round trip, or one of Redis's. The load's own CPU time is not counted.\n\
          - Each measurement starts its peer afresh. Bulk carries 2 GiB, or what a slow peer carries in 2 s.\n\
          - Memory is PSS: what both ends have more with the connections than without, divided by their number. The base is \
          the larger of the two ends before; the two share their program's pages. The kernel's socket buffers are not in it.\n\

@@ -163,6 +163,7 @@ pub(crate) enum Metric {
     BaseMib,
     SetsPerSecond,
     GetsPerSecond,
+    CpuMicrosPerRequest,
 }
 
 impl Metric {
@@ -180,6 +181,7 @@ impl Metric {
             Self::BaseMib => "base MiB",
             Self::SetsPerSecond => "SET/s",
             Self::GetsPerSecond => "GET/s",
+            Self::CpuMicrosPerRequest => "CPU µs/request",
         }
     }
 

@@ -332,3 +332,28 @@ async fn say_farewell(seal: &mut SealPump<Sealer>, reason: AbortReason, wire: &m
         debug!(%error, "the other end was gone before it could be told");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::stream::Keepalive;
+
+    /// What each idle connection costs besides its keys and sockets; it grows unnoticed, by a variable that lives across a
+    /// wait.
+    #[tokio::test]
+    async fn a_connection_that_carries_is_small() {
+        let (local, _far) = tokio::net::UnixStream::pair().unwrap();
+        let pipe = Pipe {
+            name: None,
+            keys: vec![Arc::new(Key::from_bytes(&[1; 32]).unwrap())],
+            label: Label::default(),
+            ciphers: Ciphers::only(Cipher::Aes256Gcm),
+            dialer: Dialer::new("127.0.0.1:1".parse().unwrap(), None, Keepalive::On).unwrap(),
+            timeout: Duration::from_secs(1),
+            usage: Arc::default(),
+        };
+        let future = Arc::new(pipe).initiate(Stream::Unix(local), None, None);
+        assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
+        assert!(size_of::<Ready>() <= 576, "what a connection owns has {} bytes", size_of::<Ready>());
+    }
+}

@@ -38,8 +38,16 @@ pub(crate) fn run(pipe: &Pipe, pipeline: usize, time: Duration) -> Result<Values
     let (took, done) = timed(|| benchmark(pipe.entrance, pipeline, trial));
     done?;
     let fitting = float_len(trial) * time.div_duration_f64(took);
-    let [set, get] = benchmark(pipe.entrance, pipeline, (10 * trial).max(whole(fitting)))?;
-    Ok(vec![(Metric::SetsPerSecond, set), (Metric::GetsPerSecond, get)])
+    let requests = (10 * trial).max(whole(fitting));
+    let before = pipe.cpu()?;
+    let [set, get] = benchmark(pipe.entrance, pipeline, requests)?;
+    let after = pipe.cpu()?;
+    let mut values = vec![(Metric::SetsPerSecond, set), (Metric::GetsPerSecond, get)];
+    if let (Some(before), Some(after)) = (before, after) {
+        // As many SETs as GETs.
+        values.push((Metric::CpuMicrosPerRequest, (after - before) * 1e6 / float_len(2 * requests)));
+    }
+    Ok(values)
 }
 
 /// Requests a second, for SET and GET.

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::service::Request;
-use super::{percentile, request, timed};
+use super::{float_len, percentile, request, timed};
 use crate::Result;
 use crate::peers::Pipe;
 use crate::work::{Metric, Values};
@@ -21,6 +21,7 @@ pub(crate) fn run(pipe: &Pipe, size: usize, exchanges: usize) -> Result<Values> 
     };
     // The first ones find cold caches and small windows.
     (0..exchanges / 20).try_for_each(|_| exchange())?;
+    let before = pipe.cpu()?;
     let start = Instant::now();
     let mut times = (0..exchanges)
         .take_while(|_| start.elapsed() < LONGEST)
@@ -29,7 +30,12 @@ pub(crate) fn run(pipe: &Pipe, size: usize, exchanges: usize) -> Result<Values> 
             done.map(|()| took)
         })
         .collect::<io::Result<Vec<Duration>>>()?;
+    let after = pipe.cpu()?;
     times.sort_unstable();
     let micros = |percent| percentile(&times, percent).as_secs_f64() * 1e6;
-    Ok(vec![(Metric::P50Micros, micros(50)), (Metric::P99Micros, micros(99))])
+    let mut values = vec![(Metric::P50Micros, micros(50)), (Metric::P99Micros, micros(99))];
+    if let (Some(before), Some(after)) = (before, after) {
+        values.push((Metric::CpuMicrosPerRequest, (after - before) * 1e6 / float_len(times.len())));
+    }
+    Ok(values)
 }
