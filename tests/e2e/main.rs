@@ -11,6 +11,7 @@ mod ciphers;
 mod command_line;
 mod configuration;
 mod cuts;
+mod documents;
 mod drain;
 mod keepalive;
 mod key_files;

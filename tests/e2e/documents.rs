@@ -1,0 +1,88 @@
+//! What the documents show is what happens. (The guides are followed by `tests/hosts`.)
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::pipe::{End, Key};
+use crate::support::process::{run, spipe};
+use crate::support::site::Site;
+
+fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect("it is in the tree")
+}
+
+/// The indented lines of `document` from the one that starts with `first`, without the indentation.
+#[track_caller]
+fn example(document: &str, first: &str) -> Vec<String> {
+    let lines = document.lines().map(|line| line.strip_prefix("    "));
+    let example: Vec<_> = lines
+        .skip_while(|line| !line.is_some_and(|line| line.starts_with(first)))
+        .map_while(|line| line.map(ToOwned::to_owned))
+        .collect();
+    assert!(!example.is_empty(), "no example that starts with {first}");
+    example
+}
+
+#[test]
+fn the_configuration_of_the_readme_is_valid() {
+    let site = Site::new();
+    let fingerprint = site.add_key("redis.key");
+    site.configure(example(&document("README.md"), "[[pipe]]").join("\n"));
+    let said = run(spipe().arg("check").arg(site.file())).succeeded().text();
+    let pipe = format!("redis: encrypt [127.0.0.1]:8000 to [server]:6380, key {fingerprint}");
+    assert_eq!(said.lines().next(), Some(pipe.as_str()));
+}
+
+#[test]
+fn the_command_that_shows_the_sandbox_shows_it() {
+    let end = End::initiator(&Key::new(), "127.0.0.1:9").start();
+    let shown = example(&document("docs/SANDBOX.md"), "$ grep");
+    let (command, output) = shown.split_first().expect("a command and what it prints");
+    let command = command.trim_start_matches("$ ").replace("$(pidof spipe)", &end.process.pid().to_string());
+    let said = run(Command::new("sh").args(["-c", &command])).succeeded().text();
+    let fields = |line: &str| line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
+    let (said, output): (Vec<_>, Vec<_>) =
+        (said.lines().map(fields).collect(), output.iter().map(|line| fields(line)).collect());
+    // How much is locked depends on the machine's limits.
+    assert_eq!((said.len(), &said[0][0]), (output.len(), &output[0][0]));
+    assert_eq!(said[1..], output[1..], "no_new_privs and seccomp");
+}
+
+#[test]
+fn the_log_line_of_the_sandbox_is_as_the_document_has_it() {
+    let end = End::initiator(&Key::new(), "127.0.0.1:9").start();
+    let line = end.await_line(&["sandboxed"]);
+    let shown = example(&document("docs/SANDBOX.md"), "INFO sandboxed").remove(0);
+    let names = |line: &str| -> Vec<String> {
+        let fields = line.split_once("sandboxed").expect("it is that line").1.split_whitespace();
+        fields.map(|field| field.split('=').next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(names(&line), names(&shown));
+}
+
+#[test]
+fn every_option_that_help_shows_for_a_pipe_is_one_of_the_file_too() {
+    let site = Site::with_key();
+    let help = run(spipe().arg("--help")).succeeded().text();
+    // What a file says in another way, or has no use for.
+    let of_the_command_line =
+        ["encrypt", "decrypt", "foreground", "forward-secrecy", "version", "help", "source", "target", "key"];
+    let names = help.lines().filter_map(|line| {
+        let option = line.trim_start().starts_with('-').then(|| line.split_once("--"))??.1;
+        option.split([' ', ',']).next().filter(|name| !of_the_command_line.contains(name))
+    });
+    let names: Vec<_> = names.collect();
+    assert!(names.contains(&"max-connections") && names.contains(&"drain-timeout"), "{names:?}");
+    for name in names {
+        // Above all pipes or below one, it has a meaning; an integer may not be the right kind of value for it.
+        let known = |text: String| {
+            site.configure(text);
+            !run(spipe().arg("check").arg(site.file())).stderr.contains("unknown field")
+        };
+        let pipe = site.encrypt("a", "127.0.0.1:9");
+        let process = known(format!("{name} = 1\n{pipe}"));
+        let of_a_pipe = pipe.contains(&format!("\n{name} = ")) || known(format!("{pipe}{name} = 1\n"));
+        assert!(process != of_a_pipe, "--{name}: for the process {process}, for a pipe {of_a_pipe}");
+    }
+}
