@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::addr::Source;
+use super::addr::{Endpoint, Source};
 use super::heartbeat::Heartbeat;
 use super::listen::{self, Bound, ListenError, Listener, Passed};
 use super::lobby::Lobby;
@@ -71,7 +71,7 @@ fn bind<'s>(
 
 impl Listening {
     /// Where they listen, in the order of the plans.
-    pub fn places(&self) -> impl Iterator<Item = &super::addr::Endpoint> {
+    pub fn places(&self) -> impl Iterator<Item = &Endpoint> {
         self.bound.iter().map(Bound::local)
     }
 
@@ -103,11 +103,16 @@ pub struct Pipes {
 
 /// One of them.
 struct Serving {
+    running: Running,
+    legacy: Legacy,
+}
+
+/// What a pipe leaves to one in its place.
+struct Legacy {
     sources: Vec<Source>,
     max_connections: usize,
     limit: Arc<Semaphore>,
     lobby: Arc<Lobby>,
-    running: Running,
     said: Said,
 }
 
@@ -140,15 +145,6 @@ impl Said {
     }
 }
 
-/// What a pipe leaves to one in its place.
-struct Legacy {
-    sources: Vec<Source>,
-    max_connections: usize,
-    limit: Arc<Semaphore>,
-    lobby: Arc<Lobby>,
-    said: Said,
-}
-
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
@@ -166,10 +162,10 @@ impl Pipes {
 
     /// The places that are listened on, as they were written.
     pub fn sources(&self) -> Vec<Source> {
-        self.serving.iter().flat_map(|serving| &serving.sources).cloned().collect()
+        self.serving.iter().flat_map(|serving| &serving.legacy.sources).cloned().collect()
     }
 
-    /// Has other pipes in the place of these, with `new` from [`listen_besides`] and from no older state than this. Running
+    /// Has other pipes in the place of these: what [`listen_besides`] gave for the places that are listened on now. Running
     /// connections go on, and no new one is refused at a place that stays. When this fails, nothing has changed.
     ///
     /// # Errors
@@ -177,9 +173,9 @@ impl Pipes {
     pub async fn replace(&mut self, Listening { plans, bound }: Listening) -> Result<(), ListenError> {
         let mut new = into_listeners(bound)?;
         let (mut kept, mut legacies) = (Vec::new(), Vec::new());
-        for Serving { sources, max_connections, limit, lobby, running, said } in self.serving.drain(..) {
+        for Serving { running, legacy } in self.serving.drain(..) {
             kept.extend(running.stop().await);
-            legacies.push(Legacy { sources, max_connections, limit, lobby, said });
+            legacies.push(legacy);
         }
         for plan in plans {
             let kept = take(&mut kept, &plan.sources);
@@ -218,16 +214,17 @@ impl Pipes {
             keepalive,
         };
         let running = server.start(&self.connections, &self.heartbeat);
-        self.serving.push(Serving { sources, max_connections, limit, lobby, running, said });
+        let legacy = Legacy { sources, max_connections, limit, lobby, said };
+        self.serving.push(Serving { running, legacy });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer.
     pub async fn drain(self, cut: impl Future<Output = ()>) -> Stopped {
         let mut lobbies = Vec::new();
-        for Serving { running, lobby, .. } in self.serving {
+        for Serving { running, legacy } in self.serving {
             // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
             drop(running.stop().await);
-            lobbies.push(lobby);
+            lobbies.push(legacy.lobby);
         }
         self.connections.close();
         info!(
