@@ -76,6 +76,7 @@ impl Configuration {
         match origin {
             Origin::CommandLine(options, directory) => {
                 let plan = planner.plan(*options.clone(), directory, &mut key_files)?;
+                let plan = apart_from(&[], plan)?;
                 Ok(Self { service: ServiceOptions::default(), pipes: vec![plan], key_files })
             }
             Origin::File(path) => {
@@ -104,11 +105,14 @@ pub(crate) fn stdio_pipe(options: PipeOptions, planner: &mut Planner) -> Result<
     planner.pipe(options, Path::new(""), &mut Vec::new())
 }
 
-/// `plan`, if it shares neither name nor place with one of `others`.
+/// `plan`, if it has each place once, and shares neither name nor place with one of `others`.
 fn apart_from(others: &[Plan], plan: Plan) -> Result<Plan, PlanError> {
     for (place, source) in plan.sources.iter().enumerate() {
-        if others.iter().any(|other| other.sources.contains(source)) || plan.sources[..place].contains(source)
-        {
+        if plan.sources[..place].contains(source) {
+            let message = format!("{source} is a source twice; once is enough");
+            return Err(PlanError::contradiction("source", message));
+        }
+        if others.iter().any(|other| other.sources.contains(source)) {
             let message = format!("{source} is the source of two pipes; give each its own");
             return Err(PlanError::contradiction("source", message));
         }

@@ -17,11 +17,19 @@ fn assert_mistake(args: &[&str], parts: &[&str]) {
 fn every_short_flag_is_accepted() {
     // -q is not among them: it would keep the port from the log.
     let key = Key::new();
-    for flag in ["-F", "-g", "-j", "-n5", "-o5", "-b127.0.0.1"] {
+    for flag in ["-F", "-g", "-j", "-n5", "-o5", "-b127.0.0.1", "-D", "-R", "-r60"] {
         let responder = End::responder(&key, echo()).args(&[flag]).start();
         let initiator = End::initiator(&key, responder.address()).args(&[flag]).start();
         assert_echoes(&mut initiator.connect(), flag);
     }
+}
+
+#[test]
+fn a_source_that_is_given_twice_is_a_mistake() {
+    assert_mistake(
+        &["-e", "-s", "@twice", "-s", "@twice", "-t", "127.0.0.1:9", "-k", "KEY"],
+        &["@twice is a source twice", "once is enough"],
+    );
 }
 
 #[test]

@@ -297,7 +297,11 @@ fn two_pipes_with_the_same_source_are_refused_at_the_second() {
 
 #[test]
 fn a_source_that_comes_twice_in_one_pipe_is_refused() {
-    assert_refused(&with_line(3, "source = [\"@x\", \"@x\"]"), 3, &["@x is the source of two pipes"]);
+    assert_refused(
+        &with_line(3, "source = [\"@x\", \"@x\"]"),
+        3,
+        &["@x is a source twice", "once is enough"],
+    );
 }
 
 #[test]
