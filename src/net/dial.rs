@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use super::addr::{Endpoint, Outgoing, Target, UnixName};
+use super::socket_file::{Existing, SocketFile};
 use super::stream::{Keepalive, Stream};
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305's "Connection Attempt Delay").
@@ -83,14 +84,37 @@ impl Dialer {
         };
         let _guard = self.naming.lock().await;
         let socket = UnixSocket::new_stream()?;
-        socket.bind(from.as_path())?;
-        let connected = socket.connect(target.as_path()).await;
-        // The peer has seen the name. The file would only be in the way of the next connection.
-        if let Some(file) = from.file() {
-            std::fs::remove_file(file)?;
-        }
-        connected
+        // The file goes as soon as the connection is established, since the peer has seen the name by then and the file would be
+        // in the way of the next connection; and also when this future is dropped before.
+        let _file = bind_unix(&socket, from).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot connect from {from} (-b): {error}"))
+        })?;
+        socket.connect(target.as_path()).await
     }
+}
+
+/// Gives `socket` the outgoing name `from`, and its file an owner.
+///
+/// A file that is there already and that nobody listens on was left behind by a process that was killed between bind(2) and
+/// unlink(2). It is replaced, as for sources. It may also belong to another process that is just connecting under the same
+/// name; that one has its connection all the same, since only the file is replaced.
+fn bind_unix(socket: &UnixSocket, from: &UnixName) -> io::Result<Option<SocketFile>> {
+    let Some(file) = from.file() else {
+        socket.bind(from.as_path())?;
+        return Ok(None);
+    };
+    match Existing::at(file)? {
+        Existing::Nothing => {}
+        Existing::Stale => std::fs::remove_file(file)?,
+        Existing::InUse => {
+            return Err(io::Error::other("another process is listening there; choose another name"));
+        }
+        Existing::OtherFile => {
+            return Err(io::Error::other("a file that is not a socket has this name; choose another"));
+        }
+    }
+    socket.bind(from.as_path())?;
+    SocketFile::own(file).map(Some)
 }
 
 /// One way to reach a target.

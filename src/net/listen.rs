@@ -3,10 +3,10 @@
 //! Binding needs no runtime and comes before it: what a process does between the two (leaving its user, say) must come
 //! before the first thread. A [`Bound`] socket becomes a [`Listener`] inside the runtime.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
 use super::addr::{Endpoint, SocketName, Source, UnixName};
+use super::socket_file::{Existing, SocketFile};
 use super::stream::{Keepalive, Stream};
 
 /// Connections that the kernel may hold for us before they are accepted. It caps this at net.core.somaxconn.
@@ -152,19 +153,56 @@ impl Listener {
         &self.source
     }
 
-    /// The next connection and where it comes from. Failures of accept(2) never end the loop that calls this: a connection
-    /// that died in the queue is passed over, and a lack of descriptors or memory is waited out.
-    pub(crate) async fn accept(&self, keepalive: Keepalive) -> (Stream, Option<SocketAddr>) {
+    fn poll_accept(
+        &self,
+        context: &mut Context<'_>,
+        keepalive: Keepalive,
+    ) -> Poll<io::Result<(Stream, Option<SocketAddr>)>> {
+        match &self.socket {
+            ListenerSocket::Tcp(listener) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, peer)| (Stream::tcp(stream, keepalive), Some(peer))),
+            ListenerSocket::Unix(listener, ..) => {
+                listener.poll_accept(context).map_ok(|(stream, _)| (Stream::Unix(stream), None))
+            }
+        }
+    }
+}
+
+/// All sockets of one pipe, which take turns.
+pub struct Listeners {
+    listeners: Vec<Listener>,
+    /// The one to ask first, so that a busy socket does not keep the others waiting.
+    first: usize,
+}
+
+impl Listeners {
+    /// Those of `listeners`.
+    pub fn new(listeners: Vec<Listener>) -> Self {
+        Self { listeners, first: 0 }
+    }
+
+    /// The sockets; they still listen.
+    pub fn into_inner(self) -> Vec<Listener> {
+        self.listeners
+    }
+
+    /// The next connection at any of the sockets, and where it comes from. Failures of accept(2) never end the loop that calls
+    /// this: a connection that died in the queue is passed over, and a lack of descriptors or memory is waited out.
+    pub(crate) async fn accept(&mut self, keepalive: Keepalive) -> (Stream, Option<SocketAddr>) {
         let mut pause = BACK_OFF_MIN;
         loop {
-            let accepted = match &self.socket {
-                ListenerSocket::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, peer)| (Stream::tcp(stream, keepalive), Some(peer)))
+            let (listener, accepted) = poll_fn(|context| {
+                for turn in 0..self.listeners.len() {
+                    let index = (self.first + turn) % self.listeners.len();
+                    if let Poll::Ready(accepted) = self.listeners[index].poll_accept(context, keepalive) {
+                        self.first = index + 1;
+                        return Poll::Ready((index, accepted));
+                    }
                 }
-                ListenerSocket::Unix(listener, ..) => {
-                    listener.accept().await.map(|(stream, _)| (Stream::Unix(stream), None))
-                }
-            };
+                Poll::Pending
+            })
+            .await;
             match accepted {
                 Ok(accepted) => return accepted,
                 // accept(2): errors that belong to the one connection.
@@ -184,7 +222,7 @@ impl Listener {
                 Err(error) => {
                     // Once a spell: the log must not fill because descriptors are short.
                     if pause == BACK_OFF_MIN {
-                        warn!(source = %self.local, %error, "cannot accept connections for now; running ones go on");
+                        warn!(source = %self.listeners[listener].local, %error, "cannot accept connections for now; running ones go on");
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BACK_OFF_MAX);
@@ -291,7 +329,13 @@ fn bind_tcp(address: SocketAddr, source: &Source) -> io::Result<Bound> {
 fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), error };
     if let Some(file) = name.file() {
-        clear_the_way(file, name, refused)?;
+        match Existing::at(file).map_err(refused)? {
+            Existing::Nothing => {}
+            // Such as a killed process leaves behind.
+            Existing::Stale => std::fs::remove_file(file).map_err(refused)?,
+            Existing::InUse => return Err(ListenError::InUse(name.clone())),
+            Existing::OtherFile => return Err(ListenError::NotASocket(name.clone())),
+        }
     }
     let bind = || {
         let socket = unix_socket()?;
@@ -303,7 +347,7 @@ fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
         io::ErrorKind::AddrInUse => ListenError::InUse(name.clone()),
         _ => refused(error),
     })?;
-    let file = name.file().map(SocketFile::new).transpose().map_err(refused)?;
+    let file = name.file().map(SocketFile::own).transpose().map_err(refused)?;
     Ok(Bound {
         socket: BoundSocket::Unix(socket.into(), file),
         local: Endpoint::Unix(name.clone()),
@@ -313,56 +357,4 @@ fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
 
 fn unix_socket() -> io::Result<Socket> {
     Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)
-}
-
-/// Removes a socket that nobody listens on any more, such as a killed process leaves behind.
-fn clear_the_way(
-    file: &Path,
-    name: &UnixName,
-    refused: impl Fn(io::Error) -> ListenError,
-) -> Result<(), ListenError> {
-    match std::fs::symlink_metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(refused(error)),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ListenError::NotASocket(name.clone()));
-        }
-        Ok(_) => {}
-    }
-    // Only a connection attempt tells whether somebody listens. A full queue (EAGAIN) is somebody, too.
-    let probe = || unix_socket()?.connect(&SockAddr::unix(file)?);
-    match probe() {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(file).map_err(refused)
-        }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(refused(error)),
-        _ => Err(ListenError::InUse(name.clone())),
-    }
-}
-
-/// The file of a Unix-domain socket that we listen on. Dropping it removes the file, unless another has taken its place.
-pub struct SocketFile {
-    path: PathBuf,
-    /// Device and inode, which name a file for good.
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            warn!(path = %self.path.display(), %error, "cannot remove the socket");
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }

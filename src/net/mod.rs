@@ -13,5 +13,6 @@ pub mod pipe;
 pub mod pipes;
 pub mod pump;
 pub mod serve;
+mod socket_file;
 pub mod stream;
 pub mod usage;

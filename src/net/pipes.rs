@@ -160,9 +160,10 @@ impl Pipes {
         &self.heartbeat
     }
 
-    /// The places that are listened on, as they were written.
+    /// The places that are listened on, as they were written. Not those whose accept loop has died: they are to be bound anew.
     pub fn sources(&self) -> Vec<Source> {
-        self.serving.iter().flat_map(|serving| &serving.legacy.sources).cloned().collect()
+        let alive = self.serving.iter().filter(|serving| !serving.running.has_died());
+        alive.flat_map(|serving| &serving.legacy.sources).cloned().collect()
     }
 
     /// Has other pipes in the place of these: what [`listen_besides`] gave for the places that are listened on now. Running

@@ -1,4 +1,4 @@
-//! The accept loops of one pipe: permits, and a stop that loses nobody.
+//! The accept loop of one pipe: permits, and a stop that loses no client.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::heartbeat::Heartbeat;
-use super::listen::Listener;
+use super::listen::{Listener, Listeners};
 use super::lobby::Lobby;
 use super::pipe::Pipe;
 use super::stream::Keepalive;
@@ -61,41 +61,45 @@ impl Server {
             connections: connections.clone(),
         });
         let stop = CancellationToken::new();
-        let accepting = self.listeners.into_iter().map(|listener| {
-            let (shared, stop, heartbeat) = (Arc::clone(&shared), stop.clone(), Arc::clone(heartbeat));
-            tokio::spawn(async move {
-                let accepting = async {
-                    tokio::select! {
-                        () = shared.accept(&listener) => {}
-                        () = stop.cancelled() => {}
-                    }
-                };
-                heartbeat.beside(accepting).await;
-                listener
-            })
+        let (stopped, heartbeat) = (stop.clone(), Arc::clone(heartbeat));
+        let mut listeners = Listeners::new(self.listeners);
+        let accepting = tokio::spawn(async move {
+            let accepting = async {
+                tokio::select! {
+                    () = shared.accept(&mut listeners) => {}
+                    () = stopped.cancelled() => {}
+                }
+            };
+            heartbeat.beside(accepting).await;
+            listeners
         });
-        Running { accepting: accepting.collect(), stop }
+        Running { accepting, stop }
     }
 }
 
 /// A server at work.
 pub struct Running {
     stop: CancellationToken,
-    accepting: Vec<JoinHandle<Listener>>,
+    accepting: JoinHandle<Listeners>,
 }
 
 impl Running {
     /// Accepts no more, and gives the sockets back. They still listen: as long as they live, the kernel queues connections.
     pub async fn stop(self) -> Vec<Listener> {
         self.stop.cancel();
-        let mut listeners = Vec::with_capacity(self.accepting.len());
-        for accepting in self.accepting {
-            match accepting.await {
-                Ok(listener) => listeners.push(listener),
-                Err(panic) => error!(%panic, "an accept loop had died, and its socket with it"),
-            }
-        }
-        listeners
+        self.accepting.await.map_or_else(
+            |panic| {
+                error!(%panic, "an accept loop had died, and its sockets with it");
+                Vec::new()
+            },
+            Listeners::into_inner,
+        )
+    }
+
+    /// Whether the accept loop has died, and its sockets with it: new connections are refused.
+    pub fn has_died(&self) -> bool {
+        // It ends by itself only when it is stopped, and that consumes this.
+        self.accepting.is_finished()
     }
 }
 
@@ -110,19 +114,20 @@ struct Shared {
 }
 
 impl Shared {
-    /// Accepts connections for ever.
-    async fn accept(&self, listener: &Listener) {
+    /// Accepts connections for ever. One loop for all sockets of the pipe: a slot is taken before it is known where the next
+    /// client comes, and with a loop for each socket, one where nobody comes could keep the last slot.
+    async fn accept(&self, listeners: &mut Listeners) {
         loop {
             match self.role {
                 Role::Initiator => {
                     // The slot comes before accept: a client beyond the limit waits in the kernel's queue, where it costs
                     // nothing, and not half-served in here.
                     let permit = self.reserve().await;
-                    let (local, client) = listener.accept(self.keepalive).await;
+                    let (local, client) = listeners.accept(self.keepalive).await;
                     self.connections.spawn(Arc::clone(&self.pipe).initiate(local, client, Some(permit)));
                 }
                 Role::Responder => {
-                    let (wire, from) = listener.accept(self.keepalive).await;
+                    let (wire, from) = listeners.accept(self.keepalive).await;
                     let (visitor, limit) = (self.lobby.enter(), Arc::clone(&self.limit));
                     self.connections.spawn(Arc::clone(&self.pipe).respond(wire, from, visitor, limit));
                 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
-use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, echo};
+use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, connect_unix, echo};
 
 /// What a machine under load may add to a time limit of a second.
 const SLACK: Duration = Duration::from_secs(20);
@@ -27,6 +27,23 @@ fn a_client_beyond_the_initiators_limit_waits_and_is_served_when_one_ends() {
     service.assert_unvisited();
     drop(first);
     assert_reads(&mut service.accept(), "me too");
+}
+
+#[test]
+fn a_free_slot_is_for_whichever_source_a_client_comes_to() {
+    let (key, directory) = (Key::new(), tempfile::tempdir().expect("a temporary directory"));
+    let responder = End::responder(&key, echo()).start();
+    let other = directory.path().join("other");
+    let args = ["-n", "1", "-s", &other.display().to_string()];
+    let initiator = End::initiator(&key, responder.address()).args(&args).start();
+    // Each time the slot is free again, and nobody comes to the other source.
+    for round in 0..5 {
+        assert_echoes(&mut initiator.connect(), &format!("round {round} at the first"));
+    }
+    for round in 0..5 {
+        let mut client = connect_unix(&other).expect("it listens");
+        assert_echoes(&mut client, &format!("round {round} at the second"));
+    }
 }
 
 #[test]

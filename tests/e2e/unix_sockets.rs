@@ -137,6 +137,46 @@ fn the_outgoing_name_is_what_the_service_sees() {
 }
 
 #[test]
+fn an_outgoing_name_that_a_killed_process_left_behind_is_replaced() {
+    let (key, directory) = (Key::new(), Directory::new());
+    serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
+    // Bound, and its owner is gone before it removed the file.
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("a socket");
+    let from = directory.path("from");
+    socket.bind(&socket2::SockAddr::unix(&from).expect("it is short")).expect("the name is free");
+    drop(socket);
+    let responder =
+        End::responder(&key, directory.name("service")).args(&["-b", &directory.name("from")]).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    assert_echoes(&mut initiator.connect(), "through files");
+    assert!(!from.exists(), "it is left in nobody's way");
+}
+
+#[test]
+fn an_outgoing_name_is_free_again_when_the_target_cannot_be_reached() {
+    let (key, directory) = (Key::new(), Directory::new());
+    let args = ["-b", &directory.name("from")];
+    let responder = End::responder(&key, directory.name("service")).args(&args).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    initiator.assert_resets_a_client();
+    responder.await_line(&["refused", "cannot connect to"]);
+    assert!(!directory.path("from").exists(), "it is left in nobody's way");
+}
+
+#[test]
+fn an_outgoing_name_that_another_process_listens_at_is_what_the_error_names() {
+    let (key, directory) = (Key::new(), Directory::new());
+    serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
+    let _other = UnixListener::bind(directory.path("from")).expect("the name is free");
+    let from = directory.name("from");
+    let responder = End::responder(&key, directory.name("service")).args(&["-b", &from]).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    initiator.assert_resets_a_client();
+    let cause = format!("cannot connect from {from} (-b): another process is listening there");
+    responder.await_line(&["refused", &cause]);
+}
+
+#[test]
 fn a_socket_that_a_killed_process_left_behind_is_replaced() {
     let (key, directory) = (Key::new(), Directory::new());
     let responder = End::responder(&key, echo()).start();
