@@ -30,8 +30,8 @@ Addresses:
 
 Exit code: 0 when all went well, 1 when something failed, 2 for a mistake in the
 command line. SIGTERM stops accepting and lets connections finish, for the time
-of --drain-timeout; a second one ends them. SIGHUP reads keys and configuration
-again, for new connections.";
+of --drain-timeout; a second one ends them, and the log says how many. SIGHUP
+reads keys and configuration again, for new connections.";
 
 /// The whole command line.
 #[derive(Parser)]

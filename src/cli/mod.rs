@@ -21,6 +21,7 @@ use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
 use crate::config::{self, ConfigError, Configuration, Origin};
+use crate::net::connections::Connections;
 use crate::net::listen::ListenError;
 use crate::net::pipe::ConnectionError;
 use crate::net::pipes::Plan;
@@ -223,13 +224,14 @@ fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, E
         .or_else(contradict_or_fail)?;
     let mut needs = Needs::new();
     serve::dialing(&pipe.dialer, &mut needs);
+    needs.log_to(serve::log_destination(service));
     serve::confine(service, &needs);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::System { doing: "start the runtime", error })?;
     let local = Stream::Stdio(Box::new((tokio::io::stdin(), tokio::io::stdout())));
-    let result = runtime.block_on(Arc::new(pipe).initiate(local, None, None));
+    let result = runtime.block_on(Arc::new(pipe).initiate(local, None, None, &Connections::default()));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();
     match result {

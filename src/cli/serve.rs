@@ -15,7 +15,7 @@ use crate::config::options::ServiceOptions;
 use crate::config::plan::Planner;
 use crate::config::{Configuration, Origin};
 use crate::net::dial::Dialer;
-use crate::net::pipes::{self, Listening, Pipes, Plan, Stopped};
+use crate::net::pipes::{self, Listening, Pipes, Plan};
 use crate::net::usage::Usage;
 use crate::proto::key::Fingerprint;
 use crate::service::daemon::{self, Side};
@@ -66,10 +66,8 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     });
     runtime.shutdown_background();
     drop(pid_file);
-    stopped.map(|stopped| match stopped {
-        Stopped::Drained => ExitCode::SUCCESS,
-        Stopped::Cut(_) => ExitCode::FAILURE,
-    })
+    // A stop was asked for. The log says how many connections were cut.
+    stopped.map(|()| ExitCode::SUCCESS)
 }
 
 /// What the process has to reach later.
@@ -111,7 +109,8 @@ pub(super) fn confine(options: &ServiceOptions, needs: &Needs) {
     }
 }
 
-fn log_destination(options: &ServiceOptions) -> Destination {
+/// Where the log goes.
+pub(super) fn log_destination(options: &ServiceOptions) -> Destination {
     // In the background there is no standard error.
     if options.syslog || options.daemon { Destination::Syslog } else { Destination::stderr() }
 }
@@ -151,7 +150,7 @@ struct Supervisor<'p> {
 
 impl Supervisor<'_> {
     /// Obeys signals until all connections have ended, or may go on no longer.
-    async fn supervise(mut self, mut signals: Signals) -> Stopped {
+    async fn supervise(mut self, mut signals: Signals) {
         self.manager.ready(&self.status.to_string());
         while let Signal::Reload = signals.next().await {
             self.manager.reloading();
@@ -183,15 +182,19 @@ impl Supervisor<'_> {
         }
         self.status.set_note("stopping; ");
         let patience = self.options.drain_timeout();
-        self.manager.stopping(&self.status.to_string(), patience);
-        self.pipes
-            .drain(async {
-                tokio::select! {
-                    () = sleep(patience) => {}
-                    () = signals.stop() => {}
-                }
-            })
-            .await
+        let cut = async {
+            tokio::select! {
+                () = sleep(patience) => {}
+                () = signals.stop() => {}
+            }
+        };
+        let status = self.status.to_string();
+        tokio::select! {
+            // The manager first: it may end us as soon as we drain.
+            biased;
+            () = self.manager.stopping(&status, patience) => unreachable!("it goes on for ever"),
+            _logged = self.pipes.drain(cut) => {}
+        }
     }
 
     /// Reads everything again and listens at the places that are new. Whatever is wrong is found here, before anything

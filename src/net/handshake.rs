@@ -45,6 +45,9 @@ pub enum Failure {
     /// Our message could not be sent.
     #[error("cannot send the handshake: {0}; {hint}", hint = hint(0))]
     Send(io::Error),
+    /// The peer held the key, and then did not open the connection in time.
+    #[error("the other end shook hands and then opened no connection in time (-o)")]
+    NotOpenedInTime,
     /// The peer held the key, and then did not open the connection.
     #[error("the other end shook hands and then opened no connection: {0}")]
     NotOpened(PumpError),
@@ -179,7 +182,7 @@ pub async fn await_open(
     };
     let frame = timeout_at(deadline, frame)
         .await
-        .unwrap_or_else(|_| Err(PumpError::Wire(io::ErrorKind::TimedOut.into())))
+        .map_err(|_| Failure::NotOpenedInTime)?
         .map_err(Failure::NotOpened)?;
     let (opener, info) =
         opener.open(&mut inbox.bytes()[frame]).map_err(|error| Failure::NotOpened(error.into()))?;

@@ -4,6 +4,7 @@
 
 pub mod addr;
 pub mod buffer;
+pub mod connections;
 pub mod dial;
 pub mod handshake;
 pub mod heartbeat;

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::addr::{Endpoint, Target};
 use super::buffer::Buffer;
+use super::connections::{Connections, Counted};
 use super::dial::Dialer;
 use super::handshake::{self, Failure};
 use super::lobby::Visitor;
@@ -72,6 +74,9 @@ pub enum SetupError {
     /// A stranger had to make room for newer ones.
     #[error("too many connections are waiting to shake hands, and this one waited longest")]
     TurnedOut,
+    /// This process is stopping, and waits no longer.
+    #[error("spipe was stopped before the connection was established")]
+    Stopped,
 }
 
 /// Why a connection failed, for whoever has it as its only one; the log has it in any case.
@@ -99,7 +104,7 @@ struct Ready {
     /// What the initiator told of the client: a responder's news.
     client: Option<Peer>,
     /// Its place among the connections that there may be.
-    _permit: Option<OwnedSemaphorePermit>,
+    counted: Counted,
 }
 
 /// On which side of this end the target is.
@@ -132,10 +137,14 @@ impl Pipe {
         local: Stream,
         client: Option<SocketAddr>,
         permit: Option<OwnedSemaphorePermit>,
+        connections: &Connections,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
-        let pipe = Arc::clone(&self);
+        let (pipe, counted) = (Arc::clone(&self), connections.count());
+        if let Some(permit) = permit {
+            counted.hold(permit);
+        }
         let setting_up = async move {
-            let ready = pipe.set_up_initiator(local, client, permit).await;
+            let ready = pipe.set_up_initiator(local, client, counted).await;
             ready.inspect_err(|error| pipe.log_failure("failed", Peer(client), error))
         };
         self.set_up_and_carry(setting_up)
@@ -145,19 +154,24 @@ impl Pipe {
         &self,
         local: Stream,
         client: Option<SocketAddr>,
-        permit: Option<OwnedSemaphorePermit>,
+        counted: Counted,
     ) -> Result<Box<Ready>, SetupError> {
         let started = Instant::now();
         let deadline = started + self.timeout;
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
-        let mut wire = self.dial(deadline).await?;
         let key = &self.keys[0];
-        let established = {
-            let (reader, writer) = wire.split();
-            let mut wire = tokio::io::join(reader, writer);
-            handshake::initiate(&mut wire, key, &self.label, self.ciphers, deadline).await?
+        let establishing = async {
+            let mut wire = self.dial(deadline).await?;
+            let established = {
+                let (reader, writer) = wire.split();
+                let mut wire = tokio::io::join(reader, writer);
+                handshake::initiate(&mut wire, key, &self.label, self.ciphers, deadline).await?
+            };
+            Ok::<_, SetupError>((wire, established))
         };
+        let (wire, established) =
+            counted.unless_cut(pin!(establishing)).await.unwrap_or(Err(SetupError::Stopped))?;
         let mut buffer = Buffer::take();
         let (sealer, length) = established.sealer.open(&ConnectionInfo { client }, &mut buffer);
         Ok(Box::new(Ready {
@@ -171,7 +185,7 @@ impl Pipe {
             key: key.fingerprint(),
             cipher: established.cipher,
             client: None,
-            _permit: permit,
+            counted,
         }))
     }
 
@@ -186,10 +200,11 @@ impl Pipe {
         from: Option<SocketAddr>,
         visitor: Visitor,
         limit: Arc<Semaphore>,
+        connections: &Connections,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
-        let pipe = Arc::clone(&self);
+        let (pipe, connections) = (Arc::clone(&self), connections.clone());
         let setting_up = async move {
-            let ready = pipe.set_up_responder(wire, Peer(from), visitor, limit).await;
+            let ready = pipe.set_up_responder(wire, Peer(from), visitor, limit, &connections).await;
             ready.inspect_err(|error| pipe.log_failure("refused", Peer(from), error))
         };
         self.set_up_and_carry(setting_up)
@@ -201,6 +216,7 @@ impl Pipe {
         peer: Peer,
         visitor: Visitor,
         limit: Arc<Semaphore>,
+        connections: &Connections,
     ) -> Result<Box<Ready>, SetupError> {
         let started = Instant::now();
         let deadline = started + self.timeout;
@@ -217,17 +233,24 @@ impl Pipe {
             () = visitor.turned_out() => return Err(SetupError::TurnedOut),
         };
         drop(visitor);
+        let counted = connections.count();
         let mut seal = SealPump::new(sealer);
 
-        let admitted = timeout_at(deadline, limit.acquire_owned()).await;
-        let Ok(permit) = admitted.map(|permit| permit.expect("the semaphore is never closed")) else {
-            say_farewell(&mut seal, AbortReason::Busy, &mut wire).await;
-            return Err(SetupError::Busy);
+        let reaching = async {
+            let permit = timeout_at(deadline, limit.acquire_owned()).await.map_err(|_| SetupError::Busy)?;
+            counted.hold(permit.expect("the semaphore is never closed"));
+            self.dial(deadline).await
         };
-        let local = match self.dial(deadline).await {
+        let reached = counted.unless_cut(pin!(reaching)).await.unwrap_or(Err(SetupError::Stopped));
+        let local = match reached {
             Ok(local) => local,
             Err(error) => {
-                say_farewell(&mut seal, AbortReason::TargetUnreachable, &mut wire).await;
+                let reason = match error {
+                    SetupError::Busy => AbortReason::Busy,
+                    SetupError::Stopped => AbortReason::Shutdown,
+                    _ => AbortReason::TargetUnreachable,
+                };
+                say_farewell(&mut seal, reason, &mut wire).await;
                 return Err(error);
             }
         };
@@ -243,7 +266,7 @@ impl Pipe {
             key,
             cipher,
             client: Some(Peer(info.client)),
-            _permit: Some(permit),
+            counted,
         }))
     }
 
@@ -282,13 +305,15 @@ impl Pipe {
             let client = ready.client.map(tracing::field::display);
             debug!(pipe = self.name(), %peer, client, target = %self.dialer.target(), %key, %cipher, "established");
         }
-        let result =
-            pump::run(&mut ready.seal, &mut ready.open, ready.local.split(), ready.wire.split()).await;
+        let carrying = pump::run(&mut ready.seal, &mut ready.open, ready.local.split(), ready.wire.split());
+        let result = ready.counted.unless_cut(carrying).await.unwrap_or(Err(PumpError::Stopped));
         match &result {
             Ok(()) => ready.local.disarm(),
-            Err(PumpError::Local(_)) => {
+            Err(failure @ (PumpError::Local(_) | PumpError::Stopped)) => {
                 drop(ready.local);
-                Box::pin(say_farewell(&mut ready.seal, AbortReason::Reset, &mut ready.wire)).await;
+                let reason =
+                    if let PumpError::Stopped = failure { AbortReason::Shutdown } else { AbortReason::Reset };
+                Box::pin(say_farewell(&mut ready.seal, reason, &mut ready.wire)).await;
             }
             Err(_) => {}
         }
@@ -352,7 +377,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             usage: Arc::default(),
         };
-        let future = Arc::new(pipe).initiate(Stream::Unix(local), None, None);
+        let future = Arc::new(pipe).initiate(Stream::Unix(local), None, None, &Connections::default());
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
         assert!(size_of::<Ready>() <= 576, "what a connection owns has {} bytes", size_of::<Ready>());
     }

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::addr::{Endpoint, Source};
+use super::connections::Connections;
 use super::heartbeat::Heartbeat;
 use super::listen::{self, Bound, ListenError, Listener, Passed};
 use super::lobby::Lobby;
@@ -81,7 +81,7 @@ impl Listening {
     /// [`ListenError`], when the runtime cannot take a socket.
     pub fn start(self) -> Result<Pipes, ListenError> {
         let mut pipes =
-            Pipes { serving: Vec::new(), connections: TaskTracker::new(), heartbeat: Arc::default() };
+            Pipes { serving: Vec::new(), connections: Connections::default(), heartbeat: Arc::default() };
         let mut sockets = into_listeners(self.bound)?;
         for plan in self.plans {
             pipes.serve(plan, &mut sockets, Vec::new(), &[]);
@@ -97,7 +97,7 @@ fn into_listeners(bound: Vec<Bound>) -> Result<Vec<Listener>, ListenError> {
 /// Pipes at work.
 pub struct Pipes {
     serving: Vec<Serving>,
-    connections: TaskTracker,
+    connections: Connections,
     heartbeat: Arc<Heartbeat>,
 }
 
@@ -143,15 +143,6 @@ impl Said {
         let (version, source) = (env!("CARGO_PKG_VERSION"), listener.local());
         info!(pipe = name.as_deref(), version, %role, %source, %target, key = %keys, %ciphers, "listening");
     }
-}
-
-/// How serving ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stopped {
-    /// Every connection came to its own end.
-    Drained,
-    /// This many were cut short.
-    Cut(usize),
 }
 
 impl Pipes {
@@ -219,45 +210,81 @@ impl Pipes {
         self.serving.push(Serving { running, legacy });
     }
 
-    /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer.
-    pub async fn drain(self, cut: impl Future<Output = ()>) -> Stopped {
-        let mut lobbies = Vec::new();
-        for Serving { running, legacy } in self.serving {
+    /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer. Then their peers are told.
+    /// Gives how many were cut short.
+    pub async fn drain(self, cut: impl Future<Output = ()>) -> usize {
+        for Serving { running, .. } in self.serving {
             // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
             drop(running.stop().await);
-            lobbies.push(legacy.lobby);
         }
-        self.connections.close();
+        let connections = self.connections;
         info!(
-            connections = self.connections.len(),
+            connections = connections.running(),
             "stopping: letting connections finish; signal again to end them"
         );
-        tokio::select! {
-            // Who has nothing to wait for has not run out of time, even if that time is none.
+        let cut = tokio::select! {
+            // With no connection to wait for, a limit of no time at all has not run out.
             biased;
-            () = self.connections.wait() => {
-                info!("stopped");
-                Stopped::Drained
-            }
-            () = cut => {
-                // Who has not proved the key has no connection that could be cut.
-                let strangers = lobbies.iter().map(|lobby| lobby.waiting()).sum();
-                match self.connections.len().saturating_sub(strangers) {
-                    0 => {
-                        info!("stopped");
-                        Stopped::Drained
-                    }
-                    cut => {
-                        warn!(connections = cut, "stopped: ended connections that were not finished");
-                        Stopped::Cut(cut)
-                    }
-                }
-            }
+            () = connections.finished() => 0,
+            () = cut => connections.cut_short().await,
+        };
+        if cut == 0 {
+            info!("stopped");
+        } else {
+            warn!(connections = cut, "stopped: ended connections that were not finished");
         }
+        cut
     }
 }
 
 /// Those of `listeners` that listen for one of `sources`.
 fn take(listeners: &mut Vec<Listener>, sources: &[Source]) -> Vec<Listener> {
     listeners.extract_if(.., |listener| sources.contains(listener.source())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::net::dial::Dialer;
+    use crate::proto::cipher::Cipher;
+    use crate::proto::handshake::Label;
+    use crate::proto::key::Key;
+
+    fn plan(source: &str) -> Plan {
+        Plan {
+            role: Role::Initiator,
+            sources: vec![source.parse().unwrap()],
+            pipe: Pipe {
+                name: None,
+                keys: vec![Arc::new(Key::from_bytes(&[1; 32]).unwrap())],
+                label: Label::default(),
+                ciphers: Ciphers::only(Cipher::Aes256Gcm),
+                dialer: Dialer::new("127.0.0.1:1".parse().unwrap(), None, Keepalive::On).unwrap(),
+                timeout: Duration::from_secs(1),
+                usage: Arc::default(),
+            },
+            max_connections: 1,
+            keepalive: Keepalive::On,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_whose_accept_loop_has_died_is_bound_anew_at_a_reload() {
+        let listening = listen(vec![plan("127.0.0.1:0")], &mut Passed::default()).unwrap();
+        let Some(&Endpoint::Ip(address)) = listening.places().next() else { panic!("it listens on a port") };
+        drop(listening);
+        let source = address.to_string();
+        let mut pipes = listen(vec![plan(&source)], &mut Passed::default()).unwrap().start().unwrap();
+        assert_eq!(pipes.sources().len(), 1);
+        pipes.serving[0].running.kill().await;
+        assert!(TcpStream::connect(address).await.is_err(), "its socket is gone with it");
+
+        let listening = listen_besides(&pipes.sources(), vec![plan(&source)]).unwrap();
+        pipes.replace(listening).await.unwrap();
+        assert!(TcpStream::connect(address).await.is_ok());
+    }
 }

@@ -91,6 +91,9 @@ pub enum PumpError {
     /// This end may seal no more.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+    /// This process is stopping, and waits no longer.
+    #[error("spipe was stopped before the connection had finished")]
+    Stopped,
 }
 
 fn describe(reason: AbortReason) -> String {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
+use super::connections::Connections;
 use super::heartbeat::Heartbeat;
 use super::listen::{Listener, Listeners};
 use super::lobby::Lobby;
@@ -51,7 +51,7 @@ pub struct Server {
 impl Server {
     /// Starts to accept, in the background. The connections are `connections`, and live on when this is stopped; each accept
     /// loop answers to `heartbeat`.
-    pub fn start(self, connections: &TaskTracker, heartbeat: &Arc<Heartbeat>) -> Running {
+    pub fn start(self, connections: &Connections, heartbeat: &Arc<Heartbeat>) -> Running {
         let shared = Arc::new(Shared {
             role: self.role,
             pipe: self.pipe,
@@ -73,7 +73,7 @@ impl Server {
             heartbeat.beside(accepting).await;
             listeners
         });
-        Running { accepting, stop }
+        Running { stop, accepting }
     }
 }
 
@@ -96,6 +96,15 @@ impl Running {
         )
     }
 
+    /// Ends the accept loop as a panic would.
+    #[cfg(test)]
+    pub(super) async fn kill(&mut self) {
+        self.accepting.abort();
+        while !self.has_died() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Whether the accept loop has died, and its sockets with it: new connections are refused.
     pub fn has_died(&self) -> bool {
         // It ends by itself only when it is stopped, and that consumes this.
@@ -110,7 +119,7 @@ struct Shared {
     limit: Arc<Semaphore>,
     lobby: Arc<Lobby>,
     keepalive: Keepalive,
-    connections: TaskTracker,
+    connections: Connections,
 }
 
 impl Shared {
@@ -124,12 +133,16 @@ impl Shared {
                     // nothing, and not half-served in here.
                     let permit = self.reserve().await;
                     let (local, client) = listeners.accept(self.keepalive).await;
-                    self.connections.spawn(Arc::clone(&self.pipe).initiate(local, client, Some(permit)));
+                    let connection =
+                        Arc::clone(&self.pipe).initiate(local, client, Some(permit), &self.connections);
+                    self.connections.spawn(connection);
                 }
                 Role::Responder => {
                     let (wire, from) = listeners.accept(self.keepalive).await;
                     let (visitor, limit) = (self.lobby.enter(), Arc::clone(&self.limit));
-                    self.connections.spawn(Arc::clone(&self.pipe).respond(wire, from, visitor, limit));
+                    let connection =
+                        Arc::clone(&self.pipe).respond(wire, from, visitor, limit, &self.connections);
+                    self.connections.spawn(connection);
                 }
             }
         }

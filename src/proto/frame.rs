@@ -9,7 +9,7 @@
 //!   associated data
 //! ```
 //!
-//! A frame is sealed where its payload was read to and opened where it was received: no byte is copied here.
+//! A frame is sealed where its payload was read to and opened where it was received: nothing here copies a payload.
 //! What may follow what is in the types: an initiator's [`Sealer`] exists only once its *Open* is sealed
 //! ([`First`]), and [`Sealer::end`] and [`Sealer::abort`] consume it.
 
@@ -35,7 +35,7 @@ pub const FRAME_MAX: usize = 64 * 1024;
 pub const PAYLOAD_MAX: usize = FRAME_MAX - OVERHEAD;
 
 /// Frames sealed under one key before it is replaced (step T5): at most 4 GiB, which is 2^28 AES blocks, and leaves an
-/// attacker on AES-256-GCM's confidentiality an advantage below 2^-72. It also bounds what a stolen memory image opens.
+/// attacker on AES-256-GCM's confidentiality an advantage below 2^-73. It also bounds what a stolen memory image opens.
 const REKEY_AFTER: u64 = 1 << 16;
 
 /// A frame could not be opened. The connection is over: nothing after it can be trusted to be in order.

@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info};
 
 use crate::net::heartbeat::Heartbeat;
 
 /// How often the state is looked at, and so the most often that it is told.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often the manager is asked for more time to stop. One message that it had no room for is made up for by the next.
+const EXTEND_PERIOD: Duration = Duration::from_secs(60);
 
 /// For what comes after the last connection.
 const STOPPING: Duration = Duration::from_secs(5);
@@ -73,15 +76,19 @@ impl Manager {
         self.tell(&[Some(NotifyState::Reloading), stamp].into_iter().flatten().collect::<Vec<_>>());
     }
 
-    /// No new connections from here on; it may take `patience` until the last one has ended, and the manager is asked to wait
-    /// for so long (its own patience, `TimeoutStopSec=`, is 90 seconds if nobody says otherwise).
-    pub fn stopping(&self, status: &str, patience: Duration) {
-        let patience = u32::try_from((patience + STOPPING).as_micros()).unwrap_or(u32::MAX);
-        self.tell(&[
-            NotifyState::Stopping,
-            NotifyState::Status(status),
-            NotifyState::ExtendTimeoutUsec(patience),
-        ]);
+    /// No new connections from here on. It may take `patience` until the last one has ended, and the manager is asked to wait
+    /// for so long (its own patience, `TimeoutStopSec=`, is 90 seconds by default). Goes on for ever: one message can ask for
+    /// 71 minutes at most, so it is followed by others.
+    pub async fn stopping(&self, status: &str, patience: Duration) {
+        let mut left = patience + STOPPING;
+        let mut states = vec![NotifyState::Stopping, NotifyState::Status(status)];
+        loop {
+            states.push(NotifyState::ExtendTimeoutUsec(u32::try_from(left.as_micros()).unwrap_or(u32::MAX)));
+            self.tell(&states);
+            states.clear();
+            sleep(EXTEND_PERIOD).await;
+            left = left.saturating_sub(EXTEND_PERIOD);
+        }
     }
 
     /// Tells `status` whenever it has changed, and signs of life as often as they are asked for. Goes on for ever.
@@ -169,6 +176,8 @@ impl Channel {
 mod tests {
     use std::cell::Cell;
 
+    use tokio::time::Instant;
+
     use super::*;
 
     /// A manager that a test plays, and its mailbox.
@@ -229,6 +238,33 @@ mod tests {
         assert!(!read(&mailbox).is_empty());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_that_takes_hours_is_granted_all_the_time() {
+        const PATIENCE: Duration = Duration::from_secs(5 * 3600);
+        let (manager, mailbox) = manager(None);
+        let _ = timeout(Duration::from_millis(1), manager.stopping("stopping", PATIENCE)).await;
+        let first = read(&mailbox).remove(0);
+        assert!(first.starts_with("STOPPING=1\nSTATUS=stopping\nEXTEND_TIMEOUT_USEC="), "{first}");
+        // The queue of the mailbox is short, so it is read as the manager would read it.
+        let mut granted_until = Instant::now();
+        let reading = async {
+            let end = Instant::now() + PATIENCE;
+            while Instant::now() < end {
+                for message in read(&mailbox) {
+                    let (_, micros) = message.rsplit_once("EXTEND_TIMEOUT_USEC=").unwrap();
+                    granted_until = Instant::now() + Duration::from_micros(micros.parse().unwrap());
+                }
+                sleep(Duration::from_secs(1)).await;
+                assert!(granted_until > Instant::now(), "killed by the manager");
+            }
+        };
+        tokio::select! {
+            biased;
+            () = manager.stopping("stopping", PATIENCE) => {}
+            () = reading => {}
+        }
+    }
+
     #[test]
     fn what_cannot_be_a_manager_is_refused() {
         for name in ["vsock:2:1234", "relative", ""] {
@@ -245,9 +281,9 @@ mod tests {
             // Ten changes in each of the first three seconds.
             for count in 0..30 {
                 connections.set(count);
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
             }
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            sleep(Duration::from_secs(60)).await;
         };
         tokio::select! { () = attend => {}, () = change => {} }
         let told = read(&mailbox);
@@ -260,7 +296,7 @@ mod tests {
         let (manager, mailbox) = manager(Some(WATCHDOG));
         let heartbeat = Heartbeat::default();
         let attend = manager.attend(&heartbeat, String::new);
-        let accept_loop = heartbeat.beside(tokio::time::sleep(WATCHDOG * 3 + Duration::from_secs(1)));
+        let accept_loop = heartbeat.beside(sleep(WATCHDOG * 3 + Duration::from_secs(1)));
         tokio::select! { () = attend => {}, () = accept_loop => {} }
         // At the start, and every five seconds in 31 seconds.
         assert_eq!(pings(&mailbox), 7);

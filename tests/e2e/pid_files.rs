@@ -57,7 +57,8 @@ fn it_stays_while_connections_finish_and_goes_when_they_are_cut() {
     end.await_line(&["stopping"]);
     assert!(site.path("pid").exists());
     end.process.signal(Signal::TERM);
-    assert_eq!(end.process.wait().code(), Some(1));
+    assert_eq!(end.process.wait().code(), Some(0));
+    end.await_line(&["WARN stopped", "connections=1"]);
     assert!(!site.path("pid").exists());
 }
 

@@ -1,0 +1,175 @@
+//! All connections of a process: how many there are, and how they are told to end at once.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+/// How long all connections together may take to tell their peers that they are cut short.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The connections of a process, whichever pipe has accepted them.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// All tasks, those with strangers included.
+    tasks: TaskTracker,
+    /// The connections that count, each with what wakes it and with its place. A cancellation token would do the same for 90 bytes more a connection,
+    /// and take a lock of all connections whenever bytes come.
+    running: Mutex<Slab<Running>>,
+    /// Set once all are to end.
+    is_cut: AtomicBool,
+    /// Told when the last one has ended.
+    none_left: Notify,
+}
+
+/// What a running connection leaves here, and not in its own task, where it would take more room.
+struct Running {
+    /// Wakes its task.
+    waker: Waker,
+    /// Its place among the connections that there may be (`-n`).
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, Slab<Running>> {
+        // A panic elsewhere leaves the list whole: every change to it is one call.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connections {
+    /// Runs `connection` in a task of its own.
+    pub fn spawn(&self, connection: impl Future<Output: Send> + Send + 'static) {
+        drop(self.0.tasks.spawn(connection));
+    }
+
+    /// Counts a connection as running for as long as what is returned lives. A stranger is not counted: until a peer has proved
+    /// the key, there is nothing that could be finished.
+    pub fn count(&self) -> Counted {
+        let key = self.0.running().insert(Running { waker: Waker::noop().clone(), permit: None });
+        Counted { shared: Arc::clone(&self.0), key }
+    }
+
+    /// How many are running.
+    pub fn running(&self) -> usize {
+        self.0.running().len()
+    }
+
+    /// Waits until all tasks have ended. To be called when no new ones are spawned.
+    pub(super) async fn finished(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Tells all connections to end, and waits for a moment until they have told their peers. Gives how many were running.
+    pub(super) async fn cut_short(&self) -> usize {
+        self.0.is_cut.store(true, Ordering::SeqCst);
+        let wakers: Vec<_> = self.0.running().iter().map(|(_, running)| running.waker.clone()).collect();
+        let count = wakers.len();
+        wakers.into_iter().for_each(Waker::wake);
+        let ended = async {
+            while self.running() > 0 {
+                self.0.none_left.notified().await;
+            }
+        };
+        let _some_peers_are_slow = timeout(LAST_WORDS, ended).await;
+        count
+    }
+}
+
+/// A connection that counts as running.
+pub struct Counted {
+    shared: Arc<Shared>,
+    key: usize,
+}
+
+impl Counted {
+    /// Keeps `permit` as long as the connection runs.
+    pub(super) fn hold(&self, permit: OwnedSemaphorePermit) {
+        self.shared.running()[self.key].permit = Some(permit);
+    }
+
+    /// Does `work`, unless the connection has to end before that is done: then there is no result.
+    pub(super) fn unless_cut<T>(
+        &self,
+        mut work: impl Future<Output = T> + Unpin,
+    ) -> impl Future<Output = Option<T>> {
+        let mut is_registered = false;
+        // Not an async fn, whose future would keep the work twice.
+        poll_fn(move |context| {
+            if !is_registered {
+                // Once is enough: a task has the same waker all its life.
+                is_registered = true;
+                self.shared.running()[self.key].waker.clone_from(context.waker());
+            }
+            match Pin::new(&mut work).poll(context) {
+                Poll::Ready(result) => Poll::Ready(Some(result)),
+                Poll::Pending if self.shared.is_cut.load(Ordering::SeqCst) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let (ended, is_last) = {
+            let mut running = self.shared.running();
+            (running.remove(self.key), running.is_empty())
+        };
+        // Outside the lock: a permit that is given back wakes whoever waits for it.
+        drop(ended);
+        if is_last {
+            self.shared.none_left.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_waits_is_ended_by_a_cut_that_comes_later() {
+        let connections = Connections::default();
+        let counted = connections.count();
+        let work = tokio::spawn(async move { counted.unless_cut(std::future::pending::<()>()).await });
+        tokio::task::yield_now().await;
+        assert_eq!(connections.cut_short().await, 1);
+        assert_eq!(work.await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn work_that_begins_after_the_cut_is_ended_at_once() {
+        let connections = Connections::default();
+        connections.cut_short().await;
+        let counted = connections.count();
+        assert_eq!(counted.unless_cut(std::future::pending::<()>()).await, None);
+    }
+
+    #[tokio::test]
+    async fn work_that_is_done_is_not_cut() {
+        let connections = Connections::default();
+        connections.cut_short().await;
+        assert_eq!(connections.count().unless_cut(std::future::ready(7)).await, Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_not_end_is_not_waited_for_longer_than_a_moment() {
+        let connections = Connections::default();
+        let _stuck = connections.count();
+        let start = tokio::time::Instant::now();
+        assert_eq!(connections.cut_short().await, 1);
+        assert_eq!(start.elapsed().as_secs(), LAST_WORDS.as_secs());
+    }
+}
