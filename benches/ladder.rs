@@ -21,14 +21,15 @@ use spipe::net::dial::Dialer;
 use spipe::net::listen::Passed;
 use spipe::net::pipe::Pipe;
 use spipe::net::pipes::{self, Pipes, Plan};
-use spipe::net::pump::{self, Inbox, Open, OpenPump, Seal, SealPump};
+use spipe::net::pump::{self, Inbox, OpenPump, SealPump};
 use spipe::net::serve::Role;
 use spipe::net::stream::Keepalive;
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
-    Exhausted, FRAME_MAX, FrameError, HEADER, OVERHEAD, Opener, PAYLOAD_MAX, Received, Sealer,
+    AbortReason, Exhausted, FRAME_MAX, FrameError, HEADER, OVERHEAD, Opener, PAYLOAD_MAX, Sealer,
 };
+use spipe::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
 use spipe::proto::key::Key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
@@ -111,16 +112,29 @@ impl NoCipher {
 }
 
 impl Seal for NoCipher {
+    const SLOT: Slot = Sealer::SLOT;
+
     fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
         Ok(Self::frame(slot, payload, 2))
     }
 
-    fn end(self, slot: &mut [u8]) -> Result<usize, Exhausted> {
-        Ok(Self::frame(slot, 0, 3))
+    fn end(self, slot: &mut [u8]) -> Result<Ending, Exhausted> {
+        Ok(Ending::Frame(Self::frame(slot, 0, 3)))
+    }
+
+    fn abort(self, _reason: AbortReason, _slot: &mut [u8]) -> Result<Option<usize>, Exhausted> {
+        Ok(None)
     }
 }
 
 impl Open for NoCipher {
+    const FRAME_MAX: usize = FRAME_MAX;
+    const END_OF_STREAM: EndOfStream = EndOfStream::Truncation;
+
+    fn next_length(unread: &[u8]) -> Result<Option<usize>, FrameError> {
+        Opener::next_length(unread)
+    }
+
     fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
         let payload = frame.len() - OVERHEAD;
         Ok(if frame[HEADER + payload] == 3 {

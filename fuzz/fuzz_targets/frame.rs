@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use spipe::proto::connection_info::ConnectionInfo;
-use spipe::proto::frame::{First, HEADER, OVERHEAD, Opener, Received, frame_length};
+use spipe::proto::frame::{First, HEADER, OVERHEAD, Opener, frame_length};
+use spipe::proto::framing::Received;
 use spipe_fuzz::{damage, frame, initiator, keys, responder};
 
 /// The honest stream, the data in it, and the key that sealed it.

@@ -10,7 +10,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::pump::{Inbox, PumpError};
+use super::pump::{Filled, Inbox, PumpError};
 use crate::proto::cipher::Ciphers;
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::frame::{First, Opener};
@@ -174,10 +174,13 @@ pub async fn await_open(
     let mut inbox = Inbox::new();
     let frame = async {
         loop {
-            if let Some(frame) = inbox.next_frame()? {
+            if let Some(frame) = inbox.next_frame::<Opener>()? {
                 return Ok(frame);
             }
-            std::future::poll_fn(|context| inbox.poll_fill(context, wire)).await?;
+            match std::future::poll_fn(|context| inbox.poll_fill::<Opener>(context, wire)).await? {
+                Filled::Some => {}
+                Filled::EndOfStream => return Err(PumpError::Truncated),
+            }
         }
     };
     let frame = timeout_at(deadline, frame)

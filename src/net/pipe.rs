@@ -24,7 +24,7 @@ use super::connections::{Connections, Counted};
 use super::dial::Dialer;
 use super::handshake::{self, Failure};
 use super::lobby::Visitor;
-use super::pump::{self, Inbox, OpenPump, PumpError, SealPump};
+use super::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
 use super::stream::Stream;
 use super::usage::Usage;
 use crate::proto::cipher::{Cipher, Ciphers};
@@ -347,14 +347,18 @@ impl Pipe {
 async fn say_farewell(seal: &mut SealPump<Sealer>, reason: AbortReason, wire: &mut Stream) {
     let (mut reader, mut writer) = wire.split();
     let farewell = async {
-        seal.abort(reason, &mut writer).await?;
+        if seal.abort(reason, &mut writer).await? == Told::Impossible {
+            return Ok(Told::Impossible);
+        }
         writer.shutdown().await.map_err(PumpError::Wire)?;
         let mut ignored = Buffer::take();
         while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
-        Ok::<_, PumpError>(())
+        Ok::<_, PumpError>(Told::Yes)
     };
-    if let Ok(Err(error)) = timeout(FAREWELL, farewell).await {
-        debug!(%error, "the other end was gone before it could be told");
+    match timeout(FAREWELL, farewell).await {
+        Ok(Ok(Told::Impossible)) => wire.arm_reset(),
+        Ok(Ok(Told::Yes)) | Err(_) => {}
+        Ok(Err(error)) => debug!(%error, "the other end was gone before it could be told"),
     }
 }
 

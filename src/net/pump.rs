@@ -8,7 +8,7 @@
 //! Both are polled, not awaited, for two reasons: a pump that waits for bytes holds no buffer, and after a failure its
 //! state is still there, so that an *Abort* can go out on a frame boundary.
 //!
-//! They are generic over the framing ([`Seal`], [`Open`]), which lets a benchmark run them without a cipher.
+//! They are generic over the protocol ([`Seal`], [`Open`]), and know of it what `proto::framing` says.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,55 +20,16 @@ use arrayvec::ArrayVec;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffer::{BATCH, BATCH_FRAMES, Buffer};
+use super::buffer::{BATCH, Buffer};
 use super::stream::ReadVectored;
-use crate::proto::frame::{
-    self, AbortReason, Exhausted, FRAME_MAX, FrameError, HEADER, OVERHEAD, Opener, PAYLOAD_MAX, Received,
-    Sealer,
-};
+use crate::proto::frame::{AbortReason, Exhausted, FrameError};
+use crate::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
+
+/// Slots that one readv(2) may fill. spipe's frames fill a buffer with eight; more count where frames are small.
+const SLOTS: usize = 64;
 
 /// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
 const GATHER: usize = 16;
-
-/// Seals frames in place.
-pub trait Seal {
-    /// Seals `payload` bytes behind the header's place in `slot`; gives the frame's length.
-    ///
-    /// # Errors
-    /// [`Exhausted`] when it may seal no more.
-    fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted>;
-
-    /// Seals the last frame of an orderly stream into the front of `slot`; gives its length.
-    ///
-    /// # Errors
-    /// [`Exhausted`] when it may seal no more.
-    fn end(self, slot: &mut [u8]) -> Result<usize, Exhausted>;
-}
-
-impl Seal for Sealer {
-    fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
-        Sealer::data(self, slot, payload)
-    }
-
-    fn end(self, slot: &mut [u8]) -> Result<usize, Exhausted> {
-        Sealer::end(self, slot)
-    }
-}
-
-/// Opens frames in place.
-pub trait Open {
-    /// Opens one whole frame, header included.
-    ///
-    /// # Errors
-    /// [`FrameError`] when it is not the peer's next frame.
-    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError>;
-}
-
-impl Open for Opener {
-    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
-        Opener::open(self, frame)
-    }
-}
 
 /// Why a connection failed once it was established.
 #[derive(Debug, Error)]
@@ -79,7 +40,7 @@ pub enum PumpError {
     /// The connection to the peer broke.
     #[error("the connection to the other end broke: {0}")]
     Wire(io::Error),
-    /// The connection to the peer ended without an *End* frame. By accident or by an attacker: it is not told apart.
+    /// The connection to the peer ended where the protocol has no end. By accident or by an attacker: it is not told apart.
     #[error("the connection to the other end was cut short")]
     Truncated,
     /// The peer says that it failed.
@@ -155,10 +116,27 @@ struct Outbox {
     written: usize,
 }
 
+/// What a [`SealPump`] still has to do.
+enum SealStage<S> {
+    Carrying(S),
+    /// The local stream has ended; the wire is to be half-closed once it has all.
+    HalfClosing,
+    /// All is sealed, the end included.
+    Ended,
+}
+
+/// Whether the peer can know why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It was told, or needs no telling, since its stream is complete.
+    Yes,
+    /// The protocol has no words for it: only a reset shows that the stream is not complete.
+    Impossible,
+}
+
 /// From the local stream to the wire.
 pub struct SealPump<S> {
-    /// Gone once *End* is sealed.
-    sealer: Option<S>,
+    stage: SealStage<S>,
     /// None while there is nothing to write: an idle direction owns no buffer.
     outbox: Option<Outbox>,
     bytes: u64,
@@ -167,13 +145,14 @@ pub struct SealPump<S> {
 impl<S: Seal> SealPump<S> {
     /// A pump with nothing to write yet.
     pub fn new(sealer: S) -> Self {
-        Self { sealer: Some(sealer), outbox: None, bytes: 0 }
+        Self { stage: SealStage::Carrying(sealer), outbox: None, bytes: 0 }
     }
 
     /// A pump whose first `length` bytes to write are in `buffer` already. [`Self::poll_fill`] can add to them, so that the
     /// first bytes of the local stream share a write with them.
     pub fn with_sealed(sealer: S, buffer: Buffer, length: usize) -> Self {
-        Self { sealer: Some(sealer), outbox: Some(Outbox { buffer, sealed: length, written: 0 }), bytes: 0 }
+        let outbox = Outbox { buffer, sealed: length, written: 0 };
+        Self { stage: SealStage::Carrying(sealer), outbox: Some(outbox), bytes: 0 }
     }
 
     /// Payload bytes sealed so far.
@@ -181,7 +160,7 @@ impl<S: Seal> SealPump<S> {
         self.bytes
     }
 
-    /// Carries bytes until the local stream has ended and its *End* is written.
+    /// Carries bytes until the local stream has ended and its end is told on the wire.
     ///
     /// # Errors
     /// [`PumpError::Local`], [`PumpError::Wire`] and [`PumpError::Exhausted`].
@@ -193,15 +172,19 @@ impl<S: Seal> SealPump<S> {
     ) -> Poll<Result<(), PumpError>> {
         loop {
             ready!(self.poll_write(context, wire)).map_err(PumpError::Wire)?;
-            if self.sealer.is_none() {
-                return Poll::Ready(Ok(()));
+            match self.stage {
+                SealStage::Carrying(_) => ready!(self.poll_fill(context, local))?,
+                SealStage::HalfClosing => {
+                    ready!(Pin::new(&mut *wire).poll_shutdown(context)).map_err(PumpError::Wire)?;
+                    self.stage = SealStage::Ended;
+                }
+                SealStage::Ended => return Poll::Ready(Ok(())),
             }
-            ready!(self.poll_fill(context, local))?;
         }
     }
 
     /// Reads once from the local stream, as much as one call gives, and seals it behind what is sealed already; at the end
-    /// of the stream, seals *End*.
+    /// of the stream, seals that.
     ///
     /// # Errors
     /// [`PumpError::Local`] and [`PumpError::Exhausted`].
@@ -210,7 +193,7 @@ impl<S: Seal> SealPump<S> {
         context: &mut Context<'_>,
         local: &mut impl ReadVectored,
     ) -> Poll<Result<(), PumpError>> {
-        let Some(sealer) = &mut self.sealer else { return Poll::Ready(Ok(())) };
+        let SealStage::Carrying(sealer) = &mut self.stage else { return Poll::Ready(Ok(())) };
         let (mut buffer, mut end) = match self.outbox.take() {
             None => (Buffer::take(), 0),
             Some(Outbox { buffer, sealed, written }) => {
@@ -218,20 +201,24 @@ impl<S: Seal> SealPump<S> {
                 (buffer, sealed)
             }
         };
-        let read = local.poll_read_vectored(context, &mut payload_slots(&mut buffer[end..]));
+        let read = local.poll_read_vectored(context, &mut payload_slots(&mut buffer[end..], S::SLOT));
         let outcome = match read {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(PumpError::Local(error))),
             Poll::Ready(Ok(0)) => {
-                let sealer = self.sealer.take().expect("it was there above");
-                end += sealer.end(&mut buffer[end..])?;
+                if let Some(sealer) = self.finish() {
+                    match sealer.end(&mut buffer[end..])? {
+                        Ending::Frame(length) => end += length,
+                        Ending::HalfClose => self.stage = SealStage::HalfClosing,
+                    }
+                }
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Ok(mut unsealed)) => {
                 self.bytes += unsealed as u64;
                 // The read filled the slots in order, so each frame but the last is full and ends where the next begins.
                 while unsealed > 0 {
-                    let payload = unsealed.min(PAYLOAD_MAX);
+                    let payload = unsealed.min(S::SLOT.payload_max());
                     end += sealer.data(&mut buffer[end..], payload)?;
                     unsealed -= payload;
                 }
@@ -242,6 +229,14 @@ impl<S: Seal> SealPump<S> {
             self.outbox = Some(Outbox { buffer, sealed: end, written: 0 });
         }
         outcome
+    }
+
+    /// Gives the sealer, which has one more thing to do, if it is still there.
+    fn finish(&mut self) -> Option<S> {
+        match std::mem::replace(&mut self.stage, SealStage::Ended) {
+            SealStage::Carrying(sealer) => Some(sealer),
+            SealStage::HalfClosing | SealStage::Ended => None,
+        }
     }
 
     /// Writes all that is sealed, and gives the buffer back.
@@ -262,41 +257,47 @@ impl<S: Seal> SealPump<S> {
         }
         Poll::Ready(Ok(()))
     }
-}
 
-impl SealPump<Sealer> {
-    /// Tells the peer that this end failed: writes what is sealed, for the peer could not open *Abort* without the frames
-    /// before it, then *Abort*.
+    /// Tells the peer that this end failed: writes what is sealed, for the peer could not open what follows without the frames
+    /// before it, then the frame that says so, if the protocol has one.
     ///
     /// # Errors
-    /// When the wire cannot be written to; nothing can be told then, and nothing need be, since the peer takes a connection
-    /// that ends without *End* for a failure.
+    /// When the wire cannot be written to; then nothing can be told, and a peer whose stream is not complete sees that.
     pub async fn abort(
         &mut self,
         reason: AbortReason,
         wire: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<(), PumpError> {
+    ) -> Result<Told, PumpError> {
         poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
-        if let Some(sealer) = self.sealer.take() {
-            let mut buffer = Buffer::take();
-            let sealed = sealer.abort(reason, &mut buffer)?;
-            self.outbox = Some(Outbox { buffer, sealed, written: 0 });
-            poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
-        }
-        Ok(())
+        let Some(sealer) = self.finish() else { return Ok(Told::Yes) };
+        let mut buffer = Buffer::take();
+        let Some(sealed) = sealer.abort(reason, &mut buffer)? else { return Ok(Told::Impossible) };
+        self.outbox = Some(Outbox { buffer, sealed, written: 0 });
+        poll_fn(|context| self.poll_write(context, wire)).await.map_err(PumpError::Wire)?;
+        Ok(Told::Yes)
     }
 }
 
-/// Where to read payloads to so that each can be sealed where it lies: behind a header's place, before a tag's.
-fn payload_slots(buffer: &mut [u8]) -> ArrayVec<IoSliceMut<'_>, BATCH_FRAMES> {
+/// Where to read payloads to so that each can be sealed where it lies.
+fn payload_slots(buffer: &mut [u8], Slot { size, head, tail }: Slot) -> ArrayVec<IoSliceMut<'_>, SLOTS> {
     buffer
-        .chunks_mut(FRAME_MAX)
-        .filter(|slot| slot.len() > OVERHEAD)
+        .chunks_mut(size)
+        .filter(|slot| slot.len() > head + tail)
         .map(|slot| {
-            let end = slot.len() - (OVERHEAD - HEADER);
-            IoSliceMut::new(&mut slot[HEADER..end])
+            let end = slot.len() - tail;
+            IoSliceMut::new(&mut slot[head..end])
         })
+        .take(SLOTS)
         .collect()
+}
+
+/// What a read from the wire gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// Bytes.
+    Some,
+    /// Nothing, for ever. What that means depends on the protocol.
+    EndOfStream,
 }
 
 /// Bytes from the wire that are not yet opened.
@@ -312,12 +313,12 @@ impl Inbox {
         Self { buffer: None, unread: 0..0 }
     }
 
-    /// Takes out the next frame, if it is here whole: where it lies in [`Self::bytes`].
+    /// Takes out the next frame of those that `O` opens, if it is here whole: where it lies in [`Self::bytes`].
     ///
     /// # Errors
     /// [`FrameError::Length`].
-    pub fn next_frame(&mut self) -> Result<Option<Range<usize>>, FrameError> {
-        let Some(length) = self.next_length()? else { return Ok(None) };
+    pub fn next_frame<O: Open>(&mut self) -> Result<Option<Range<usize>>, FrameError> {
+        let Some(length) = O::next_length(self.unread())? else { return Ok(None) };
         if length > self.unread.len() {
             return Ok(None);
         }
@@ -334,14 +335,13 @@ impl Inbox {
     /// Reads once from the wire, as much as one call gives and the buffer has room for. Frames taken out before are gone.
     ///
     /// # Errors
-    /// [`PumpError::Wire`]; [`PumpError::Truncated`] at the end of the stream, which only a frame may tell;
-    /// [`PumpError::Frame`] for an impossible length.
-    pub fn poll_fill(
+    /// [`PumpError::Wire`]; [`PumpError::Frame`] for an impossible length.
+    pub fn poll_fill<O: Open>(
         &mut self,
         context: &mut Context<'_>,
         wire: &mut (impl AsyncRead + Unpin),
-    ) -> Poll<Result<(), PumpError>> {
-        let wanted = self.next_length()?.unwrap_or(FRAME_MAX);
+    ) -> Poll<Result<Filled, PumpError>> {
+        let wanted = O::next_length(self.unread())?.unwrap_or(O::FRAME_MAX);
         let mut buffer = self.buffer.take().unwrap_or_else(Buffer::take);
         if self.unread.is_empty() {
             self.unread = 0..0;
@@ -358,13 +358,11 @@ impl Inbox {
             self.buffer = Some(buffer);
         }
         ready!(read).map_err(PumpError::Wire)?;
-        Poll::Ready(if count == 0 { Err(PumpError::Truncated) } else { Ok(()) })
+        Poll::Ready(Ok(if count == 0 { Filled::EndOfStream } else { Filled::Some }))
     }
 
-    /// The length of the next frame, once its header is here.
-    fn next_length(&self) -> Result<Option<usize>, FrameError> {
-        let unread = self.buffer.as_deref().unwrap_or_default().get(self.unread.clone()).unwrap_or_default();
-        unread.first_chunk::<HEADER>().map(|header| frame::frame_length(*header)).transpose()
+    fn unread(&self) -> &[u8] {
+        self.buffer.as_deref().unwrap_or_default().get(self.unread.clone()).unwrap_or_default()
     }
 }
 
@@ -397,11 +395,11 @@ impl Payload {
 
 /// What an [`OpenPump`] still has to do.
 #[derive(Clone, Copy)]
-enum Stage {
+enum OpenStage {
     Carrying,
-    /// *End* has been opened; the local stream is to be half-closed once it has all.
+    /// The peer has ended its direction; the local stream is to be half-closed once it has all.
     Ending,
-    /// *Abort* has been opened; what came before it is still delivered.
+    /// The peer has failed; what came before it is still delivered.
     Aborting(AbortReason),
 }
 
@@ -411,14 +409,14 @@ pub struct OpenPump<O> {
     inbox: Inbox,
     /// Payloads in the inbox that are opened and not yet written.
     payloads: ArrayVec<Payload, GATHER>,
-    stage: Stage,
+    stage: OpenStage,
     bytes: u64,
 }
 
 impl<O: Open> OpenPump<O> {
     /// A pump that starts with what the inbox holds.
     pub fn new(opener: O, inbox: Inbox) -> Self {
-        Self { opener, inbox, payloads: ArrayVec::new(), stage: Stage::Carrying, bytes: 0 }
+        Self { opener, inbox, payloads: ArrayVec::new(), stage: OpenStage::Carrying, bytes: 0 }
     }
 
     /// Payload bytes opened so far.
@@ -426,7 +424,7 @@ impl<O: Open> OpenPump<O> {
         self.bytes
     }
 
-    /// Carries bytes until the peer's *End*, and half-closes the local stream then.
+    /// Carries bytes until the peer has ended its direction, and half-closes the local stream then.
     ///
     /// # Errors
     /// All of [`PumpError`] but [`PumpError::Exhausted`].
@@ -439,29 +437,39 @@ impl<O: Open> OpenPump<O> {
         loop {
             ready!(self.poll_write(context, local)).map_err(PumpError::Local)?;
             match self.stage {
-                Stage::Carrying => {
+                OpenStage::Carrying => {
                     if self.open_some()? {
                         continue;
                     }
                     // A buffered writer, such as standard output, must not sit on bytes while we wait for more.
                     ready!(Pin::new(&mut *local).poll_flush(context)).map_err(PumpError::Local)?;
-                    ready!(self.inbox.poll_fill(context, wire))?;
+                    if let Filled::EndOfStream = ready!(self.inbox.poll_fill::<O>(context, wire))? {
+                        if O::END_OF_STREAM == EndOfStream::Truncation || !self.inbox.unread.is_empty() {
+                            return Poll::Ready(Err(PumpError::Truncated));
+                        }
+                        self.stage = OpenStage::Ending;
+                    }
                 }
-                Stage::Ending => return Pin::new(local).poll_shutdown(context).map_err(PumpError::Local),
-                Stage::Aborting(reason) => return Poll::Ready(Err(PumpError::Aborted(reason))),
+                OpenStage::Ending => return Pin::new(local).poll_shutdown(context).map_err(PumpError::Local),
+                OpenStage::Aborting(reason) => return Poll::Ready(Err(PumpError::Aborted(reason))),
             }
         }
     }
 
-    /// After *End*, while the other direction lives on: watches that the peer stays and says nothing more.
+    /// After the peer's end, while the other direction lives on: watches that the peer stays and says nothing more. Where the end
+    /// of the stream was the end, there is nothing left to watch.
     pub fn poll_hangup(
         &mut self,
         context: &mut Context<'_>,
         wire: &mut (impl AsyncRead + Unpin),
     ) -> Poll<PumpError> {
+        if O::END_OF_STREAM == EndOfStream::End {
+            return Poll::Pending;
+        }
         if self.inbox.unread.is_empty() {
-            match ready!(self.inbox.poll_fill(context, wire)) {
-                Ok(()) => {}
+            match ready!(self.inbox.poll_fill::<O>(context, wire)) {
+                Ok(Filled::Some) => {}
+                Ok(Filled::EndOfStream) => return Poll::Ready(PumpError::Truncated),
                 Err(error) => return Poll::Ready(error),
             }
         }
@@ -471,9 +479,9 @@ impl<O: Open> OpenPump<O> {
     /// Opens the frames that are here whole, up to [`GATHER`] payloads; false when there was none.
     fn open_some(&mut self) -> Result<bool, FrameError> {
         let mut some = false;
-        while let Stage::Carrying = self.stage
+        while let OpenStage::Carrying = self.stage
             && !self.payloads.is_full()
-            && let Some(frame) = self.inbox.next_frame()?
+            && let Some(frame) = self.inbox.next_frame::<O>()?
         {
             some = true;
             match self.opener.open(&mut self.inbox.bytes()[frame.clone()])? {
@@ -482,8 +490,8 @@ impl<O: Open> OpenPump<O> {
                     self.bytes += payload.len() as u64;
                     self.payloads.push(Payload::new(frame.start + payload.start, frame.start + payload.end));
                 }
-                Received::End => self.stage = Stage::Ending,
-                Received::Abort(reason) => self.stage = Stage::Aborting(reason),
+                Received::End => self.stage = OpenStage::Ending,
+                Received::Abort(reason) => self.stage = OpenStage::Aborting(reason),
             }
         }
         Ok(some)

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::cipher::Cipher;
 use super::connection_info::ConnectionInfo;
+use super::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use super::noise::{Secret, TAG};
 
 /// Bytes of the length field in front of a frame.
@@ -105,17 +106,6 @@ enum Kind {
     Data = 2,
     End = 3,
     Abort = 4,
-}
-
-/// What an opened frame says.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Received {
-    /// Bytes of the stream, and where in the frame they lie. May be empty.
-    Data(Range<usize>),
-    /// The stream of this direction is complete.
-    End,
-    /// The connection has failed at the peer: what was received is not the whole stream.
-    Abort(AbortReason),
 }
 
 /// How many bytes the frame has, header included, that starts with this header.
@@ -289,6 +279,35 @@ impl Opener {
             _ => return Err(FrameError::Unexpected("a frame of unknown kind")),
         };
         Ok((kind, HEADER..HEADER + end))
+    }
+}
+
+impl Seal for Sealer {
+    const SLOT: Slot = Slot { size: FRAME_MAX, head: HEADER, tail: OVERHEAD - HEADER };
+
+    fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
+        Self::data(self, slot, payload)
+    }
+
+    fn end(self, slot: &mut [u8]) -> Result<Ending, Exhausted> {
+        Self::end(self, slot).map(Ending::Frame)
+    }
+
+    fn abort(self, reason: AbortReason, slot: &mut [u8]) -> Result<Option<usize>, Exhausted> {
+        Self::abort(self, reason, slot).map(Some)
+    }
+}
+
+impl Open for Opener {
+    const FRAME_MAX: usize = FRAME_MAX;
+    const END_OF_STREAM: EndOfStream = EndOfStream::Truncation;
+
+    fn next_length(unread: &[u8]) -> Result<Option<usize>, FrameError> {
+        unread.first_chunk::<HEADER>().map(|header| frame_length(*header)).transpose()
+    }
+
+    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
+        Self::open(self, frame)
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod cipher;
 pub mod connection_info;
 pub mod frame;
+pub mod framing;
 pub mod handshake;
 pub mod key;
 pub mod noise;

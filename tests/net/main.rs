@@ -2,5 +2,6 @@
 //! cut at every boundary, and a writer waits for its reader all the time.
 
 mod handshake;
+mod other_framing;
 mod pump;
 mod support;

@@ -12,8 +12,9 @@ use sha2::Sha256;
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
-    AbortReason, FRAME_MAX, First, FrameError, HEADER, OVERHEAD, Opener, Received, Sealer, frame_length,
+    AbortReason, FRAME_MAX, First, FrameError, HEADER, OVERHEAD, Opener, Sealer, frame_length,
 };
+use spipe::proto::framing::Received;
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
 use spipe::proto::handshake::{MESSAGE_1, MESSAGE_2};
 use spipe::proto::key::Key;
