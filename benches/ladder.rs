@@ -16,14 +16,11 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use spipe::net::addr::Endpoint;
-use spipe::net::dial::Dialer;
-use spipe::net::listen::Passed;
-use spipe::net::pipe::Pipe;
-use spipe::net::pipes::{self, Pipes, Plan};
-use spipe::net::pump::{self, Inbox, OpenPump, SealPump};
-use spipe::net::serve::Role;
-use spipe::net::stream::Keepalive;
+use spipe::addr::Endpoint;
+use spipe::connection::Pipe;
+use spipe::listen::Passed;
+use spipe::pipe::serve::Role;
+use spipe::pipe::{self as pipes, Pipes, Plan};
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
@@ -32,6 +29,9 @@ use spipe::proto::frame::{
 use spipe::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
 use spipe::proto::key::Key;
+use spipe::pump::{self, Inbox, OpenPump, SealPump};
+use spipe::stream::Keepalive;
+use spipe::upstream::Dialer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -256,8 +256,7 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
         Side::Near => (accepted, dialed),
         Side::Far => (dialed, accepted),
     };
-    let (mut local, mut wire) =
-        (spipe::net::stream::Stream::Tcp(local), spipe::net::stream::Stream::Tcp(wire));
+    let (mut local, mut wire) = (spipe::stream::Stream::Tcp(local), spipe::stream::Stream::Tcp(wire));
     let (mut seal, mut open) = (SealPump::new(NoCipher), OpenPump::new(NoCipher, Inbox::new()));
     pump::run(&mut seal, &mut open, local.split(), wire.split()).await.expect("nothing fails on loopback");
 }

@@ -6,27 +6,38 @@
 //!                                     per connection
 //! ```
 //!
-//! The modules, in the order in which a byte travels (an arrow means "uses", and none points back):
+//! The rooms, in the order in which they use each other: an arrow means "uses", and none points back.
 //!
 //! ```text
-//!  main ─▶ cli ─▶ config ─▶ net::pipes ─▶ net::serve ─▶ net::pipe ─▶ net::pump ─▶ proto::frame
-//!           │     flags     all pipes,    accept,       one          one          seal, open
-//!           │     and       reload,       limits        connection   direction
-//!           │     files     drain                          │
-//!           ▼                                              └─▶ net::handshake ─▶ proto::handshake ─▶ proto::noise
-//!        service                                               deadlines          steps, messages     state
-//!        what a process owes its system
+//!  main ─▶ cli ─▶ config ─▶ service ─▶ pipe ─▶ connection ─┬─▶ tunnel ───▶ proto
+//!          flags  flags     what a     accept,  one life    │   handshake  keys, frames
+//!                 and files process    reload,  of each     ├─▶ upstream
+//!                           owes its   drain    role        │   dialing
+//!                           system                          ├─▶ gate, listen
+//!                                                           │   who comes in
+//!                                                           └─▶ pump ─▶ stream
+//!                                                               bytes    sockets
 //! ```
 //!
-//! [`proto`] is pure: bytes in, bytes out. [`net`] moves bytes and knows nothing of ciphers. [`config`] says what pipes there
-//! are to be. `docs/DESIGN.md` has the reasons, `docs/PROTOCOL.md` the wire.
+//! [`addr`] has the addresses that all of them speak of, and [`stats`] counts. [`proto`] is pure: bytes in, bytes out; all other
+//! rooms know nothing of ciphers. `tests/protocol/wall.rs` holds the order. `docs/DESIGN.md` has the reasons,
+//! `docs/PROTOCOL.md` the wire.
 //!
 //! The library exists for the binary, its tests and its benchmarks; its interface is not stable.
 
 #![forbid(unsafe_code)]
 
+pub mod addr;
 pub mod cli;
 pub mod config;
-pub mod net;
+pub mod connection;
+pub mod gate;
+pub mod listen;
+pub mod pipe;
 pub mod proto;
+pub mod pump;
 pub mod service;
+pub mod stats;
+pub mod stream;
+pub mod tunnel;
+pub mod upstream;

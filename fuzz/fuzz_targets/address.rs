@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spipe::net::addr::{Outgoing, Source, Target};
+use spipe::addr::{Outgoing, Source, Target};
 
 fuzz_target!(|text: &str| {
     let target = text.parse::<Target>();

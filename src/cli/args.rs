@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use crate::addr::Target;
 use crate::config::key_file::KeySource;
 use crate::config::options::{PipeOptions, ServiceOptions};
-use crate::net::addr::Target;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -17,17 +17,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use zeroize::Zeroizing;
 
+use crate::addr::{Endpoint, Target};
 use crate::config::plan::has_aes_instructions;
-use crate::net::addr::{Endpoint, Target};
-use crate::net::dial::Dialer;
-use crate::net::listen::Passed;
-use crate::net::pipe::Pipe;
-use crate::net::pipes::{self, Pipes, Plan};
-use crate::net::serve::Role;
-use crate::net::stream::Keepalive;
+use crate::connection::Pipe;
+use crate::listen::Passed;
+use crate::pipe::serve::Role;
+use crate::pipe::{self as pipes, Pipes, Plan};
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::{Label, MESSAGE_1};
 use crate::proto::key::Key;
+use crate::stream::Keepalive;
+use crate::upstream::Dialer;
 
 /// What the demo's client tells the built-in echo service.
 const SECRET: &[u8] = b"The password is: correct horse battery staple\n";

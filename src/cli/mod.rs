@@ -21,17 +21,17 @@ use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
 use crate::config::{self, ConfigError, Configuration, Origin};
-use crate::net::connections::Connections;
-use crate::net::listen::ListenError;
-use crate::net::pipe::ConnectionError;
-use crate::net::pipes::Plan;
-use crate::net::pump::PumpError;
-use crate::net::stream::Stream;
+use crate::connection::ConnectionError;
+use crate::connection::running::Connections;
+use crate::listen::ListenError;
+use crate::pipe::Plan;
+use crate::pump::PumpError;
 use crate::service::daemon::DaemonError;
 use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
 use crate::service::sandbox::Needs;
 use crate::service::startup::StartupError;
+use crate::stream::Stream;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
 #[derive(Debug, Error)]

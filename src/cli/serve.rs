@@ -14,15 +14,15 @@ use super::process::{Signal, Signals};
 use crate::config::options::ServiceOptions;
 use crate::config::plan::Planner;
 use crate::config::{Configuration, Origin};
-use crate::net::dial::Dialer;
-use crate::net::pipes::{self, Listening, Pipes, Plan};
-use crate::net::usage::Usage;
+use crate::pipe::{self as pipes, Listening, Pipes, Plan};
 use crate::proto::key::Fingerprint;
 use crate::service::daemon::{self, Side};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
 use crate::service::sandbox::{self, Needs};
 use crate::service::startup::{Service, Started};
+use crate::stats::Usage;
+use crate::upstream::Dialer;
 
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
 ///

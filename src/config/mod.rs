@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  command line ─▶ PipeOptions ──┐
-//!                                ├─▶ Plan, with its keys ─▶ net::pipes
+//!                                ├─▶ Plan, with its keys ─▶ pipe
 //!  file.toml ────▶ PipeOptions ──┘
 //! ```
 //!
@@ -22,8 +22,8 @@ use thiserror::Error;
 use self::options::{PipeOptions, ServiceOptions};
 use self::plan::{PlanError, Planner};
 use self::toml_file::{File, FileError};
-use crate::net::pipe::Pipe;
-use crate::net::pipes::Plan;
+use crate::connection::Pipe;
+use crate::pipe::Plan;
 
 /// Where a configuration comes from, and comes from again at a reload.
 pub(crate) enum Origin {

@@ -8,8 +8,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::key_file::KeySource;
 use super::text;
-use crate::net::addr::{Outgoing, Source, Target};
-use crate::net::serve::Role;
+use crate::addr::{Outgoing, Source, Target};
+use crate::pipe::serve::Role;
 use crate::proto::handshake::Label;
 use crate::service::log::Format;
 use crate::service::privileges::UserName;

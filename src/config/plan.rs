@@ -9,13 +9,13 @@ use thiserror::Error;
 
 use super::key_file::{self, KeyFileError, KeySource, Permissions};
 use super::options::{CipherChoice, PipeOptions};
-use crate::net::dial::Dialer;
-use crate::net::pipe::Pipe;
-use crate::net::pipes::Plan;
-use crate::net::stream::Keepalive;
-use crate::net::usage::Usage;
+use crate::connection::Pipe;
+use crate::pipe::Plan;
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
+use crate::stats::Usage;
+use crate::stream::Keepalive;
+use crate::upstream::Dialer;
 
 /// Why options make no pipe.
 #[derive(Debug, Error)]

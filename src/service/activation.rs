@@ -9,7 +9,7 @@ use listenfd::ListenFd;
 use socket2::{Domain, SockRef, Type};
 use thiserror::Error;
 
-use crate::net::listen::{Bound, Passed};
+use crate::listen::{Bound, Passed};
 
 /// Why a passed socket cannot be used.
 #[derive(Debug, Error)]

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, info};
 
-use crate::net::heartbeat::Heartbeat;
+use crate::pipe::heartbeat::Heartbeat;
 
 /// How often the state is looked at, and so the most often that it is told.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);

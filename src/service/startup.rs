@@ -25,7 +25,7 @@ use super::activation::{self, ActivationError};
 use super::daemon::{Background, DaemonError};
 use super::pid_file::{PidFile, PidFileError};
 use super::privileges::{Identity, PrivilegesError, UserName};
-use crate::net::listen::Passed;
+use crate::listen::Passed;
 
 /// Why the process cannot become a service.
 #[derive(Debug, Error)]

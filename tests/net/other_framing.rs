@@ -3,9 +3,9 @@
 
 use std::task::Poll;
 
-use spipe::net::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
 use spipe::proto::frame::{AbortReason, Exhausted, FrameError};
 use spipe::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
+use spipe::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 /// Bytes of every packet: payload and fill, how many of them are payload, and their sum.

@@ -2,9 +2,10 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use spipe::net::pump::{self, PumpError, SealPump};
 use spipe::proto::cipher::Cipher;
 use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Sealer};
+use spipe::pump::buffer::BATCH;
+use spipe::pump::{self, PumpError, SealPump};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
 
 use crate::support::{End, establish};
@@ -294,7 +295,7 @@ async fn a_reader_that_stops_stops_the_writer() {
     };
     assert!(tokio::time::timeout(std::time::Duration::from_secs(1), stuck).await.is_err());
     // A batch on either side of the wire, and what the four small channels hold.
-    assert!(accepted < 2 * spipe::net::buffer::BATCH, "{accepted} bytes were taken from the writer");
+    assert!(accepted < 2 * BATCH, "{accepted} bytes were taken from the writer");
     drop(service);
     pumps.abort();
 }

@@ -59,7 +59,7 @@ fn what_can_be_read_cannot_be_written() {
 #[test]
 fn no_file_is_made_moved_or_changed_anywhere() {
     isolated(|directory| {
-        let socket: spipe::net::addr::Source = directory.join("sockets/s").to_str().unwrap().parse().unwrap();
+        let socket: spipe::addr::Source = directory.join("sockets/s").to_str().unwrap().parse().unwrap();
         let here = file(directory, "sockets/here");
         let mut needs = Needs::new();
         // The directory with the most rights.
@@ -174,7 +174,7 @@ fn a_socket_can_be_removed_at_the_end_and_nothing_elsewhere() {
         fs::create_dir(directory.join("sockets")).unwrap();
         let path = directory.join("sockets/s");
         let source = path.to_str().unwrap().parse().unwrap();
-        let bound = spipe::net::listen::listen(&source, &mut spipe::net::listen::Passed::default()).unwrap();
+        let bound = spipe::listen::listen(&source, &mut spipe::listen::Passed::default()).unwrap();
         let secret = file(directory, "sockets/secret");
         let mut needs = Needs::new();
         needs.listen_at(&source);

@@ -8,9 +8,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, UnixStream};
 
 use rustix::io::Errno;
-use spipe::net::dial::Dialer;
-use spipe::net::stream::Keepalive;
 use spipe::service::sandbox::Needs;
+use spipe::stream::Keepalive;
+use spipe::upstream::Dialer;
 
 use crate::isolated::{
     assert_denied, assert_no_such_call, isolated, isolated_in_namespaces, isolated_with, lock_in,

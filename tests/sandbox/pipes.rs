@@ -9,17 +9,17 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use spipe::net::addr::{Endpoint, Target};
-use spipe::net::dial::Dialer;
-use spipe::net::listen::Passed;
-use spipe::net::pipe::Pipe;
-use spipe::net::pipes::{self, Plan};
-use spipe::net::serve::Role;
-use spipe::net::stream::Keepalive;
+use spipe::addr::{Endpoint, Target};
+use spipe::connection::Pipe;
+use spipe::listen::Passed;
+use spipe::pipe::serve::Role;
+use spipe::pipe::{self as pipes, Plan};
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::handshake::Label;
 use spipe::proto::key::Key;
 use spipe::service::sandbox::Needs;
+use spipe::stream::Keepalive;
+use spipe::upstream::Dialer;
 
 use crate::isolated::{isolated, lock_in};
 

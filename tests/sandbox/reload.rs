@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
-use spipe::net::listen::{Passed, listen};
+use spipe::listen::{Passed, listen};
 use spipe::service::sandbox::Needs;
 
 use crate::files::file;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf, absolute};
 
-use crate::net::addr::{Endpoint, Outgoing, Source, Target, UnixName};
+use crate::addr::{Endpoint, Outgoing, Source, Target, UnixName};
 use crate::service::log::Destination;
 
 /// DNS, where an answer is too long for UDP.

@@ -66,13 +66,13 @@ impl Connections {
     }
 
     /// Waits until all tasks have ended. To be called when no new ones are spawned.
-    pub(super) async fn finished(&self) {
+    pub(crate) async fn finished(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
 
     /// Tells all connections to end, and waits for a moment until they have told their peers. Gives how many were running.
-    pub(super) async fn cut_short(&self) -> usize {
+    pub(crate) async fn cut_short(&self) -> usize {
         self.0.is_cut.store(true, Ordering::SeqCst);
         let wakers: Vec<_> = self.0.running().iter().map(|(_, running)| running.waker.clone()).collect();
         let count = wakers.len();
@@ -95,12 +95,12 @@ pub struct Counted {
 
 impl Counted {
     /// Keeps `permit` as long as the connection runs.
-    pub(super) fn hold(&self, permit: OwnedSemaphorePermit) {
+    pub(crate) fn hold(&self, permit: OwnedSemaphorePermit) {
         self.shared.running()[self.key].permit = Some(permit);
     }
 
     /// Does `work`, unless the connection has to end before that is done: then there is no result.
-    pub(super) fn unless_cut<T>(
+    pub(crate) fn unless_cut<T>(
         &self,
         mut work: impl Future<Output = T> + Unpin,
     ) -> impl Future<Output = Option<T>> {

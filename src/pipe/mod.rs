@@ -4,20 +4,23 @@
 //! is replaced is who accepts the next one. The sockets stay: a pipe's place is known by what it was written as ([`Source`]),
 //! and a new pipe at the same place takes the socket over with whoever waits in its queue.
 
+pub mod heartbeat;
+pub mod serve;
+
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use super::addr::{Endpoint, Source};
-use super::connections::Connections;
-use super::heartbeat::Heartbeat;
-use super::listen::{self, Bound, ListenError, Listener, Passed};
-use super::lobby::Lobby;
-use super::pipe::Pipe;
-use super::serve::{Role, Running, Server};
-use super::stream::Keepalive;
+use crate::addr::{Endpoint, Source};
+use crate::connection::Pipe;
+use crate::connection::running::Connections;
+use crate::gate::lobby::Lobby;
+use crate::listen::{self, Bound, ListenError, Listener, Passed};
+use crate::pipe::heartbeat::Heartbeat;
+use crate::pipe::serve::{Role, Running, Server};
 use crate::proto::cipher::Ciphers;
+use crate::stream::Keepalive;
 
 /// One pipe, as it is to be.
 pub struct Plan {
@@ -249,10 +252,10 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::net::dial::Dialer;
     use crate::proto::cipher::Cipher;
     use crate::proto::handshake::Label;
     use crate::proto::key::Key;
+    use crate::upstream::Dialer;
 
     fn plan(source: &str) -> Plan {
         Plan {

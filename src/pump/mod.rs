@@ -10,6 +10,8 @@
 //!
 //! They are generic over the protocol ([`Seal`], [`Open`]), and know of it what `proto::framing` says.
 
+pub mod buffer;
+
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -20,10 +22,10 @@ use arrayvec::ArrayVec;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::buffer::{BATCH, Buffer};
-use super::stream::ReadVectored;
 use crate::proto::frame::{AbortReason, Exhausted, FrameError};
 use crate::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
+use crate::pump::buffer::{BATCH, Buffer};
+use crate::stream::ReadVectored;
 
 /// Slots that one readv(2) may fill. spipe's frames fill a buffer with eight; more count where frames are small.
 const SLOTS: usize = 64;

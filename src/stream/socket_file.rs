@@ -9,7 +9,7 @@ use tracing::warn;
 
 /// What has a name that a socket is to get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Existing {
+pub(crate) enum Existing {
     /// Nothing: the name is free.
     Nothing,
     /// A socket that nobody listens on, such as a killed process leaves behind.
@@ -25,7 +25,7 @@ impl Existing {
     ///
     /// # Errors
     /// The operating system's, when it does not let us look.
-    pub(super) fn at(file: &Path) -> io::Result<Self> {
+    pub(crate) fn at(file: &Path) -> io::Result<Self> {
         match std::fs::symlink_metadata(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Nothing),
             Err(error) => return Err(error),
@@ -46,7 +46,7 @@ impl Existing {
 }
 
 /// The file of a socket that we bound. Dropping it removes the file, unless another has taken its place.
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode, which name a file for good.
     identity: (u64, u64),
@@ -57,7 +57,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn own(path: &Path) -> io::Result<Self> {
+    pub(crate) fn own(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), identity: identity(path)? })
     }
 }

@@ -5,6 +5,8 @@
 //!  responder:  wire accepted  ─▶ handshake ─▶ Open ─▶ dial the target      ─▶ pumps
 //! ```
 
+pub mod running;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -18,20 +20,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::addr::{Endpoint, Target};
-use super::buffer::Buffer;
-use super::connections::{Connections, Counted};
-use super::dial::Dialer;
-use super::handshake::{self, Failure};
-use super::lobby::Visitor;
-use super::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
-use super::stream::Stream;
-use super::usage::Usage;
+use crate::addr::{Endpoint, Target};
+use crate::connection::running::{Connections, Counted};
+use crate::gate::lobby::Visitor;
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::frame::{AbortReason, Opener, Sealer};
 use crate::proto::handshake::Label;
 use crate::proto::key::{Fingerprint, Key};
+use crate::pump::buffer::Buffer;
+use crate::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
+use crate::stats::Usage;
+use crate::stream::Stream;
+use crate::tunnel::{self, Failure};
+use crate::upstream::Dialer;
 
 /// How long a failing connection may take to tell its peer so. The peer finds out anyway when the connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -166,7 +168,7 @@ impl Pipe {
             let established = {
                 let (reader, writer) = wire.split();
                 let mut wire = tokio::io::join(reader, writer);
-                handshake::initiate(&mut wire, key, &self.label, self.ciphers, deadline).await?
+                tunnel::initiate(&mut wire, key, &self.label, self.ciphers, deadline).await?
             };
             Ok::<_, SetupError>((wire, established))
         };
@@ -224,8 +226,8 @@ impl Pipe {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
             let (established, key) =
-                handshake::respond(&mut wire, &self.keys, &self.label, self.ciphers, deadline).await?;
-            let opened = handshake::await_open(&mut wire, established.opener, deadline).await?;
+                tunnel::respond(&mut wire, &self.keys, &self.label, self.ciphers, deadline).await?;
+            let opened = tunnel::await_open(&mut wire, established.opener, deadline).await?;
             Ok::<_, Failure>((established.sealer, opened, established.cipher, key))
         };
         let (sealer, (opener, info, inbox), cipher, key) = tokio::select! {
@@ -365,7 +367,7 @@ async fn say_farewell(seal: &mut SealPump<Sealer>, reason: AbortReason, wire: &m
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::stream::Keepalive;
+    use crate::stream::Keepalive;
 
     /// What each idle connection costs besides its keys and sockets; it grows unnoticed, by a variable that lives across a
     /// wait.

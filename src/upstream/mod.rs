@@ -9,9 +9,9 @@ use tokio::net::{TcpSocket, TcpStream, UnixSocket, UnixStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use super::addr::{Endpoint, Outgoing, Target, UnixName};
-use super::socket_file::{Existing, SocketFile};
-use super::stream::{Keepalive, Stream};
+use crate::addr::{Endpoint, Outgoing, Target, UnixName};
+use crate::stream::socket_file::{Existing, SocketFile};
+use crate::stream::{Keepalive, Stream};
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305's "Connection Attempt Delay").
 const HEAD_START: Duration = Duration::from_millis(250);

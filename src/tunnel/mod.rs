@@ -10,7 +10,6 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::pump::{Filled, Inbox, PumpError};
 use crate::proto::cipher::Ciphers;
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::frame::{First, Opener};
@@ -19,6 +18,7 @@ use crate::proto::handshake::{
     Responder, ResponderEstablished, ResponderRandomness,
 };
 use crate::proto::key::{Fingerprint, Key};
+use crate::pump::{Filled, Inbox, PumpError};
 
 /// Why no connection was established. The text says what is likely, since the peer says nothing.
 #[derive(Debug, Error)]

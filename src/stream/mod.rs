@@ -1,5 +1,7 @@
 //! The byte streams at a pipe's two ends, and what the pumps ask of them.
 
+pub(crate) mod socket_file;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -7,12 +7,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::connections::Connections;
-use super::heartbeat::Heartbeat;
-use super::listen::{Listener, Listeners};
-use super::lobby::Lobby;
-use super::pipe::Pipe;
-use super::stream::Keepalive;
+use crate::connection::Pipe;
+use crate::connection::running::Connections;
+use crate::gate::lobby::Lobby;
+use crate::listen::{Listener, Listeners};
+use crate::pipe::heartbeat::Heartbeat;
+use crate::stream::Keepalive;
 
 /// Which end of the pipe this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Running {
 
     /// Ends the accept loop as a panic would.
     #[cfg(test)]
-    pub(super) async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.accepting.abort();
         while !self.has_died() {
             tokio::task::yield_now().await;

@@ -14,9 +14,9 @@ use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
-use super::addr::{Endpoint, SocketName, Source, UnixName};
-use super::socket_file::{Existing, SocketFile};
-use super::stream::{Keepalive, Stream};
+use crate::addr::{Endpoint, SocketName, Source, UnixName};
+use crate::stream::socket_file::{Existing, SocketFile};
+use crate::stream::{Keepalive, Stream};
 
 /// Connections that the kernel may hold for us before they are accepted. It caps this at net.core.somaxconn.
 const BACKLOG: i32 = 1024;

@@ -1,0 +1,3 @@
+//! What may become a connection, and how many.
+
+pub mod lobby;
