@@ -17,10 +17,8 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::addr::Endpoint;
-use spipe::connection::Pipe;
 use spipe::listen::Passed;
-use spipe::pipe::serve::Role;
-use spipe::pipe::{self as pipes, Pipes, Plan};
+use spipe::pipe::{self, Pipes, Registry, Spec};
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
@@ -30,11 +28,10 @@ use spipe::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
 use spipe::proto::key::Key;
 use spipe::pump::{self, Inbox, OpenPump, SealPump};
-use spipe::stream::Keepalive;
-use spipe::upstream::Dialer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use vec1::vec1;
 
 /// What one measured run carries.
 const BULK: usize = 64 << 20;
@@ -213,8 +210,12 @@ fn loopback(criterion: &mut Criterion) {
 
     for cipher in CIPHERS {
         let _entered = runtime.enter();
-        let (far, _responder) = start(Role::Responder, service, cipher);
-        let (near, _initiator) = start(Role::Initiator, far, cipher);
+        let (key, ciphers) = (Arc::new(key()), Ciphers::only(cipher));
+        let port = || "127.0.0.1:0".parse().expect("an address");
+        let target = |address: SocketAddr| address.to_string().parse().expect("an address");
+        let (far, _responder) =
+            start(Spec::responder(port(), target(service), vec1![Arc::clone(&key)], ciphers));
+        let (near, _initiator) = start(Spec::initiator(port(), target(far), key, ciphers));
         group.bench_function(format!("spipe {cipher}"), |bencher| {
             bencher.iter_custom(|times| runtime.block_on(push_often(near, times)));
         });
@@ -261,28 +262,12 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
     pump::run(&mut seal, &mut open, local.split(), wire.split()).await.expect("nothing fails on loopback");
 }
 
-fn start(role: Role, target: SocketAddr, cipher: Cipher) -> (SocketAddr, Pipes) {
-    let target = target.to_string().parse().expect("an address");
-    let plan = Plan {
-        role,
-        sources: vec!["127.0.0.1:0".parse().expect("an address")],
-        pipe: Pipe {
-            name: None,
-            keys: vec![Arc::new(key())],
-            label: Label::default(),
-            ciphers: Ciphers::only(cipher),
-            dialer: Dialer::new(target, None, Keepalive::On).expect("both are TCP"),
-            timeout: Duration::from_secs(5),
-            usage: Arc::default(),
-        },
-        max_connections: 100,
-        keepalive: Keepalive::On,
-    };
-    let listening = pipes::listen(vec![plan], &mut Passed::default()).expect("a port");
+fn start(spec: Spec) -> (SocketAddr, Pipes) {
+    let listening = pipe::listen(spec.into(), &mut Passed::default()).expect("a port");
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         unreachable!("it is an IP address");
     };
-    (address, listening.start().expect("a runtime is here"))
+    (address, listening.start(Registry::default()).expect("a runtime is here"))
 }
 
 /// Beside the ladder: what a connection costs before its first byte.

@@ -9,15 +9,16 @@
 //! | `[]:80`, `*:80` | every address of both families (only to listen on) |
 //! | `systemd`, `systemd:name` | the sockets that the service manager has passed, or those of that name (only to listen on) |
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use thiserror::Error;
+use vec1::Vec1;
 
 /// The longest name a Unix-domain socket can have: `sun_path` is 108 bytes and one is the terminator (unix(7)).
 const UNIX_NAME_MAX: usize = 107;
@@ -57,7 +58,7 @@ pub enum AddressError {
 }
 
 /// One place on a network or in a file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// An IP address and a port.
     Ip(SocketAddr),
@@ -73,39 +74,6 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// The IP addresses this stands for, looked up now.
-    ///
-    /// # Errors
-    /// When the name does not resolve; a Unix-domain socket has none.
-    pub(crate) async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        if !matches!(self, Self::Name { .. }) {
-            return self.resolve_blocking();
-        }
-        // The system's resolver knows no other way than to block.
-        let endpoint = self.clone();
-        tokio::task::spawn_blocking(move || endpoint.resolve_blocking()).await.map_err(io::Error::other)?
-    }
-
-    /// The same, for where there is no runtime.
-    pub(crate) fn resolve_blocking(&self) -> io::Result<Vec<SocketAddr>> {
-        match self {
-            Self::Ip(address) => Ok(vec![*address]),
-            Self::Name { host, port } => {
-                let found: Vec<_> = (host.as_str(), *port)
-                    .to_socket_addrs()
-                    .map_err(|error| {
-                        io::Error::new(error.kind(), format!("cannot resolve '{host}': {error}"))
-                    })?
-                    .collect();
-                if found.is_empty() {
-                    return Err(io::Error::other(format!("'{host}' has no address")));
-                }
-                Ok(found)
-            }
-            Self::Unix(name) => Err(io::Error::other(format!("{name} is not an IP address"))),
-        }
-    }
-
     /// An IP address or a name has one.
     pub(crate) fn port(&self) -> Option<u16> {
         match self {
@@ -127,7 +95,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// A Unix-domain socket's name. One that starts with a zero byte is in the abstract namespace, as in `sun_path`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UnixName(PathBuf);
 
 impl UnixName {
@@ -173,7 +141,7 @@ impl fmt::Display for UnixName {
 }
 
 /// Where to connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target(Endpoint);
 
 impl Target {
@@ -202,7 +170,7 @@ impl fmt::Display for Target {
 }
 
 /// Where to listen. Port 0 lets the system choose; the log says which it chose.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// One place; a name may stand for several.
     At(Endpoint),
@@ -275,8 +243,63 @@ impl fmt::Display for Source {
     }
 }
 
+/// The sources of one pipe: at least one, each once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sources(Vec1<Source>);
+
+/// Why some sources cannot be those of one pipe.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SourcesError {
+    /// There is none.
+    #[error("the source is missing; write where to accept connections")]
+    None,
+    /// The same one, more than once.
+    #[error("{0} is a source twice; once is enough")]
+    Twice(Source),
+}
+
+impl Sources {
+    /// Checks that `sources` can be those of one pipe.
+    ///
+    /// # Errors
+    /// [`SourcesError`].
+    pub fn new(sources: Vec<Source>) -> Result<Self, SourcesError> {
+        let mut seen = HashSet::new();
+        if let Some(twice) = sources.iter().find(|source| !seen.insert(*source)) {
+            return Err(SourcesError::Twice(twice.clone()));
+        }
+        Vec1::try_from_vec(sources).map(Self).map_err(|_| SourcesError::None)
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Source> {
+        self.0.iter()
+    }
+
+    /// Whether `source` is one of them.
+    pub fn contains(&self, source: &Source) -> bool {
+        self.0.contains(source)
+    }
+}
+
+impl From<Source> for Sources {
+    fn from(source: Source) -> Self {
+        Self(Vec1::new(source))
+    }
+}
+
+/// For people: `[127.0.0.1]:80 and /run/x.sock`.
+impl fmt::Display for Sources {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, source) in self.iter().enumerate() {
+            write!(formatter, "{}{source}", if place == 0 { "" } else { " and " })?;
+        }
+        Ok(())
+    }
+}
+
 /// Where to connect from. Port 0, the default, lets the system choose one a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Outgoing(Endpoint);
 
 impl Outgoing {
@@ -511,5 +534,15 @@ mod tests {
         assert_eq!(target("@"), Err(AddressError::UnixName(0)));
         assert_eq!(target(&format!("/{}", "x".repeat(107))), Err(AddressError::UnixName(108)));
         assert!(target(&format!("/{}", "x".repeat(106))).is_ok());
+    }
+
+    #[test]
+    fn a_pipe_has_at_least_one_source_and_each_once() {
+        let source = |text: &str| text.parse::<Source>().unwrap();
+        assert_eq!(Sources::new(Vec::new()), Err(SourcesError::None));
+        let twice = Sources::new(vec![source("*:1"), source("[::1]:2"), source("[]:1")]);
+        assert_eq!(twice, Err(SourcesError::Twice(source("[]:1"))));
+        let two = Sources::new(vec![source("*:1"), source("[::1]:2")]).unwrap();
+        assert_eq!(two.to_string(), "[]:1 and [::1]:2");
     }
 }

@@ -33,6 +33,7 @@ pub mod config;
 pub mod connection;
 pub mod gate;
 pub mod listen;
+pub mod names;
 pub mod pipe;
 pub mod proto;
 pub mod pump;

@@ -15,19 +15,17 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use vec1::Vec1;
 use zeroize::Zeroizing;
 
-use crate::addr::{Endpoint, Target};
-use crate::config::plan::has_aes_instructions;
-use crate::connection::Pipe;
+use crate::addr::{Endpoint, Source, Target};
 use crate::listen::Passed;
-use crate::pipe::serve::Role;
-use crate::pipe::{self as pipes, Pipes, Plan};
+use crate::pipe::{self, Pipes, Registry, Spec};
 use crate::proto::cipher::Ciphers;
-use crate::proto::handshake::{Label, MESSAGE_1};
+use crate::proto::handshake::MESSAGE_1;
 use crate::proto::key::Key;
-use crate::stream::Keepalive;
-use crate::upstream::Dialer;
+use crate::service::process::has_aes_instructions;
+use crate::service::runtime::{self, Threads};
 
 /// What the demo's client tells the built-in echo service.
 const SECRET: &[u8] = b"The password is: correct horse battery staple\n";
@@ -52,23 +50,24 @@ const ROWS: usize = 8;
 ///
 /// Errors are texts: they are for the person who watches.
 pub(super) fn run(service: Option<Target>) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(text)?;
+    let runtime = runtime::build(Threads::PerProcessor(None)).map_err(text)?;
     let shown = runtime.block_on(show(service));
     runtime.shutdown_background();
     shown
 }
 
 async fn show(service: Option<Target>) -> Result<(), String> {
-    let mut key = Zeroizing::new([0; 32]);
-    SysRng.try_fill_bytes(&mut *key).map_err(text)?;
+    let mut bytes = Zeroizing::new([0; 32]);
+    SysRng.try_fill_bytes(&mut *bytes).map_err(text)?;
+    let key = Arc::new(Key::from_bytes(&*bytes).map_err(text)?);
     let echo = start_echo().await.map_err(text)?;
     let target = service.clone().unwrap_or_else(|| parse(echo));
 
-    let (responder, _responding) = start(Role::Responder, target.clone(), &key)?;
+    let (responder, _responding) = start_responder(target.clone(), &key)?;
     let (tap, recording) = start_wiretap(responder).await.map_err(text)?;
-    let (initiator, _initiating) = start(Role::Initiator, parse(tap), &key)?;
+    let (initiator, _initiating) = start_initiator(parse(tap), &key)?;
 
-    let fingerprint = Key::from_bytes(&*key).map_err(text)?.fingerprint();
+    let fingerprint = key.fingerprint();
     let name = if service.is_some() { "your service" } else { "an echo service" };
     print(&format!(
         "\nA pipe in one process, with a throw-away key (fingerprint {fingerprint}):\n\n  \
@@ -92,8 +91,8 @@ async fn show(service: Option<Target>) -> Result<(), String> {
     ))?;
 
     // Without the wiretap, and always against the echo service, since nobody's service is to be loaded.
-    let (responder, _responding) = start(Role::Responder, parse(echo), &key)?;
-    let (initiator, _initiating) = start(Role::Initiator, parse(responder), &key)?;
+    let (responder, _responding) = start_responder(parse(echo), &key)?;
+    let (initiator, _initiating) = start_initiator(parse(responder), &key)?;
     let direct = step("a direct round trip", round_trip(echo)).await?;
     let piped = step("a round trip", round_trip(initiator)).await?;
     let throughput = step("the throughput", throughput(initiator)).await?;
@@ -111,28 +110,30 @@ async fn show(service: Option<Target>) -> Result<(), String> {
     ))
 }
 
-/// One end of a pipe on a port of its own.
-fn start(role: Role, target: Target, key: &[u8; 32]) -> Result<(SocketAddr, Pipes), String> {
-    let plan = Plan {
-        role,
-        sources: vec!["127.0.0.1:0".parse().map_err(text)?],
-        pipe: Pipe {
-            name: None,
-            keys: vec![Arc::new(Key::from_bytes(key).map_err(text)?)],
-            label: Label::default(),
-            ciphers: Ciphers::auto(has_aes_instructions()),
-            dialer: Dialer::new(target, None, Keepalive::On).map_err(text)?,
-            timeout: STEP,
-            usage: Arc::default(),
-        },
-        max_connections: 10,
-        keepalive: Keepalive::On,
-    };
-    let listening = pipes::listen(vec![plan], &mut Passed::default()).map_err(text)?;
+/// A responder on a port of its own.
+fn start_responder(target: Target, key: &Arc<Key>) -> Result<(SocketAddr, Pipes), String> {
+    start(Spec::responder(any_port()?, target, Vec1::new(Arc::clone(key)), ciphers()))
+}
+
+/// An initiator on a port of its own.
+fn start_initiator(target: Target, key: &Arc<Key>) -> Result<(SocketAddr, Pipes), String> {
+    start(Spec::initiator(any_port()?, target, Arc::clone(key), ciphers()))
+}
+
+fn any_port() -> Result<Source, String> {
+    "127.0.0.1:0".parse().map_err(text)
+}
+
+fn ciphers() -> Ciphers {
+    Ciphers::auto(has_aes_instructions())
+}
+
+fn start(spec: Spec) -> Result<(SocketAddr, Pipes), String> {
+    let listening = pipe::listen(spec.into(), &mut Passed::default()).map_err(text)?;
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         return Err("cannot listen on 127.0.0.1".into());
     };
-    Ok((address, listening.start().map_err(text)?))
+    Ok((address, listening.start(Registry::default()).map_err(text)?))
 }
 
 async fn start_echo() -> io::Result<SocketAddr> {

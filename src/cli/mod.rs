@@ -1,8 +1,7 @@
-//! From the command line to a running pipe. Nothing half-valid leaves this room: what [`crate::net`] gets is whole.
+//! From the command line to a running pipe. Nothing half-valid leaves this room.
 
 mod args;
 mod demo;
-mod process;
 mod serve;
 
 use std::ffi::OsString;
@@ -10,31 +9,25 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
-use tracing::level_filters::LevelFilter;
 
 use self::args::{Args, Command};
 use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
-use crate::config::{self, ConfigError, Configuration, Origin};
+use crate::config::{ConfigError, Configuration, Origin};
 use crate::connection::ConnectionError;
-use crate::connection::running::Connections;
 use crate::listen::ListenError;
-use crate::pipe::Plan;
-use crate::pump::PumpError;
 use crate::service::daemon::DaemonError;
 use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
-use crate::service::sandbox::Needs;
 use crate::service::startup::StartupError;
-use crate::stream::Stream;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A key file cannot be used or made.
     #[error(transparent)]
@@ -61,26 +54,13 @@ pub enum Error {
     #[error("the demo failed: {0}")]
     Demo(String),
     /// The operating system refuses something that everything needs.
-    #[error("cannot {doing}: {error}")]
+    #[error("cannot {doing}: {source}")]
     System {
         /// What was tried.
         doing: &'static str,
         /// What it says.
-        error: io::Error,
+        source: io::Error,
     },
-}
-
-impl Error {
-    /// Whether the system would have done it for somebody with more rights.
-    fn is_denied(&self) -> bool {
-        let error = match self {
-            Self::Listen(ListenError::Refused { error, .. }) => Some(error),
-            Self::Config(ConfigError::CommandLine(error)) => error.system(),
-            Self::Config(ConfigError::File(error)) => error.system(),
-            _ => None,
-        };
-        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-    }
 }
 
 /// Runs the command line `arguments`, the program's name first, to its end.
@@ -92,7 +72,7 @@ impl Error {
 /// [`Error`], for everything that goes wrong later.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
     let args = Args::try_parse_from(arguments).unwrap_or_else(|error| refuse(&error));
-    process::harden();
+    crate::service::process::harden();
     match (args.command, args.pipe) {
         (Some(Command::Keygen { file: Some(file) }), _) => {
             let fingerprint = key_file::generate(&file)?;
@@ -144,7 +124,7 @@ fn contradict(message: &str) -> ! {
 
 fn say(line: &str) -> Result<ExitCode, Error> {
     writeln!(io::stdout(), "{line}")
-        .map_err(|error| Error::System { doing: "write to standard output", error })?;
+        .map_err(|source| Error::System { doing: "write to standard output", source })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -164,11 +144,11 @@ fn fingerprint(source: &KeySource, permissions: Permissions) -> Result<ExitCode,
 }
 
 fn serve_or_connect(options: PipeOptions, service: ServiceOptions) -> Result<ExitCode, Error> {
-    if options.role().is_none() {
-        return connect(options, &service);
+    if options.mode().is_none() {
+        return serve::connect(options, &service).or_else(contradict_or_fail);
     }
     let directory = std::env::current_dir()
-        .map_err(|error| Error::System { doing: "find the working directory", error })?;
+        .map_err(|source| Error::System { doing: "find the working directory", source })?;
     serve::serve(Origin::CommandLine(Box::new(options), directory), service).or_else(contradict_or_fail)
 }
 
@@ -184,62 +164,20 @@ fn contradict_or_fail<T>(error: Error) -> Result<T, Error> {
 
 /// `spipe check`
 fn check(file: &Path) -> Result<ExitCode, Error> {
-    let origin = Origin::File(absolute(file)?);
-    let Configuration { service, pipes, .. } = Configuration::read(&origin, &mut Planner::default())?;
-    if let Some(user) = &service.user {
+    let parsed = Origin::File(absolute(file)?).parse()?;
+    let user = parsed.service.user.clone();
+    let Configuration { specs, .. } = parsed.plan(&mut Planner::default())?;
+    if let Some(user) = &user {
         Identity::of(user).map_err(StartupError::from)?;
     }
     let mut said = String::new();
-    for Plan { role, sources, pipe, .. } in &pipes {
-        let name = pipe.name.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
-        let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
-        let keys: Vec<_> = pipe.keys.iter().map(|key| key.fingerprint().to_string()).collect();
-        let target = pipe.dialer.target();
-        let _ = writeln!(said, "{name}{role} {} to {target}, key {}", sources.join(" and "), keys.join(", "));
+    for spec in specs.iter() {
+        let keys: Vec<_> = spec.role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
+        let _ = writeln!(said, "{spec}, key {}", keys.join(", "));
     }
     say(&format!("{said}{} is valid", file.display()))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    std::path::absolute(path).map_err(|error| Error::System { doing: "find the working directory", error })
-}
-
-/// Standard input and output are the local end.
-fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, Error> {
-    if let Some(option) = service.asks_for_a_service() {
-        contradict(&format!(
-            "{option} is for a pipe that listens; give -e or -d and -s SOURCE, or leave it out"
-        ));
-    }
-    if options.key.contains(&KeySource::Stdin) {
-        contradict(
-            "-k - reads the key from standard input, which without -e or -d is the data; give the key as a file",
-        );
-    }
-    // As a filter in a pipeline or under ssh, only what goes wrong is news.
-    serve::start_log(service, LevelFilter::ERROR);
-    let pipe = config::stdio_pipe(options, &mut Planner::default())
-        .map_err(ConfigError::from)
-        .map_err(Error::from)
-        .or_else(contradict_or_fail)?;
-    let mut needs = Needs::new();
-    serve::dialing(&pipe.dialer, &mut needs);
-    needs.log_to(serve::log_destination(service));
-    serve::confine(service, &needs);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Error::System { doing: "start the runtime", error })?;
-    let local = Stream::Stdio(Box::new((tokio::io::stdin(), tokio::io::stdout())));
-    let result = runtime.block_on(Arc::new(pipe).initiate(local, None, None, &Connections::default()));
-    // A thread may still sit in read(2) on standard input, and nothing can wake it.
-    runtime.shutdown_background();
-    match result {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        // Who reads our output is gone, as ssh is when it has what it came for. Any filter ends without a word then.
-        Err(ConnectionError::Pump(PumpError::Local(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Ok(ExitCode::FAILURE)
-        }
-        Err(error) => Err(Error::Connection(error)),
-    }
+    std::path::absolute(path).map_err(|source| Error::System { doing: "find the working directory", source })
 }

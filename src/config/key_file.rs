@@ -58,13 +58,14 @@ impl From<bool> for Permissions {
 
 /// What is wrong with a key file, and what to do.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum KeyFileError {
     /// It cannot be opened or read.
     #[error("cannot read the key {0}: {1}{hint}", hint = if .1.kind() == io::ErrorKind::NotFound { "; make one with 'spipe keygen'" } else { "" })]
-    Read(String, io::Error),
+    Read(String, #[source] io::Error),
     /// It is too short.
     #[error("the key {0} is not usable: {1}; make one with 'spipe keygen'")]
-    TooShort(String, KeyTooShort),
+    TooShort(String, #[source] KeyTooShort),
     /// Others can read it.
     #[error("the key {path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
     Permissions(PathBuf, u32),
@@ -82,13 +83,13 @@ pub enum KeyFileError {
     Exists(PathBuf),
     /// `keygen` could not write.
     #[error("cannot write the key {path}: {1}", path = .0.display())]
-    Write(PathBuf, io::Error),
+    Write(PathBuf, #[source] io::Error),
     /// `keygen` without a file, on a terminal.
     #[error("a key does not belong on a terminal; name a file: spipe keygen FILE")]
     ToTerminal,
     /// The system's random generator failed.
     #[error("the system gives no random bytes: {0}")]
-    Randomness(rand::rngs::SysError),
+    Randomness(#[source] rand::rngs::SysError),
 }
 
 /// What a key in a directory of keys is called.

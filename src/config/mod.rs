@@ -1,4 +1,4 @@
-//! What pipes there are to be, from the words of a command line or a file to [`Plan`]s that cannot be half-valid.
+//! What pipes there are to be, from the words of a command line or a file to [`Specs`] that cannot be half-valid.
 //!
 //! ```text
 //!  command line ─▶ PipeOptions ──┐
@@ -16,14 +16,16 @@ mod text;
 mod toml_file;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use self::options::{PipeOptions, ServiceOptions};
 use self::plan::{PlanError, Planner};
-use self::toml_file::{File, FileError};
-use crate::connection::Pipe;
-use crate::pipe::Plan;
+use self::toml_file::{File, FileError, PipeTable};
+use crate::connection::Common;
+use crate::pipe::Specs;
+use crate::proto::key::Key;
 
 /// Where a configuration comes from, and comes from again at a reload.
 pub(crate) enum Origin {
@@ -33,21 +35,21 @@ pub(crate) enum Origin {
     File(PathBuf),
 }
 
-impl Origin {
-    /// What it says of the whole process. To be read before any key.
-    ///
-    /// # Errors
-    /// [`ConfigError`].
-    pub(crate) fn service(&self) -> Result<ServiceOptions, ConfigError> {
-        match self {
-            Self::CommandLine(..) => Ok(ServiceOptions::default()),
-            Self::File(path) => Ok(toml_file::read(path)?.service),
-        }
-    }
+/// What a configuration says, before any key is read.
+pub(crate) struct Parsed {
+    /// Of the whole process.
+    pub(crate) service: ServiceOptions,
+    pipes: ParsedPipes,
+}
+
+enum ParsedPipes {
+    CommandLine(Box<PipeOptions>, PathBuf),
+    File(PathBuf, Vec<PipeTable>),
 }
 
 /// Why there is no valid configuration.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read, or is wrong.
     #[error(transparent)]
@@ -57,71 +59,70 @@ pub enum ConfigError {
     CommandLine(#[from] PlanError),
 }
 
-/// All that a configuration says, valid and with keys.
+/// All that a configuration says of its pipes, valid and with keys.
 pub(crate) struct Configuration {
-    pub(crate) service: ServiceOptions,
-    /// Never empty.
-    pub(crate) pipes: Vec<Plan>,
-    /// Where the keys are, for whoever keeps the process from reading anything else.
+    pub(crate) specs: Specs,
+    /// Where the keys are, for what keeps the process from reading anything else.
     pub(crate) key_files: Vec<PathBuf>,
 }
 
-impl Configuration {
-    /// Reads `origin` and all keys.
+impl Origin {
+    /// Reads and parses, once.
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub(crate) fn read(origin: &Origin, planner: &mut Planner) -> Result<Self, ConfigError> {
-        let mut key_files = Vec::new();
-        match origin {
-            Origin::CommandLine(options, directory) => {
-                let plan = planner.plan(*options.clone(), directory, &mut key_files)?;
-                let plan = apart_from(&[], plan)?;
-                Ok(Self { service: ServiceOptions::default(), pipes: vec![plan], key_files })
+    pub(crate) fn parse(&self) -> Result<Parsed, ConfigError> {
+        match self {
+            Self::CommandLine(options, directory) => {
+                let pipes = ParsedPipes::CommandLine(options.clone(), directory.clone());
+                Ok(Parsed { service: ServiceOptions::default(), pipes })
             }
-            Origin::File(path) => {
+            Self::File(path) => {
                 let File { service, pipes } = toml_file::read(path)?;
-                let beside = path.parent().unwrap_or(Path::new("/"));
-                let mut plans: Vec<Plan> = Vec::new();
-                for pipe in pipes {
-                    let plan = planner
-                        .plan(pipe.options.clone(), beside, &mut key_files)
-                        .and_then(|plan| apart_from(&plans, plan))
-                        .map_err(|error| pipe.blame(error))?;
-                    plans.push(plan);
-                }
-                Ok(Self { service, pipes: plans, key_files })
+                Ok(Parsed { service, pipes: ParsedPipes::File(path.clone(), pipes) })
             }
         }
     }
 }
 
-/// One pipe of standard input and output.
+impl Parsed {
+    /// Reads the keys, and checks that all goes together.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub(crate) fn plan(self, planner: &mut Planner) -> Result<Configuration, ConfigError> {
+        let mut key_files = Vec::new();
+        match self.pipes {
+            ParsedPipes::CommandLine(options, directory) => {
+                let spec = planner.spec(*options, &directory, &mut key_files)?;
+                Ok(Configuration { specs: spec.into(), key_files })
+            }
+            ParsedPipes::File(path, pipes) => {
+                let beside = path.parent().unwrap_or(Path::new("/"));
+                let mut specs = Vec::with_capacity(pipes.len());
+                for pipe in &pipes {
+                    let spec = planner.spec(pipe.options.clone(), beside, &mut key_files);
+                    specs.push(spec.map_err(|error| pipe.blame(error))?);
+                }
+                let specs = Specs::new(specs).map_err(|misfit| match pipes.get(misfit.number) {
+                    Some(pipe) => pipe.blame(misfit.source.into()),
+                    None => FileError::NoPipe(path.clone()),
+                })?;
+                Ok(Configuration { specs, key_files })
+            }
+        }
+    }
+}
+
+/// The pipe of standard input and output: what its one connection needs, and the key that it proves.
 ///
 /// # Errors
 /// [`PlanError`].
-pub(crate) fn stdio_pipe(options: PipeOptions, planner: &mut Planner) -> Result<Pipe, PlanError> {
-    // Its key is read once, so nobody has to know where it was.
-    planner.pipe(options, Path::new(""), &mut Vec::new())
-}
-
-/// `plan`, if it has each place once, and shares neither name nor place with one of `others`.
-fn apart_from(others: &[Plan], plan: Plan) -> Result<Plan, PlanError> {
-    for (place, source) in plan.sources.iter().enumerate() {
-        if plan.sources[..place].contains(source) {
-            let message = format!("{source} is a source twice; once is enough");
-            return Err(PlanError::contradiction("source", message));
-        }
-        if others.iter().any(|other| other.sources.contains(source)) {
-            let message = format!("{source} is the source of two pipes; give each its own");
-            return Err(PlanError::contradiction("source", message));
-        }
-    }
-    if let Some(name) = &plan.pipe.name
-        && others.iter().any(|other| other.pipe.name.as_ref() == Some(name))
-    {
-        let message = format!("'{name}' is the name of two pipes; give each its own");
-        return Err(PlanError::contradiction("name", message));
-    }
-    Ok(plan)
+pub(crate) fn stdio_pipe(
+    options: PipeOptions,
+    planner: &mut Planner,
+) -> Result<(Common, Arc<Key>), PlanError> {
+    // Its key is read once, so the place where it was is of no use later.
+    let (common, keys) = planner.common(options, Path::new(""), &mut Vec::new())?;
+    Ok((common, keys.split_off_first().0))
 }

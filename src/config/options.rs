@@ -1,6 +1,8 @@
 //! The options, for clap and serde alike: one name, one default, one explanation.
 
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, ValueEnum};
 use serde::Deserialize;
@@ -9,10 +11,12 @@ use tracing::level_filters::LevelFilter;
 use super::key_file::KeySource;
 use super::text;
 use crate::addr::{Outgoing, Source, Target};
-use crate::pipe::serve::Role;
+use crate::connection::Common;
+use crate::gate::Rules;
 use crate::proto::handshake::Label;
-use crate::service::log::Format;
+use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
+use crate::service::sandbox::Confinement;
 
 /// What one pipe is made of.
 ///
@@ -127,22 +131,28 @@ pub(crate) struct PipeOptions {
 
 impl PipeOptions {
     /// None for a pipe of standard input and output.
-    pub(crate) fn role(&self) -> Option<Role> {
+    pub(crate) fn mode(&self) -> Option<Mode> {
         match (self.mode, self.encrypt, self.decrypt) {
-            (Some(Mode::Encrypt), ..) | (_, true, _) => Some(Role::Initiator),
-            (Some(Mode::Decrypt), ..) | (_, _, true) => Some(Role::Responder),
+            (Some(mode), ..) => Some(mode),
+            (None, true, _) => Some(Mode::Encrypt),
+            (None, _, true) => Some(Mode::Decrypt),
             (None, false, false) => None,
         }
+    }
+
+    /// Which connections the pipe admits.
+    pub(super) fn rules(&self) -> Rules {
+        Rules { max_connections: NonZero::new(self.max_connections) }
     }
 }
 
 fn default_max_connections() -> usize {
-    100
+    Rules::MAX_CONNECTIONS
 }
 
-/// A file's `-e` and `-d`.
+/// `-e` and `-d`, as a file has them.
 #[derive(Clone, Copy)]
-enum Mode {
+pub(crate) enum Mode {
     Encrypt,
     Decrypt,
 }
@@ -164,15 +174,15 @@ impl std::str::FromStr for Mode {
 #[serde(try_from = "u64")]
 pub(crate) struct Timeout(u64);
 
-impl Timeout {
-    pub(crate) fn seconds(self) -> u64 {
-        self.0
+impl From<Timeout> for Duration {
+    fn from(timeout: Timeout) -> Self {
+        Self::from_secs(timeout.0)
     }
 }
 
 impl Default for Timeout {
     fn default() -> Self {
-        Self(5)
+        Self(Common::TIMEOUT.as_secs())
     }
 }
 
@@ -209,6 +219,9 @@ pub(crate) enum CipherChoice {
     Aes256gcm,
     Chacha20poly1305,
 }
+
+/// Seconds of `--drain-timeout` by default. No default of clap's, since what the command line leaves out, a file may say.
+const DRAIN_TIMEOUT: u32 = 60;
 
 /// What the whole process does, however many pipes it has.
 #[expect(
@@ -248,8 +261,9 @@ pub(crate) struct ServiceOptions {
     #[serde(deserialize_with = "text::optional")]
     pub(crate) user: Option<UserName>,
 
-    /// How long connections may go on after SIGTERM, before they are reset; 0 for not at all [default: 60]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", help = format!(
+        "How long connections may go on after SIGTERM, before they are reset; 0 for not at all [default: {DRAIN_TIMEOUT}]"
+    ))]
     pub(crate) drain_timeout: Option<u32>,
 
     /// Do not lock the process in: for finding out whether that is what breaks something
@@ -281,8 +295,17 @@ impl ServiceOptions {
         }
     }
 
-    pub(crate) fn drain_timeout(&self) -> std::time::Duration {
-        std::time::Duration::from_secs(self.drain_timeout.unwrap_or(60).into())
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout.unwrap_or(DRAIN_TIMEOUT).into())
+    }
+
+    pub(crate) fn confinement(&self) -> Confinement {
+        if self.no_sandbox { Confinement::Off } else { Confinement::On }
+    }
+
+    pub(crate) fn log_destination(&self) -> Destination {
+        // In the background there is no standard error.
+        if self.syslog || self.daemon { Destination::Syslog } else { Destination::stderr() }
     }
 
     /// The options that only a process that stays has a use for.

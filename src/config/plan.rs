@@ -1,24 +1,26 @@
-//! From one pipe's options to its [`Plan`].
+//! From one pipe's options to its [`Spec`].
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use thiserror::Error;
+use vec1::Vec1;
 
 use super::key_file::{self, KeyFileError, KeySource, Permissions};
-use super::options::{CipherChoice, PipeOptions};
-use crate::connection::Pipe;
-use crate::pipe::Plan;
+use super::options::{CipherChoice, Mode, PipeOptions};
+use crate::addr::Sources;
+use crate::connection::Common;
+use crate::pipe::{Role, Spec, SpecsError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
-use crate::stats::Usage;
+use crate::service::process::has_aes_instructions;
 use crate::stream::Keepalive;
-use crate::upstream::Dialer;
+use crate::tunnel::Terms;
+use crate::upstream::Route;
 
 /// Why options make no pipe.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PlanError {
     /// They do not go together, or not with what they are for.
     #[error("{message}")]
@@ -33,17 +35,19 @@ pub enum PlanError {
     Key(#[from] KeyFileError),
 }
 
+impl From<SpecsError> for PlanError {
+    fn from(error: SpecsError) -> Self {
+        let option = match error {
+            SpecsError::SharedName(_) => "name",
+            SpecsError::SharedSource(_) | SpecsError::None => "source",
+        };
+        Self::contradiction(option, error.to_string())
+    }
+}
+
 impl PlanError {
     pub(super) fn contradiction(option: &'static str, message: impl Into<String>) -> Self {
         Self::Contradiction { option, message: message.into() }
-    }
-
-    /// What the operating system says, if it is that.
-    pub(crate) fn system(&self) -> Option<&io::Error> {
-        match self {
-            Self::Key(KeyFileError::Read(_, error)) => Some(error),
-            _ => None,
-        }
     }
 
     /// The option to look at, by its long name.
@@ -55,63 +59,52 @@ impl PlanError {
     }
 }
 
-/// Makes plans, again and again.
+/// Makes specs of pipes, again and again.
 #[derive(Default)]
 pub(crate) struct Planner {
     /// Standard input gives its key once.
     stdin_key: Option<Arc<Key>>,
-    /// Where all connections are counted, whatever became of the plan that they are of.
-    usage: Arc<Usage>,
 }
 
 impl Planner {
-    /// Where the connections of all plans are counted.
-    pub(crate) fn usage(&self) -> &Arc<Usage> {
-        &self.usage
-    }
-
     /// A pipe that listens, with its keys. Relative paths are `beside` the place that names them; the paths of the keys are
     /// added to `key_files`.
     ///
     /// # Errors
     /// [`PlanError`].
-    pub(super) fn plan(
+    pub(super) fn spec(
         &mut self,
         options: PipeOptions,
         beside: &Path,
         key_files: &mut Vec<PathBuf>,
-    ) -> Result<Plan, PlanError> {
-        let Some(role) = options.role() else {
-            return Err(PlanError::contradiction(
+    ) -> Result<Spec, PlanError> {
+        let mode = options.mode().ok_or_else(|| {
+            PlanError::contradiction(
                 "mode",
                 "the mode is missing; write mode = \"encrypt\" or mode = \"decrypt\"",
-            ));
+            )
+        })?;
+        let sources = Sources::new(options.source.clone())
+            .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
+        let rules = options.rules();
+        let (common, keys) = self.common(options, beside, key_files)?;
+        let role = match mode {
+            Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0 },
+            Mode::Decrypt => Role::Responder { keys },
         };
-        if options.source.is_empty() {
-            return Err(PlanError::contradiction(
-                "source",
-                "the source is missing; write where to accept connections",
-            ));
-        }
-        Ok(Plan {
-            role,
-            sources: options.source.clone(),
-            max_connections: if options.max_connections == 0 { usize::MAX } else { options.max_connections },
-            keepalive: keepalive(&options),
-            pipe: self.pipe(options, beside, key_files)?,
-        })
+        Ok(Spec { sources, rules, role, common })
     }
 
-    /// What is the same for a pipe that listens and for one of standard input and output.
+    /// What is the same for a pipe that listens and for one of standard input and output, and its keys.
     ///
     /// # Errors
     /// [`PlanError`].
-    pub(super) fn pipe(
+    pub(super) fn common(
         &mut self,
         options: PipeOptions,
         beside: &Path,
         key_files: &mut Vec<PathBuf>,
-    ) -> Result<Pipe, PlanError> {
+    ) -> Result<(Common, Vec1<Arc<Key>>), PlanError> {
         if options.no_forward_secrecy {
             return Err(PlanError::contradiction(
                 "no-forward-secrecy",
@@ -119,12 +112,9 @@ impl Planner {
                  ever recorded; leave -f out",
             ));
         }
-        let keepalive = keepalive(&options);
-        let dialer = Dialer::new(options.target, options.bind, keepalive)
+        let keepalive = if options.no_keepalive { Keepalive::Off } else { Keepalive::On };
+        let route = Route::new(options.target, options.bind)
             .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
-        if options.key.is_empty() {
-            return Err(PlanError::contradiction("key", "the key is missing; write the name of a key file"));
-        }
         let mut keys = Vec::new();
         for source in &options.key {
             match source {
@@ -138,15 +128,17 @@ impl Planner {
                 }
             }
         }
-        Ok(Pipe {
+        let keys = Vec1::try_from_vec(keys).map_err(|_| {
+            PlanError::contradiction("key", "the key is missing; write the name of a key file")
+        })?;
+        let common = Common {
             name: options.name,
-            keys,
-            label: options.label.unwrap_or_default(),
-            ciphers: options.cipher.ciphers(),
-            dialer,
-            timeout: Duration::from_secs(options.timeout.seconds()),
-            usage: Arc::clone(&self.usage),
-        })
+            route,
+            terms: Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() },
+            timeout: options.timeout.into(),
+            keepalive,
+        };
+        Ok((common, keys))
     }
 
     fn stdin_key(&mut self) -> Result<Arc<Key>, KeyFileError> {
@@ -158,10 +150,6 @@ impl Planner {
     }
 }
 
-fn keepalive(options: &PipeOptions) -> Keepalive {
-    if options.no_keepalive { Keepalive::Off } else { Keepalive::On }
-}
-
 impl CipherChoice {
     fn ciphers(self) -> Ciphers {
         match self {
@@ -170,15 +158,4 @@ impl CipherChoice {
             Self::Chacha20poly1305 => Ciphers::only(Cipher::ChaCha20Poly1305),
         }
     }
-}
-
-/// Whether AES-256-GCM runs on instructions of its own here.
-pub(crate) fn has_aes_instructions() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes")
-        && std::arch::is_aarch64_feature_detected!("pmull");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
 }

@@ -15,14 +15,15 @@ use super::plan::PlanError;
 
 /// What is wrong with a configuration file.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum FileError {
     /// It cannot be read.
-    #[error("cannot read the configuration {path}: {error}", path = .path.display())]
+    #[error("cannot read the configuration {path}: {source}", path = .path.display())]
     Read {
         /// Which file.
         path: PathBuf,
         /// Why.
-        error: io::Error,
+        source: io::Error,
     },
     /// It is no TOML, or says what means nothing.
     #[error("{place}: {message}")]
@@ -33,27 +34,16 @@ pub enum FileError {
         message: String,
     },
     /// It says what cannot be.
-    #[error("{place}: {error}")]
+    #[error("{place}: {source}")]
     Plan {
         /// Where.
         place: Place,
         /// What is wrong there.
-        error: PlanError,
+        source: PlanError,
     },
     /// There is nothing to do.
     #[error("{path} has no pipe; add a [[pipe]] table with mode, source, target and key", path = .0.display())]
     NoPipe(PathBuf),
-}
-
-impl FileError {
-    /// What the operating system says, if it is that.
-    pub(crate) fn system(&self) -> Option<&io::Error> {
-        match self {
-            Self::Read { error, .. } => Some(error),
-            Self::Plan { error, .. } => error.system(),
-            Self::Syntax { .. } | Self::NoPipe(_) => None,
-        }
-    }
 }
 
 /// A line of a file.
@@ -92,7 +82,7 @@ impl PipeTable {
     pub(super) fn blame(&self, error: PlanError) -> FileError {
         let said = self.lines.iter().find(|(key, _)| key == error.option());
         let line = said.map_or(self.line, |(_, line)| *line);
-        FileError::Plan { place: Place { path: self.path.clone(), line }, error }
+        FileError::Plan { place: Place { path: self.path.clone(), line }, source: error }
     }
 }
 
@@ -102,7 +92,7 @@ impl PipeTable {
 /// [`FileError`], but for what only a plan shows.
 pub(super) fn read(path: &Path) -> Result<File, FileError> {
     let content =
-        std::fs::read_to_string(path).map_err(|error| FileError::Read { path: path.to_owned(), error })?;
+        std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     let text = Text { path, content: &content };
     let document = DeTable::parse(&content).map_err(|error| text.wrong(&error, ""))?;
     let (span, mut document) = (document.span(), document.into_inner());

@@ -1,7 +1,7 @@
 //! Where connections wait that have not proved the key yet.
 //!
-//! They have their own budget, so that strangers who connect and say nothing cannot use up the connections that key
-//! holders may have (`-n`). When the lobby is full the one who has waited longest is turned out, not the newcomer: a
+//! They have a budget of their own, so that strangers that connect and say nothing cannot use up the connections that key
+//! holders may have (`-n`). When the lobby is full, the connection that has waited longest is turned out, not the newcomer: a
 //! handshake takes one round trip, so a key holder is through long before it is the oldest, while an idle stranger is
 //! not. To keep key holders out, strangers would have to bring a full lobby each round trip.
 
@@ -11,17 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 /// How many may wait. Each costs a socket and a few KiB.
-pub const PLACES: usize = 256;
+const PLACES: usize = 256;
 
 /// The waiting connections, the longest-waiting first.
 #[derive(Default)]
-pub struct Lobby {
+pub(super) struct Lobby {
     waiting: Mutex<VecDeque<Arc<CancellationToken>>>,
 }
 
 impl Lobby {
     /// Lets one more in, and turns out the longest-waiting one when there is no place.
-    pub fn enter(self: &Arc<Self>) -> Visitor {
+    pub(super) fn enter(self: &Arc<Self>) -> Visitor {
         let turned_out = Arc::new(CancellationToken::new());
         let mut waiting = self.lock();
         if waiting.len() == PLACES
@@ -31,11 +31,6 @@ impl Lobby {
         }
         waiting.push_back(Arc::clone(&turned_out));
         Visitor { lobby: Arc::clone(self), turned_out }
-    }
-
-    /// How many wait.
-    pub fn waiting(&self) -> usize {
-        self.lock().len()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<CancellationToken>>> {
@@ -79,11 +74,11 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_makes_room() {
+    fn a_visitor_that_leaves_makes_room() {
         let lobby = Arc::new(Lobby::default());
         let mut visitors: Vec<_> = (0..PLACES).map(|_| lobby.enter()).collect();
         visitors.remove(100);
-        assert_eq!(lobby.waiting(), PLACES - 1);
+        assert_eq!(lobby.lock().len(), PLACES - 1);
         let _newcomer = lobby.enter();
         assert!(visitors.iter().all(|visitor| !visitor.turned_out.is_cancelled()));
     }

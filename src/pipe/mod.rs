@@ -1,64 +1,51 @@
 //! All pipes of a process: start, replacement while connections run, drain.
 //!
 //! A running connection belongs to no pipe that could be taken away: it has what it needs, and lives until it has ended. What
-//! is replaced is who accepts the next one. The sockets stay: a pipe's place is known by what it was written as ([`Source`]),
-//! and a new pipe at the same place takes the socket over with whoever waits in its queue.
+//! is replaced is who accepts the next one. The sockets stay: a source is known by how it was written, and a new pipe with
+//! the same source takes the socket over with all connections that wait in its queue.
 
+mod accepting;
 pub mod heartbeat;
-pub mod serve;
+mod registry;
+mod spec;
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 
-use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
+use self::accepting::Accepting;
+pub use self::registry::Registry;
+pub use self::spec::{Misfit, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
-use crate::connection::Pipe;
-use crate::connection::running::Connections;
-use crate::gate::lobby::Lobby;
 use crate::listen::{self, Bound, ListenError, Listener, Passed};
-use crate::pipe::heartbeat::Heartbeat;
-use crate::pipe::serve::{Role, Running, Server};
-use crate::proto::cipher::Ciphers;
-use crate::stream::Keepalive;
-
-/// One pipe, as it is to be.
-pub struct Plan {
-    /// Which end.
-    pub role: Role,
-    /// Where to accept connections. No two plans share one.
-    pub sources: Vec<Source>,
-    /// What to do with each.
-    pub pipe: Pipe,
-    /// The most connections at a time; `usize::MAX` for no limit.
-    pub max_connections: usize,
-    /// For the accepted sockets.
-    pub keepalive: Keepalive,
-}
 
 /// Pipes whose sockets listen.
 pub struct Listening {
-    plans: Vec<Plan>,
+    specs: Specs,
+    /// Those of their sources that were not listened on before.
     bound: Vec<Bound>,
 }
 
-/// Starts to listen for all of `plans`, some of whose sockets may be among those `passed`. Needs no runtime.
+/// Starts to listen for all of `specs`, some of whose sockets may be among those `passed`. Needs no runtime.
 ///
 /// # Errors
-/// [`ListenError`], for the first place that cannot be listened on.
-pub fn listen(plans: Vec<Plan>, passed: &mut Passed) -> Result<Listening, ListenError> {
-    let bound = bind(plans.iter().flat_map(|plan| &plan.sources), passed)?;
-    Ok(Listening { plans, bound })
+/// [`ListenError`], for the first source that cannot be listened on.
+pub fn listen(specs: Specs, passed: &mut Passed) -> Result<Listening, ListenError> {
+    let bound = bind(specs.iter().flat_map(|spec| spec.sources.iter()), passed)?;
+    Ok(Listening { specs, bound })
 }
 
-/// The same at a reload, where all at `held` listens already and nothing new is passed. Looking up a name blocks.
+/// Sources that are listened on.
+pub struct Held(HashSet<Source>);
+
+/// The same at a reload, where all of `held` are listened on already and nothing new is passed. Looking up a name blocks.
 ///
 /// # Errors
-/// [`ListenError`], for the first new place that cannot be listened on.
-pub fn listen_besides(held: &[Source], plans: Vec<Plan>) -> Result<Listening, ListenError> {
-    let wanted = plans.iter().flat_map(|plan| &plan.sources);
-    let bound = bind(wanted.filter(|source| !held.contains(source)), &mut Passed::default())?;
-    Ok(Listening { plans, bound })
+/// [`ListenError`], for the first new source that cannot be listened on.
+pub fn listen_besides(held: &Held, specs: Specs) -> Result<Listening, ListenError> {
+    let wanted = specs.iter().flat_map(|spec| spec.sources.iter());
+    let bound = bind(wanted.filter(|source| !held.0.contains(*source)), &mut Passed::default())?;
+    Ok(Listening { specs, bound })
 }
 
 fn bind<'s>(
@@ -73,7 +60,7 @@ fn bind<'s>(
 }
 
 impl Listening {
-    /// Where they listen, in the order of the plans.
+    /// Where they listen, in the order of the pipes.
     pub fn places(&self) -> impl Iterator<Item = &Endpoint> {
         self.bound.iter().map(Bound::local)
     }
@@ -82,12 +69,15 @@ impl Listening {
     ///
     /// # Errors
     /// [`ListenError`], when the runtime cannot take a socket.
-    pub fn start(self) -> Result<Pipes, ListenError> {
-        let mut pipes =
-            Pipes { serving: Vec::new(), connections: Connections::default(), heartbeat: Arc::default() };
-        let mut sockets = into_listeners(self.bound)?;
-        for plan in self.plans {
-            pipes.serve(plan, &mut sockets, Vec::new(), &[]);
+    pub fn start(self, registry: Registry) -> Result<Pipes, ListenError> {
+        let mut sockets = by_source(into_listeners(self.bound)?);
+        let mut pipes = Pipes { serving: Vec::new(), registry };
+        for spec in self.specs.into_vec() {
+            let listeners = take(&mut sockets, &spec);
+            for listener in &listeners {
+                log_listening(&spec, listener);
+            }
+            pipes.serve(spec, listeners);
         }
         Ok(pipes)
     }
@@ -97,130 +87,105 @@ fn into_listeners(bound: Vec<Bound>) -> Result<Vec<Listener>, ListenError> {
     bound.into_iter().map(Bound::into_listener).collect()
 }
 
+/// Sockets, by the source that they are for; a name may stand for several.
+type Sockets = HashMap<Source, Vec<Listener>>;
+
+fn by_source(listeners: Vec<Listener>) -> Sockets {
+    let mut sockets = Sockets::new();
+    for listener in listeners {
+        sockets.entry(listener.source().clone()).or_default().push(listener);
+    }
+    sockets
+}
+
+/// Those of `sockets` that `spec` listens on.
+fn take(sockets: &mut Sockets, spec: &Spec) -> Vec<Listener> {
+    spec.sources.iter().filter_map(|source| sockets.remove(source)).flatten().collect()
+}
+
+fn log_listening(spec: &Spec, listener: &Listener) {
+    let Spec { role, common, .. } = spec;
+    let keys: Vec<_> = role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
+    let (pipe, version, source) = (common.name.as_deref(), env!("CARGO_PKG_VERSION"), listener.local());
+    let (configured, ciphers) = (common.route.target(), common.terms.ciphers);
+    info!(pipe, version, %role, %source, %configured, key = keys.join(","), %ciphers, "listening");
+}
+
+/// Whether the log was told of `spec` when it was told of `other`.
+fn is_told_by(spec: &Spec, other: &Spec) -> bool {
+    let told = |spec: &Spec| {
+        let common = &spec.common;
+        (common.name.clone(), common.route.target().clone(), common.terms.ciphers)
+    };
+    spec.role == other.role && told(spec) == told(other)
+}
+
 /// Pipes at work.
 pub struct Pipes {
     serving: Vec<Serving>,
-    connections: Connections,
-    heartbeat: Arc<Heartbeat>,
+    registry: Registry,
 }
 
 /// One of them.
 struct Serving {
-    running: Running,
-    legacy: Legacy,
-}
-
-/// What a pipe leaves to one in its place.
-struct Legacy {
-    sources: Vec<Source>,
-    max_connections: usize,
-    limit: Arc<Semaphore>,
-    lobby: Arc<Lobby>,
-    said: Said,
-}
-
-/// What the log was told of a pipe, to tell it again when it has become another.
-#[derive(PartialEq, Eq)]
-struct Said {
-    name: Option<String>,
-    role: Role,
-    target: String,
-    keys: String,
-    ciphers: Ciphers,
-}
-
-impl Said {
-    fn of(role: Role, pipe: &Pipe) -> Self {
-        let keys: Vec<_> = pipe.keys.iter().map(|key| key.fingerprint().to_string()).collect();
-        Self {
-            name: pipe.name.clone(),
-            role,
-            target: pipe.dialer.target().to_string(),
-            keys: keys.join(","),
-            ciphers: pipe.ciphers,
-        }
-    }
-
-    fn log(&self, listener: &Listener) {
-        let Self { name, role, target, keys, ciphers } = self;
-        let (version, source) = (env!("CARGO_PKG_VERSION"), listener.local());
-        info!(pipe = name.as_deref(), version, %role, %source, %target, key = %keys, %ciphers, "listening");
-    }
+    spec: Spec,
+    accepting: Accepting,
 }
 
 impl Pipes {
-    /// Asks all accept loops whether they still turn.
-    pub fn heartbeat(&self) -> &Arc<Heartbeat> {
-        &self.heartbeat
+    /// What outlives each of them.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
-    /// The places that are listened on, as they were written. Not those whose accept loop has died: they are to be bound anew.
-    pub fn sources(&self) -> Vec<Source> {
-        let alive = self.serving.iter().filter(|serving| !serving.running.has_died());
-        alive.flat_map(|serving| &serving.legacy.sources).cloned().collect()
+    /// The sources that are listened on. Not those whose accept loop has died: they are to be bound anew.
+    pub fn held(&self) -> Held {
+        let alive = self.serving.iter().filter(|serving| !serving.accepting.has_died());
+        Held(alive.flat_map(|serving| serving.spec.sources.iter()).cloned().collect())
     }
 
-    /// Has other pipes in the place of these: what [`listen_besides`] gave for the places that are listened on now. Running
-    /// connections go on, and no new one is refused at a place that stays. When this fails, nothing has changed.
+    /// Puts other pipes in the place of these: what [`listen_besides`] gave for the sources that are listened on now. Running
+    /// connections go on, and no new one is refused at a source that stays. When this fails, nothing has changed.
     ///
     /// # Errors
     /// [`ListenError`], when the runtime cannot take a socket.
-    pub async fn replace(&mut self, Listening { plans, bound }: Listening) -> Result<(), ListenError> {
-        let mut new = into_listeners(bound)?;
-        let (mut kept, mut legacies) = (Vec::new(), Vec::new());
-        for Serving { running, legacy } in self.serving.drain(..) {
-            kept.extend(running.stop().await);
-            legacies.push(legacy);
+    pub async fn replace(&mut self, Listening { specs, bound }: Listening) -> Result<(), ListenError> {
+        let mut new = by_source(into_listeners(bound)?);
+        let (mut kept, mut before) = (Vec::new(), HashMap::new());
+        for Serving { spec, accepting } in self.serving.drain(..) {
+            kept.extend(accepting.stop().await);
+            before.insert(spec.sources.clone(), spec);
         }
-        for plan in plans {
-            let kept = take(&mut kept, &plan.sources);
-            self.serve(plan, &mut new, kept, &legacies);
+        let mut kept = by_source(kept);
+        for spec in specs.into_vec() {
+            let (mut listeners, kept) = (take(&mut new, &spec), take(&mut kept, &spec));
+            let is_known = before.get(&spec.sources).is_some_and(|before| is_told_by(&spec, before));
+            for listener in listeners.iter().chain(kept.iter().filter(|_| !is_known)) {
+                log_listening(&spec, listener);
+            }
+            listeners.extend(kept);
+            self.serve(spec, listeners);
         }
-        for gone in kept {
+        for gone in kept.into_values().flatten() {
             info!(source = %gone.local(), "no longer listening");
         }
+        self.registry.keep_only(self.serving.iter().map(|serving| &serving.spec.sources));
         Ok(())
     }
 
-    /// Serves `plan` on those of the `new` sockets that are its own, and on the `kept` ones.
-    fn serve(&mut self, plan: Plan, new: &mut Vec<Listener>, kept: Vec<Listener>, legacies: &[Legacy]) {
-        let Plan { role, sources, pipe, max_connections, keepalive } = plan;
-        let legacy = legacies.iter().find(|legacy| legacy.sources == sources);
-        let said = Said::of(role, &pipe);
-        let mut listeners = take(new, &sources);
-        let known = legacy.is_some_and(|legacy| legacy.said == said);
-        for listener in listeners.iter().chain(kept.iter().filter(|_| !known)) {
-            said.log(listener);
-        }
-        listeners.extend(kept);
-        // Whoever is connected counts, as long as the limit itself is the same. Permits cannot be taken back from a limit that
-        // shrinks, so a changed one is a new one.
-        let limit = legacy.filter(|legacy| legacy.max_connections == max_connections).map_or_else(
-            || Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
-            |legacy| Arc::clone(&legacy.limit),
-        );
-        let lobby = legacy.map_or_else(Arc::default, |legacy| Arc::clone(&legacy.lobby));
-        let server = Server {
-            role,
-            listeners,
-            pipe: Arc::new(pipe),
-            limit: Arc::clone(&limit),
-            lobby: Arc::clone(&lobby),
-            keepalive,
-        };
-        let running = server.start(&self.connections, &self.heartbeat);
-        let legacy = Legacy { sources, max_connections, limit, lobby, said };
-        self.serving.push(Serving { running, legacy });
+    fn serve(&mut self, spec: Spec, listeners: Vec<Listener>) {
+        let accepting = Accepting::start(spec.clone(), listeners, &self.registry);
+        self.serving.push(Serving { spec, accepting });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer. Then their peers are told.
     /// Gives how many were cut short.
     pub async fn drain(self, cut: impl Future<Output = ()>) -> usize {
-        for Serving { running, .. } in self.serving {
+        for Serving { accepting, .. } in self.serving {
             // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
-            drop(running.stop().await);
+            drop(accepting.stop().await);
         }
-        let connections = self.connections;
+        let connections = self.registry.connections;
         info!(
             connections = connections.running(),
             "stopping: letting connections finish; signal again to end them"
@@ -240,54 +205,51 @@ impl Pipes {
     }
 }
 
-/// Those of `listeners` that listen for one of `sources`.
-fn take(listeners: &mut Vec<Listener>, sources: &[Source]) -> Vec<Listener> {
-    listeners.extract_if(.., |listener| sources.contains(listener.source())).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::Arc;
 
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::proto::cipher::Cipher;
-    use crate::proto::handshake::Label;
+    use crate::proto::cipher::{Cipher, Ciphers};
     use crate::proto::key::Key;
-    use crate::upstream::Dialer;
 
-    fn plan(source: &str) -> Plan {
-        Plan {
-            role: Role::Initiator,
-            sources: vec![source.parse().unwrap()],
-            pipe: Pipe {
-                name: None,
-                keys: vec![Arc::new(Key::from_bytes(&[1; 32]).unwrap())],
-                label: Label::default(),
-                ciphers: Ciphers::only(Cipher::Aes256Gcm),
-                dialer: Dialer::new("127.0.0.1:1".parse().unwrap(), None, Keepalive::On).unwrap(),
-                timeout: Duration::from_secs(1),
-                usage: Arc::default(),
-            },
-            max_connections: 1,
-            keepalive: Keepalive::On,
-        }
+    fn spec(source: &str) -> Spec {
+        let key = Arc::new(Key::from_bytes(&[1; 32]).unwrap());
+        let ciphers = Ciphers::only(Cipher::Aes256Gcm);
+        Spec::initiator(source.parse().unwrap(), "127.0.0.1:1".parse().unwrap(), key, ciphers)
     }
 
     #[tokio::test]
     async fn a_source_whose_accept_loop_has_died_is_bound_anew_at_a_reload() {
-        let listening = listen(vec![plan("127.0.0.1:0")], &mut Passed::default()).unwrap();
+        let listening = listen(spec("127.0.0.1:0").into(), &mut Passed::default()).unwrap();
         let Some(&Endpoint::Ip(address)) = listening.places().next() else { panic!("it listens on a port") };
         drop(listening);
-        let source = address.to_string();
-        let mut pipes = listen(vec![plan(&source)], &mut Passed::default()).unwrap().start().unwrap();
-        assert_eq!(pipes.sources().len(), 1);
-        pipes.serving[0].running.kill().await;
+        let spec = || spec(&address.to_string()).into();
+        let listening = listen(spec(), &mut Passed::default()).unwrap();
+        let mut pipes = listening.start(Registry::default()).unwrap();
+        assert_eq!(pipes.held().0.len(), 1);
+        pipes.serving[0].accepting.kill().await;
         assert!(TcpStream::connect(address).await.is_err(), "its socket is gone with it");
 
-        let listening = listen_besides(&pipes.sources(), vec![plan(&source)]).unwrap();
+        let listening = listen_besides(&pipes.held(), spec()).unwrap();
         pipes.replace(listening).await.unwrap();
         assert!(TcpStream::connect(address).await.is_ok());
+    }
+
+    #[test]
+    fn pipes_that_share_a_source_or_a_name_do_not_go_together() {
+        let named = |source: &str, name: &str| {
+            let mut spec = spec(source);
+            spec.common.name = Some(name.to_owned());
+            spec
+        };
+        let wrong = |specs| Specs::new(specs).err().unwrap();
+        let shared = wrong(vec![named("[::1]:1", "a"), named("[::1]:2", "b"), named("[::1]:1", "c")]);
+        assert!(matches!(shared, Misfit { number: 2, source: SpecsError::SharedSource(_) }));
+        let shared = wrong(vec![named("[::1]:1", "a"), named("[::1]:2", "a")]);
+        assert!(matches!(shared, Misfit { number: 1, source: SpecsError::SharedName(_) }));
+        assert!(matches!(wrong(Vec::new()), Misfit { source: SpecsError::None, .. }));
     }
 }

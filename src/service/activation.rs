@@ -9,7 +9,7 @@ use listenfd::ListenFd;
 use socket2::{Domain, SockRef, Type};
 use thiserror::Error;
 
-use crate::listen::{Bound, Passed};
+use crate::listen::Passed;
 
 /// Why a passed socket cannot be used.
 #[derive(Debug, Error)]
@@ -34,12 +34,12 @@ pub enum ActivationError {
         sockets: usize,
     },
     /// The operating system says no.
-    #[error("cannot use the socket '{name}' that systemd has passed: {error}")]
+    #[error("cannot use the socket '{name}' that systemd has passed: {source}")]
     Refused {
         /// `FileDescriptorName=`
         name: String,
         /// Why.
-        error: io::Error,
+        source: io::Error,
     },
 }
 
@@ -59,24 +59,29 @@ pub fn take() -> Result<Passed, ActivationError> {
     if names.len() != count {
         return Err(ActivationError::Names { names: names.len(), sockets: count });
     }
-    let sockets = names.into_iter().enumerate().map(|(index, name)| {
-        let bound = take_one(&mut descriptors, index, &name)?;
-        Ok((name, bound))
-    });
-    sockets.collect::<Result<_, _>>().map(Passed::new)
+    let mut passed = Passed::default();
+    for (index, name) in names.into_iter().enumerate() {
+        take_one(&mut descriptors, index, &name, &mut passed)?;
+    }
+    Ok(passed)
 }
 
-fn take_one(descriptors: &mut ListenFd, index: usize, name: &str) -> Result<Bound, ActivationError> {
+fn take_one(
+    descriptors: &mut ListenFd,
+    index: usize,
+    name: &str,
+    passed: &mut Passed,
+) -> Result<(), ActivationError> {
     let unusable = |what| ActivationError::Unusable { name: name.to_owned(), what };
-    let refused = |error| ActivationError::Refused { name: name.to_owned(), error };
+    let refused = |source| ActivationError::Refused { name: name.to_owned(), source };
     // Each of these looks at the family and the type, and leaves what is of another.
     if let Ok(Some(socket)) = descriptors.take_tcp_listener(index) {
         check(&socket).map_err(refused)?.map_or(Ok(()), |what| Err(unusable(what)))?;
-        return Bound::passed_tcp(socket).map_err(refused);
+        return passed.add_tcp(name.to_owned(), socket).map_err(refused);
     }
     if let Ok(Some(socket)) = descriptors.take_unix_listener(index) {
         check(&socket).map_err(refused)?.map_or(Ok(()), |what| Err(unusable(what)))?;
-        return Bound::passed_unix(socket).map_err(refused);
+        return passed.add_unix(name.to_owned(), socket).map_err(refused);
     }
     Err(unusable("something that is no stream socket"))
 }

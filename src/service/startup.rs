@@ -1,21 +1,21 @@
 //! The order in which a process becomes a service.
 //!
 //! ```text
-//!  Started ─listen─▶ Listening ─write_pid_file─▶ Named ─become_user─▶ Humble ─detach─▶ Detached ─confine─▶ Confined
-//!     │                 │                          │                │                │                   │
-//!  keys are read     ports below 1024        in /run, say       no way back     standard error       no other files,
-//!                                                               to root          is gone              no programs
+//!  Started ─listen─▶ Listening ─write_pid_file─▶ Recorded ─become_user─▶ Unprivileged ─detach─▶ Detached ─confine─▶ Confined
+//!     │                 │                          │                   │                    │                   │
+//!  keys are read     ports below 1024        in /run, say          no way back        standard error      no other files,
+//!                                                                  to root            is gone             no programs
 //!                                                                                                        │
 //!                                                                           serve ◀── runtime, with threads
 //! ```
 //!
 //! Each step needs what the next one gives up, and all of them are about the whole process, so they come before the first
-//! thread. A step takes what the one before gave: another order does not compile, and none can be left out.
+//! thread. A step takes what the one before gave: another order does not compile, and none can be left out. A process that has
+//! nothing to do at a step, such as one with a single connection over standard input and output, says so there.
 
 use std::io;
 use std::num::NonZero;
 use std::path::Path;
-use std::thread::available_parallelism;
 
 use nix::sys::signal::{SigSet, Signal};
 use thiserror::Error;
@@ -25,10 +25,13 @@ use super::activation::{self, ActivationError};
 use super::daemon::{Background, DaemonError};
 use super::pid_file::{PidFile, PidFileError};
 use super::privileges::{Identity, PrivilegesError, UserName};
+use super::process;
+use super::runtime::{self, Threads};
 use crate::listen::Passed;
 
 /// Why the process cannot become a service.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum StartupError {
     /// A passed socket is of no use.
     #[error(transparent)]
@@ -36,24 +39,24 @@ pub enum StartupError {
     /// The pid file cannot be written.
     #[error(transparent)]
     PidFile(#[from] PidFileError),
-    /// Another user cannot be become.
+    /// The user of -u cannot be switched to.
     #[error(transparent)]
     Privileges(#[from] PrivilegesError),
-    /// The background cannot be gone to.
+    /// The process cannot go into the background.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
     /// The operating system refuses something that everything needs.
-    #[error("cannot {doing}: {error}")]
+    #[error("cannot {doing}: {source}")]
     System {
         /// What was tried.
         doing: &'static str,
         /// What it says.
-        error: io::Error,
+        source: io::Error,
     },
 }
 
 fn cannot(doing: &'static str) -> impl Fn(io::Error) -> StartupError {
-    move |error| StartupError::System { doing, error }
+    move |source| StartupError::System { doing, source }
 }
 
 /// The signals that have a meaning of ours once the runtime runs.
@@ -90,20 +93,20 @@ pub struct Listening<T> {
 }
 
 /// The pid file is written.
-pub struct Named<T> {
+pub struct Recorded<T> {
     listening: Listening<T>,
     pid_file: Option<PidFile>,
 }
 
-/// The user is the one to stay.
-pub struct Humble<T>(Named<T>);
+/// The process has the user that it keeps.
+pub struct Unprivileged<T>(Recorded<T>);
 
-/// Nothing ties the process to who started it.
-pub struct Detached<T>(Named<T>);
+/// Nothing ties the process to the one that started it.
+pub struct Detached<T>(Recorded<T>);
 
 /// The process can do no more than it needs.
 pub struct Confined<T> {
-    named: Named<T>,
+    recorded: Recorded<T>,
     /// How many processors there are for us, where that can be told.
     processors: Option<NonZero<usize>>,
 }
@@ -124,6 +127,14 @@ impl Started {
     /// The first step: the process has one thread, and has read what it needs.
     pub fn new() -> Self {
         Self(())
+    }
+
+    /// The first step of a process that has one connection and listens nowhere.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn without_sockets(self) -> Result<Listening<()>, StartupError> {
+        Ok(Listening { sockets: (), signals: HeldSignals::hold()? })
     }
 
     /// Takes the sockets that were passed, and lets `listen` bind the rest.
@@ -159,25 +170,25 @@ impl<T> Listening<T> {
     ///
     /// # Errors
     /// [`StartupError`].
-    pub fn write_pid_file(self, path: Option<&Path>) -> Result<Named<T>, StartupError> {
+    pub fn write_pid_file(self, path: Option<&Path>) -> Result<Recorded<T>, StartupError> {
         let pid_file = path.map(PidFile::create).transpose()?;
-        Ok(Named { listening: self, pid_file })
+        Ok(Recorded { listening: self, pid_file })
     }
 }
 
-impl<T> Named<T> {
-    /// Becomes `user`, if one is named.
+impl<T> Recorded<T> {
+    /// Switches to `user`, if one is named.
     ///
     /// # Errors
     /// [`StartupError`].
-    pub fn become_user(self, user: Option<&UserName>) -> Result<Humble<T>, StartupError> {
+    pub fn become_user(self, user: Option<&UserName>) -> Result<Unprivileged<T>, StartupError> {
         user.map(|user| Identity::of(user)?.assume()).transpose()?;
-        Ok(Humble(self))
+        Ok(Unprivileged(self))
     }
 }
 
-impl<T> Humble<T> {
-    /// Leaves who called, if that is wanted: the process that was called may end now.
+impl<T> Unprivileged<T> {
+    /// Goes into the background, if that is wanted: the process that was called may end now.
     ///
     /// # Errors
     /// [`StartupError`].
@@ -190,25 +201,33 @@ impl<T> Humble<T> {
 impl<T> Detached<T> {
     /// Lets `give_up` take every right that serving does not need.
     pub fn confine(self, give_up: impl FnOnce()) -> Confined<T> {
-        // The files that tell a quota (cgroups(7)) are out of reach later.
-        let processors = available_parallelism().ok();
+        let processors = process::processors();
         give_up();
-        Confined { named: self.0, processors }
+        Confined { recorded: self.0, processors }
     }
 }
 
 impl<T> Confined<T> {
-    /// Starts the runtime, and with it the threads.
+    /// Starts the runtime, with a thread for each processor.
     ///
     /// # Errors
     /// [`StartupError`].
     pub fn start_runtime(self) -> Result<Service<T>, StartupError> {
-        let Named { listening: Listening { sockets, signals }, pid_file } = self.named;
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        if let Some(processors) = self.processors {
-            builder.worker_threads(processors.get());
-        }
-        let runtime = builder.enable_all().build().map_err(cannot("start the runtime"))?;
+        let threads = Threads::PerProcessor(self.processors);
+        self.start(threads)
+    }
+
+    /// Starts the runtime on this thread alone.
+    ///
+    /// # Errors
+    /// [`StartupError`].
+    pub fn start_small_runtime(self) -> Result<Service<T>, StartupError> {
+        self.start(Threads::One)
+    }
+
+    fn start(self, threads: Threads) -> Result<Service<T>, StartupError> {
+        let Recorded { listening: Listening { sockets, signals }, pid_file } = self.recorded;
+        let runtime = runtime::build(threads).map_err(cannot("start the runtime"))?;
         Ok(Service { runtime, sockets, signals, pid_file })
     }
 }

@@ -2,7 +2,9 @@
 
 pub(crate) mod socket_file;
 
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -26,6 +28,41 @@ pub enum Keepalive {
     On,
     /// Do not: a connection may then outlive its peer for ever.
     Off,
+}
+
+/// The address at the other side of a stream, for the log and for the peer. Without the scope of an IPv6 address: each idle
+/// connection keeps some of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// An IP address and a port.
+    Ip(IpAddr, u16),
+    /// Some process on this host: a Unix-domain socket, or standard input and output.
+    Local,
+}
+
+impl From<SocketAddr> for Remote {
+    fn from(address: SocketAddr) -> Self {
+        Self::Ip(address.ip(), address.port())
+    }
+}
+
+impl Remote {
+    /// As an address, where it is one.
+    pub fn ip(self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(ip, port) => Some(SocketAddr::new(ip, port)),
+            Self::Local => None,
+        }
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip, port) => write!(formatter, "[{ip}]:{port}"),
+            Self::Local => formatter.write_str("local"),
+        }
+    }
 }
 
 /// A connected byte stream.

@@ -1,228 +1,118 @@
-//! Carrying the handshake over a stream, against a deadline.
+//! The handshake under its deadline: from a connected stream to a tunnel.
+
+pub mod handshake;
 
 use std::borrow::Borrow;
-use std::fmt;
-use std::io;
 
-use rand::TryRng;
-use rand::rngs::SysRng;
-use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Duration, Instant, timeout};
+use tracing::debug;
 
-use crate::proto::cipher::Ciphers;
+pub use self::handshake::TunnelError;
+use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
-use crate::proto::frame::{First, Opener};
-use crate::proto::handshake::{
-    HandshakeError, Initiator, InitiatorEstablished, InitiatorRandomness, Label, MESSAGE_1, MESSAGE_2,
-    Responder, ResponderEstablished, ResponderRandomness,
-};
+use crate::proto::frame::{AbortReason, Opener, Sealer};
+use crate::proto::handshake::Label;
 use crate::proto::key::{Fingerprint, Key};
-use crate::pump::{Filled, Inbox, PumpError};
+use crate::pump::buffer::Buffer;
+use crate::pump::{Inbox, OpenPump, PumpError, SealPump, Told};
+use crate::stream::{Remote, Stream};
 
-/// Why no connection was established. The text says what is likely, since the peer says nothing.
-#[derive(Debug, Error)]
-pub enum Failure {
-    /// The peer's message did not come, or not whole.
-    #[error("{got} of {wanted} bytes of the other end's handshake came, then {ending}; {}", hint(*.got))]
-    Incomplete {
-        /// Bytes that came.
-        got: usize,
-        /// Bytes that the message has.
-        wanted: usize,
-        /// What came instead of the rest.
-        ending: Ending,
-    },
-    /// The message came and is not what it should be.
-    #[error(transparent)]
-    Handshake(HandshakeError),
-    /// The peer's message does not open.
-    #[error(
-        "the other end's handshake does not open with this key: the keys differ (compare 'spipe fingerprint'), or the \
-         labels, or it is not spipe"
-    )]
-    Forged,
-    /// Our message could not be sent.
-    #[error("cannot send the handshake: {0}; {hint}", hint = hint(0))]
-    Send(io::Error),
-    /// The peer held the key, and then did not open the connection in time.
-    #[error("the other end shook hands and then opened no connection in time (-o)")]
-    NotOpenedInTime,
-    /// The peer held the key, and then did not open the connection.
-    #[error("the other end shook hands and then opened no connection: {0}")]
-    NotOpened(PumpError),
-    /// The system's random generator failed.
-    #[error("the system gives no random bytes: {0}")]
-    Randomness(rand::rngs::SysError),
+/// How long a failing connection may take to tell its peer so. The peer finds out anyway when the connection closes.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What both ends have to agree on besides the key: pure data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// What both ends share besides.
+    pub label: Label,
+    /// The transport ciphers that this end accepts.
+    pub ciphers: Ciphers,
 }
 
-/// How reading ended too early.
-#[derive(Debug)]
-pub enum Ending {
-    /// The peer closed the connection.
-    Closed,
-    /// The deadline passed.
-    TimedOut,
-    /// The connection broke.
-    Broken(io::Error),
+/// A tunnel: the peer has proved the key, and frames can be sealed and opened.
+pub struct Tunnel {
+    /// The connection to the peer.
+    pub wire: Stream,
+    /// For the frames that this end sends.
+    pub seal: SealPump<Sealer>,
+    /// For the frames that this end receives.
+    pub open: OpenPump<Opener>,
+    /// The key that both ends hold.
+    pub key: Fingerprint,
+    /// The cipher that both ends chose.
+    pub cipher: Cipher,
 }
 
-impl fmt::Display for Ending {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => formatter.write_str("it closed the connection"),
-            Self::TimedOut => formatter.write_str("nothing more in time (-o)"),
-            Self::Broken(error) => write!(formatter, "the connection broke ({error})"),
-        }
-    }
-}
-
-fn hint(got: usize) -> &'static str {
-    if got == 0 {
-        "its key or label differs (compare 'spipe fingerprint'), or it is not spipe"
-    } else {
-        "it is not spipe, or the network is failing"
-    }
-}
-
-impl From<HandshakeError> for Failure {
-    fn from(error: HandshakeError) -> Self {
-        match error {
-            HandshakeError::Forged(_) => Self::Forged,
-            error => Self::Handshake(error),
-        }
-    }
-}
-
-/// I1–I5: the initiator's side.
-///
-/// # Errors
-/// [`Failure`].
-pub async fn initiate(
-    wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    key: &Key,
-    label: &Label,
-    ciphers: Ciphers,
-    deadline: Instant,
-) -> Result<InitiatorEstablished, Failure> {
-    // Scopes end as soon as they can: a future keeps room for all that lives at the same time.
-    let initiator = {
-        let (initiator, message) = start(key, label, ciphers)?;
-        send(wire, &message, deadline).await?;
-        initiator
-    };
-    let mut message = [0; MESSAGE_2];
-    receive(wire, &mut message, deadline).await?;
-    Ok(initiator.finish(&mut message)?)
-}
-
-fn start(key: &Key, label: &Label, ciphers: Ciphers) -> Result<(Initiator, [u8; MESSAGE_1]), Failure> {
-    let mut randomness = InitiatorRandomness { x25519: [0; 32], kem: [0; 64] };
-    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
-    Ok(Initiator::start(key, label, ciphers, &randomness))
-}
-
-/// R1–R5: the responder's side; also tells which key the initiator holds.
-///
-/// Until message 1 has opened, not a byte is sent and nothing costly is computed.
-///
-/// # Errors
-/// [`Failure`].
-pub async fn respond(
-    wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    keys: &[impl Borrow<Key>],
-    label: &Label,
-    ciphers: Ciphers,
-    deadline: Instant,
-) -> Result<(ResponderEstablished, Fingerprint), Failure> {
-    let (message, established, fingerprint) = {
-        let mut message = [0; MESSAGE_1];
-        receive(wire, &mut message, deadline).await?;
-        answer(&message, keys, label, ciphers)?
-    };
-    send(wire, &message, deadline).await?;
-    Ok((established?, fingerprint))
-}
-
-/// Message 2, to be sent in any case, and what is established with it.
-type Answer = ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>, Fingerprint);
-
-fn answer(
-    message: &[u8; MESSAGE_1],
-    keys: &[impl Borrow<Key>],
-    label: &Label,
-    ciphers: Ciphers,
-) -> Result<Answer, Failure> {
-    let responder = Responder::read(message, keys, label)?;
-    let fingerprint = responder.fingerprint();
-    let mut randomness = ResponderRandomness { x25519: [0; 32], kem: [0; 32] };
-    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
-    let (message, established) = responder.reply(ciphers, &randomness);
-    Ok((message, established, fingerprint))
-}
-
-/// T2: waits for the initiator's *Open*. Only then is it certain that the peer is there now, and not a recording of its
-/// message 1. What has come behind it stays in the inbox.
-///
-/// # Errors
-/// [`Failure::NotOpened`].
-pub async fn await_open(
-    wire: &mut (impl AsyncRead + Unpin),
-    opener: First<Opener>,
-    deadline: Instant,
-) -> Result<(Opener, ConnectionInfo, Inbox), Failure> {
-    let mut inbox = Inbox::new();
-    let frame = async {
-        loop {
-            if let Some(frame) = inbox.next_frame::<Opener>()? {
-                return Ok(frame);
-            }
-            match std::future::poll_fn(|context| inbox.poll_fill::<Opener>(context, wire)).await? {
-                Filled::Some => {}
-                Filled::EndOfStream => return Err(PumpError::Truncated),
-            }
-        }
-    };
-    let frame = timeout_at(deadline, frame)
-        .await
-        .map_err(|_| Failure::NotOpenedInTime)?
-        .map_err(Failure::NotOpened)?;
-    let (opener, info) =
-        opener.open(&mut inbox.bytes()[frame]).map_err(|error| Failure::NotOpened(error.into()))?;
-    Ok((opener, info, inbox))
-}
-
-fn fill(secrets: &mut [&mut [u8]]) -> Result<(), Failure> {
-    secrets.iter_mut().try_for_each(|secret| SysRng.try_fill_bytes(secret)).map_err(Failure::Randomness)
-}
-
-async fn send(
-    wire: &mut (impl AsyncWrite + Unpin),
-    message: &[u8],
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let sent = timeout_at(deadline, wire.write_all(message)).await;
-    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Failure::Send)
-}
-
-async fn receive(
-    wire: &mut (impl AsyncRead + Unpin),
-    message: &mut [u8],
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let wanted = message.len();
-    let mut got = 0;
-    while got < wanted {
-        let ending = match timeout_at(deadline, wire.read(&mut message[got..])).await {
-            Ok(Ok(0)) => Ending::Closed,
-            Ok(Ok(count)) => {
-                got += count;
-                continue;
-            }
-            Ok(Err(error)) => Ending::Broken(error),
-            Err(_) => Ending::TimedOut,
+impl Tunnel {
+    /// The initiator's side. *Open*, which says what `client` is, is sealed and not yet written: it shares a write with the
+    /// client's first bytes, so that they reach the target one round trip after the connection was established.
+    ///
+    /// # Errors
+    /// [`TunnelError`], when the responder has not proved the key until `deadline`.
+    pub async fn initiate(
+        mut wire: Stream,
+        key: &Key,
+        terms: &Terms,
+        client: Remote,
+        deadline: Instant,
+    ) -> Result<Self, TunnelError> {
+        let established = {
+            let (reader, writer) = wire.split();
+            let mut wire = tokio::io::join(reader, writer);
+            handshake::initiate(&mut wire, key, &terms.label, terms.ciphers, deadline).await?
         };
-        return Err(Failure::Incomplete { got, wanted, ending });
+        let mut buffer = Buffer::take();
+        let (sealer, length) = established.sealer.open(&ConnectionInfo { client: client.ip() }, &mut buffer);
+        Ok(Self {
+            wire,
+            seal: SealPump::with_sealed(sealer, buffer, length),
+            open: OpenPump::new(established.opener, Inbox::new()),
+            key: key.fingerprint(),
+            cipher: established.cipher,
+        })
     }
-    Ok(())
+
+    /// The responder's side, *Open* included; gives what the initiator says of its client, too.
+    ///
+    /// # Errors
+    /// [`TunnelError`], when the initiator has not proved one of `keys`, and that it is there now, until `deadline`.
+    pub async fn respond(
+        mut wire: Stream,
+        keys: &[impl Borrow<Key>],
+        terms: &Terms,
+        deadline: Instant,
+    ) -> Result<(Self, ConnectionInfo), TunnelError> {
+        let (sealer, (opener, info, inbox), cipher, key) = {
+            let (reader, writer) = wire.split();
+            let mut wire = tokio::io::join(reader, writer);
+            let (established, key) =
+                handshake::respond(&mut wire, keys, &terms.label, terms.ciphers, deadline).await?;
+            let opened = handshake::await_open(&mut wire, established.opener, deadline).await?;
+            (established.sealer, opened, established.cipher, key)
+        };
+        let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
+        Ok((Self { wire, seal, open, key, cipher }, info))
+    }
+
+    /// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset
+    /// it and could overtake the farewell.
+    pub async fn abort(&mut self, reason: AbortReason) {
+        let Self { wire, seal, .. } = self;
+        let (mut reader, mut writer) = wire.split();
+        let farewell = async {
+            if seal.abort(reason, &mut writer).await? == Told::Impossible {
+                return Ok(Told::Impossible);
+            }
+            writer.shutdown().await.map_err(PumpError::Wire)?;
+            let mut ignored = Buffer::take();
+            while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
+            Ok::<_, PumpError>(Told::Yes)
+        };
+        match timeout(FAREWELL, farewell).await {
+            Ok(Ok(Told::Impossible)) => wire.arm_reset(),
+            Ok(Ok(Told::Yes)) | Err(_) => {}
+            Ok(Err(error)) => debug!(%error, "the peer was gone before it could be told"),
+        }
+    }
 }

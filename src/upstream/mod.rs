@@ -1,95 +1,211 @@
-//! Connecting out.
+//! Connecting out: from a target to a connected stream.
 
-use std::fmt;
+mod attempt;
+
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use tokio::net::{TcpSocket, TcpStream, UnixSocket, UnixStream};
+use thiserror::Error;
+use tokio::net::{UnixSocket, UnixStream};
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use vec1::Vec1;
 
+pub use self::attempt::Refusals;
+use self::attempt::{pair_up, race};
 use crate::addr::{Endpoint, Outgoing, Target, UnixName};
+use crate::names::{self, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
-use crate::stream::{Keepalive, Stream};
+use crate::stream::{Keepalive, Remote, Stream};
 
-/// How long an attempt is alone before the next address is tried too (RFC 8305's "Connection Attempt Delay").
-const HEAD_START: Duration = Duration::from_millis(250);
-
-/// Connects to one target, again and again.
-pub struct Dialer {
+/// A target and the address to reach it from: pure data, and of kinds that go together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
     target: Target,
     from: Option<Outgoing>,
-    keepalive: Keepalive,
-    /// Held while a Unix-domain socket has the outgoing name, which only one can have at a time.
-    naming: Mutex<()>,
+    way: Way,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Way {
+    Tcp { to: Host, from: Option<Host> },
+    Unix { to: UnixName, from: Option<UnixName> },
+}
+
+/// What TCP can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Address(SocketAddr),
+    Name { host: String, port: u16 },
+}
+
+impl Host {
+    async fn resolve(&self) -> Result<Vec1<SocketAddr>, ResolveError> {
+        match self {
+            Self::Address(address) => Ok(Vec1::new(*address)),
+            Self::Name { host, port } => names::resolve(host, *port).await,
+        }
+    }
 }
 
 /// An outgoing address that cannot reach its target, whatever the network does.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Error, PartialEq, Eq)]
 #[error("the target {target} cannot be reached from {from}: both are to be Unix-domain sockets, or neither")]
 pub struct FamilyMismatch {
     target: Target,
     from: Outgoing,
 }
 
-impl Dialer {
-    /// A dialer for `target`, from the address `from` if one is given.
+impl Route {
+    /// The way to `target`, from the address `from` if that is not left to the system.
     ///
     /// # Errors
     /// [`FamilyMismatch`].
-    pub fn new(target: Target, from: Option<Outgoing>, keepalive: Keepalive) -> Result<Self, FamilyMismatch> {
-        if let Some(from) = &from {
-            let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
-            if is_unix(target.endpoint()) != is_unix(from.endpoint()) {
-                return Err(FamilyMismatch { target, from: from.clone() });
+    pub fn new(target: Target, from: Option<Outgoing>) -> Result<Self, FamilyMismatch> {
+        /// A Unix-domain socket's name, or what TCP can reach.
+        fn sort(endpoint: &Endpoint) -> Result<Host, UnixName> {
+            match endpoint.clone() {
+                Endpoint::Ip(address) => Ok(Host::Address(address)),
+                Endpoint::Name { host, port } => Ok(Host::Name { host, port }),
+                Endpoint::Unix(name) => Err(name),
             }
         }
-        Ok(Self { target, from, keepalive, naming: Mutex::new(()) })
+        let way = match (sort(target.endpoint()), from.as_ref().map(|from| sort(from.endpoint()))) {
+            (Ok(to), None) => Way::Tcp { to, from: None },
+            (Ok(to), Some(Ok(from))) => Way::Tcp { to, from: Some(from) },
+            (Err(to), None) => Way::Unix { to, from: None },
+            (Err(to), Some(Err(from))) => Way::Unix { to, from: Some(from) },
+            (Ok(_), Some(Err(_))) | (Err(_), Some(Ok(_))) => {
+                let from = from.expect("it is the one that does not match");
+                return Err(FamilyMismatch { target, from });
+            }
+        };
+        Ok(Self { target, from, way })
     }
 
-    /// Where it connects to.
+    /// Where it leads, as it was written.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// Where it connects from, if that is not left to the system.
-    pub fn from(&self) -> Option<&Outgoing> {
+    /// The outgoing address, as it was written, if that is not left to the system.
+    pub fn outgoing(&self) -> Option<&Outgoing> {
         self.from.as_ref()
+    }
+}
+
+impl From<Target> for Route {
+    fn from(target: Target) -> Self {
+        Self::new(target, None).expect("the system's own address is of every kind")
+    }
+}
+
+/// Why a target cannot be reached.
+#[derive(Debug, Error)]
+#[error("cannot connect to {target}: {source}")]
+pub struct DialError {
+    /// The target, as it was written.
+    pub target: Target,
+    /// What is in the way.
+    pub source: Box<DialFailure>,
+}
+
+/// What is in the way to a target.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DialFailure {
+    /// The time limit came first.
+    #[error("no answer in time (-o)")]
+    TimedOut,
+    /// A name has no address: the target's, or that of the outgoing address.
+    #[error(transparent)]
+    Unresolved(#[from] ResolveError),
+    /// The outgoing address is of another family than all addresses of the target.
+    #[error("no address of the target is of the outgoing address's family")]
+    NoCommonFamily,
+    /// The one address that the target is cannot be connected to.
+    #[error("{0}")]
+    Refused(#[source] io::Error),
+    /// None of the addresses that the target stands for can be connected to.
+    #[error(transparent)]
+    AllRefused(#[from] Refusals),
+    /// The outgoing name of a Unix-domain socket cannot be taken.
+    #[error("cannot connect from {name} (-b): {source}")]
+    Outgoing {
+        /// The name.
+        name: UnixName,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A stream to a target.
+pub struct Connected {
+    /// The stream.
+    pub stream: Stream,
+    /// The address that was dialed, of those that the target has.
+    pub remote: Remote,
+}
+
+/// Connects over one route, again and again.
+pub struct Dialer {
+    route: Route,
+    keepalive: Keepalive,
+    /// Held while a Unix-domain socket has the outgoing name, which only one can have at a time.
+    naming: Mutex<()>,
+}
+
+impl Dialer {
+    /// A dialer of `route`.
+    pub fn new(route: Route, keepalive: Keepalive) -> Self {
+        Self { route, keepalive, naming: Mutex::new(()) }
     }
 
     /// Connects. A name is looked up anew each time, so that a changed one takes effect at once.
     ///
     /// # Errors
-    /// When no address of the target can be reached; the text names each that was tried. There is no deadline: it is the
-    /// caller's.
-    pub async fn dial(&self) -> io::Result<Stream> {
-        if let Endpoint::Unix(name) = self.target.endpoint() {
-            return Ok(Stream::Unix(self.dial_unix(name).await?));
-        }
-        let from = match &self.from {
-            Some(from) => from.endpoint().resolve().await?,
-            None => Vec::new(),
+    /// [`DialError`], when no address of the target can be reached until `deadline`; it names each that was tried.
+    pub async fn dial(&self, deadline: Instant) -> Result<Connected, DialError> {
+        let connecting = async {
+            match &self.route.way {
+                Way::Tcp { to, from } => self.dial_tcp(to, from.as_ref()).await,
+                Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
+            }
         };
-        let attempts = pair_up(&self.target.endpoint().resolve().await?, &from);
-        if attempts.is_empty() {
-            return Err(io::Error::other("no address of the target is of the outgoing address's family"));
-        }
-        Ok(Stream::tcp(race(attempts).await?, self.keepalive))
+        let connected = timeout_at(deadline, connecting).await.unwrap_or(Err(DialFailure::TimedOut));
+        connected.map_err(|failure| DialError { target: self.route.target.clone(), source: failure.into() })
     }
 
-    async fn dial_unix(&self, target: &UnixName) -> io::Result<UnixStream> {
-        let Some(Endpoint::Unix(from)) = self.from.as_ref().map(Outgoing::endpoint) else {
-            return UnixStream::connect(target.as_path()).await;
+    async fn dial_tcp(&self, to: &Host, from: Option<&Host>) -> Result<Connected, DialFailure> {
+        let from = match from {
+            Some(from) => from.resolve().await?.into_vec(),
+            None => Vec::new(),
         };
-        let _guard = self.naming.lock().await;
-        let socket = UnixSocket::new_stream()?;
-        // The file goes as soon as the connection is established, since the peer has seen the name by then and the file would be
-        // in the way of the next connection; and also when this future is dropped before.
-        let _file = bind_unix(&socket, from).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot connect from {from} (-b): {error}"))
+        let attempts = pair_up(&to.resolve().await?, &from);
+        let attempts = Vec1::try_from_vec(attempts).map_err(|_| DialFailure::NoCommonFamily)?;
+        let (stream, address) = race(attempts).await.map_err(|refusals| match (to, from.is_empty()) {
+            // The address is in the error already, as the target.
+            (Host::Address(_), true) => DialFailure::Refused(refusals.into_first()),
+            _ => DialFailure::AllRefused(refusals),
         })?;
-        socket.connect(target.as_path()).await
+        Ok(Connected { stream: Stream::tcp(stream, self.keepalive), remote: address.into() })
+    }
+
+    async fn dial_unix(&self, to: &UnixName, from: Option<&UnixName>) -> Result<Connected, DialFailure> {
+        let stream = match from {
+            None => UnixStream::connect(to.as_path()).await,
+            Some(from) => {
+                let _guard = self.naming.lock().await;
+                let socket = UnixSocket::new_stream().map_err(DialFailure::Refused)?;
+                // The file goes as soon as the connection is established, since the peer has seen the name by then and the file
+                // would be in the way of the next connection; and also when this future is dropped before.
+                let _file = bind_unix(&socket, from)
+                    .map_err(|source| DialFailure::Outgoing { name: from.clone(), source })?;
+                socket.connect(to.as_path()).await
+            }
+        };
+        let stream = stream.map_err(DialFailure::Refused)?;
+        Ok(Connected { stream: Stream::Unix(stream), remote: Remote::Local })
     }
 }
 
@@ -117,134 +233,33 @@ fn bind_unix(socket: &UnixSocket, from: &UnixName) -> io::Result<Option<SocketFi
     SocketFile::own(file).map(Some)
 }
 
-/// One way to reach a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Attempt {
-    to: SocketAddr,
-    from: Option<SocketAddr>,
-}
-
-impl Attempt {
-    async fn connect(self) -> io::Result<TcpStream> {
-        let socket = if self.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        if let Some(from) = self.from {
-            // A fixed outgoing port would otherwise be unusable for a minute after each connection.
-            socket.set_reuseaddr(true)?;
-            socket.bind(from)?;
-        }
-        socket.connect(self.to).await
-    }
-}
-
-impl fmt::Display for Attempt {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Endpoint::Ip(self.to).fmt(formatter)?;
-        match self.from {
-            Some(from) => write!(formatter, " from {}", Endpoint::Ip(from)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The attempts to make, in order: the resolver's order, but the families in turn, since it is a whole family that tends
-/// to be broken (RFC 8305, section 4). Each has an outgoing address of its own family, if any is wanted.
-fn pair_up(targets: &[SocketAddr], from: &[SocketAddr]) -> Vec<Attempt> {
-    let attempts = targets.iter().filter_map(|&to| {
-        let matching = from.iter().copied().find(|from| from.is_ipv4() == to.is_ipv4());
-        (from.is_empty() || matching.is_some()).then_some(Attempt { to, from: matching })
-    });
-    let (mut preferred, mut other): (Vec<_>, Vec<_>) =
-        attempts.partition(|attempt| attempt.to.is_ipv4() == targets[0].is_ipv4());
-    let mut interleaved = Vec::with_capacity(preferred.len() + other.len());
-    preferred.reverse();
-    other.reverse();
-    loop {
-        let before = interleaved.len();
-        interleaved.extend(preferred.pop());
-        interleaved.extend(other.pop());
-        if interleaved.len() == before {
-            return interleaved;
-        }
-    }
-}
-
-/// The first attempt to succeed. Each starts when the one before has failed or has had its [`HEAD_START`].
-async fn race(attempts: Vec<Attempt>) -> io::Result<TcpStream> {
-    if let [only] = attempts[..] {
-        return only.connect().await;
-    }
-    let mut waiting = attempts.into_iter();
-    let mut running = JoinSet::new();
-    let mut failures = Vec::new();
-    loop {
-        if let Some(next) = waiting.next() {
-            running.spawn(async move { (next, next.connect().await) });
-        }
-        let head_start = if waiting.len() > 0 { HEAD_START } else { Duration::MAX };
-        match tokio::time::timeout(head_start, running.join_next()).await {
-            Ok(Some(Ok((_, Ok(stream))))) => return Ok(stream),
-            Ok(Some(Ok((attempt, Err(error))))) => failures.push((attempt, error)),
-            Ok(Some(Err(panic))) => return Err(io::Error::other(panic)),
-            Ok(None) => break,
-            Err(_head_start_is_over) => {}
-        }
-    }
-    let kind = failures.first().map_or(io::ErrorKind::Other, |(_, error)| error.kind());
-    let tried: Vec<_> = failures.iter().map(|(attempt, error)| format!("{attempt}: {error}")).collect();
-    Err(io::Error::new(kind, tried.join("; ")))
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
-
-    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn families_take_turns() {
-        let targets = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]);
-        let order: Vec<_> = pair_up(&targets, &[]).iter().map(|attempt| attempt.to).collect();
-        assert_eq!(order, addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
-    }
-
-    #[test]
-    fn targets_of_another_family_than_the_outgoing_address_are_left_out() {
-        let attempts = pair_up(&addresses(&["[::1]:1", "1.1.1.1:1"]), &addresses(&["127.0.0.1:0"]));
-        assert_eq!(attempts.iter().map(|attempt| attempt.to).collect::<Vec<_>>(), addresses(&["1.1.1.1:1"]));
-    }
-
-    #[tokio::test]
-    async fn a_dead_address_does_not_keep_the_live_one_waiting() {
-        let live = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dead = TcpListener::bind("127.0.0.2:0").await.unwrap();
-        let targets = [dead.local_addr().unwrap(), live.local_addr().unwrap()];
-        drop(dead);
-        let stream = race(pair_up(&targets, &[])).await.unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), targets[1]);
-    }
-
-    #[tokio::test]
-    async fn a_failure_names_every_address_that_was_tried() {
-        let listeners = [
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            TcpListener::bind("127.0.0.2:0").await.unwrap(),
-        ];
-        let targets = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
-        drop(listeners);
-        let error = race(pair_up(&targets, &[])).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        for target in targets {
-            assert!(error.to_string().contains(&Endpoint::Ip(target).to_string()), "{error}");
-        }
-    }
 
     #[test]
     fn a_unix_target_cannot_be_reached_from_an_ip_address() {
-        let dialer = Dialer::new("/a".parse().unwrap(), Some("127.0.0.1".parse().unwrap()), Keepalive::On);
-        assert!(dialer.is_err());
+        for (target, from) in [("/a", "127.0.0.1"), ("127.0.0.1:1", "/a"), ("host:1", "@a")] {
+            let route = Route::new(target.parse().unwrap(), Some(from.parse().unwrap()));
+            assert!(route.is_err(), "{target} from {from}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_has_its_cause_at_its_root() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let route = Route::from(free.to_string().parse::<Target>().unwrap());
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let error = Dialer::new(route, Keepalive::On).dial(deadline).await.err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot connect to [127.0.0.1]:{}: Connection refused (os error 111)", free.port())
+        );
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let cause = cause.downcast_ref::<io::Error>().unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

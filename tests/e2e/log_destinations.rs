@@ -89,7 +89,7 @@ fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
     let source = crate::support::pipe::field(&line, "source").replace(['[', ']'], "");
     drop(connect(source.parse().expect("an address")));
     let line = process.await_line(&["failed"]);
-    assert!(line.starts_with("<4>failed peer="), "{line}");
+    assert!(line.starts_with("<4>failed client="), "{line}");
     std::fs::remove_file(key.path()).expect("it is ours");
     process.signal(Signal::HUP);
     let line = process.await_line(&["not reloaded"]);

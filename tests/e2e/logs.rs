@@ -20,7 +20,7 @@ fn the_first_line_says_what_runs_where_with_which_key() {
         assert_eq!(field(&line, "version"), env!("CARGO_PKG_VERSION"));
         assert_eq!(field(&line, "role"), role);
         assert_eq!(field(&line, "source"), format!("[127.0.0.1]:{}", end.port()));
-        assert_eq!(field(&line, "target"), format!("[127.0.0.1]:{}", target.port()));
+        assert_eq!(field(&line, "configured"), format!("[127.0.0.1]:{}", target.port()));
         assert_eq!(field(&line, "key"), fingerprint);
     }
 }
@@ -49,14 +49,32 @@ fn a_connections_end_is_one_line_with_exact_counts_on_both_ends() {
         let seconds: f64 = field(line, "seconds").parse().expect("a number");
         assert!(seconds > 0.0 && seconds < 60.0, "{line}");
     }
-    let client = format!("[127.0.0.1]:{}", client_address.port());
-    assert_eq!(field(&initiator, "peer"), client);
-    assert_eq!(field(&responder, "client"), client, "the initiator has told it");
-    assert_eq!(field(&initiator, "target"), format!("[127.0.0.1]:{}", pipe.responder.port()));
-    assert_eq!(field(&responder, "target"), format!("[127.0.0.1]:{}", service.port()));
+    let address = |port: u16| format!("[127.0.0.1]:{port}");
+    for line in [&initiator, &responder] {
+        assert_eq!(field(line, "client"), address(client_address.port()), "the initiator tells the responder");
+    }
+    let sealed = address(pipe.responder.address().port());
+    assert_eq!(field(&initiator, "peer"), sealed);
+    assert_eq!(field(&initiator, "target"), sealed);
+    assert_eq!(field(&initiator, "configured"), sealed);
+    assert_ne!(field(&responder, "peer"), field(&responder, "client"));
+    assert_eq!(field(&responder, "target"), address(service.port()));
+    assert_eq!(field(&responder, "configured"), address(service.port()));
     for end in [&pipe.initiator, &pipe.responder] {
         assert_eq!(end.process.log().matches(" closed ").count(), 1);
     }
+}
+
+#[test]
+fn the_target_is_the_address_that_was_dialed_and_not_the_name_that_was_configured() {
+    let pipe = Pipe::to(format!("localhost:{}", echo().port())).start();
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "by name");
+    client.shutdown(Shutdown::Write).expect("it is connected");
+    assert_ends(&mut client);
+    let line = pipe.responder.await_line(&[" closed "]);
+    assert!(field(&line, "configured").starts_with("[localhost]:"), "{line}");
+    assert!(field(&line, "target").starts_with("[127.0.0.1]:"), "{line}");
 }
 
 #[test]

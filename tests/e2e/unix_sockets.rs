@@ -69,7 +69,7 @@ fn a_unix_socket_is_a_source() {
     let initiator = End::initiator(&key, responder.address()).source(directory.name("plain")).start();
     assert_eq!(initiator.source(), directory.name("plain"));
     assert_carries(connect(&directory.path("plain")));
-    assert!(initiator.await_line(&[" closed "]).contains("peer=local"));
+    assert!(initiator.await_line(&[" closed "]).contains("client=local"));
 }
 
 #[test]

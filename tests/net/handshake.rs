@@ -3,7 +3,7 @@
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::handshake::{HandshakeError, Label, MESSAGE_1};
 use spipe::proto::key::Key;
-use spipe::tunnel::{self, Failure};
+use spipe::tunnel::handshake::{self, TunnelError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::time::{Duration, Instant};
 
@@ -20,16 +20,16 @@ async fn a_responder_sends_nothing_to_a_peer_with_another_key() {
     let (mut stranger, mut wire) = duplex(4096);
     let other = Key::from_bytes(&[43; 32]).unwrap();
     let label = Label::default();
-    let initiate = tunnel::initiate(&mut stranger, &other, &label, Ciphers::auto(true), deadline());
+    let initiate = handshake::initiate(&mut stranger, &other, &label, Ciphers::auto(true), deadline());
     let keys = [key()];
     let respond = async {
-        let result = tunnel::respond(&mut wire, &keys, &label, Ciphers::auto(true), deadline()).await;
+        let result = handshake::respond(&mut wire, &keys, &label, Ciphers::auto(true), deadline()).await;
         drop(wire);
         result
     };
     let (initiated, responded) = tokio::join!(initiate, respond);
-    assert!(matches!(responded.err(), Some(Failure::Forged)));
-    assert!(matches!(initiated.err(), Some(Failure::Incomplete { got: 0, .. })));
+    assert!(matches!(responded.err(), Some(TunnelError::Forged)));
+    assert!(matches!(initiated.err(), Some(TunnelError::Incomplete { got: 0, .. })));
 }
 
 #[tokio::test]
@@ -39,9 +39,9 @@ async fn a_message_1_that_is_cut_short_is_told_from_one_that_is_forged() {
         stranger.write_all(&vec![7; length]).await.unwrap();
         drop(stranger);
         let failure =
-            tunnel::respond(&mut wire, &[key()], &Label::default(), Ciphers::auto(true), deadline()).await;
+            handshake::respond(&mut wire, &[key()], &Label::default(), Ciphers::auto(true), deadline()).await;
         assert!(
-            matches!(failure.err(), Some(Failure::Incomplete { got, wanted: MESSAGE_1, .. }) if got == length),
+            matches!(failure.err(), Some(TunnelError::Incomplete { got, wanted: MESSAGE_1, .. }) if got == length),
             "{length}"
         );
     }
@@ -53,8 +53,8 @@ async fn a_silent_peer_is_given_up_at_the_deadline() {
     let start = Instant::now();
     let deadline = start + Duration::from_secs(5);
     let failure =
-        tunnel::respond(&mut wire, &[key()], &Label::default(), Ciphers::auto(true), deadline).await;
-    assert!(matches!(failure.err(), Some(Failure::Incomplete { got: 0, .. })));
+        handshake::respond(&mut wire, &[key()], &Label::default(), Ciphers::auto(true), deadline).await;
+    assert!(matches!(failure.err(), Some(TunnelError::Incomplete { got: 0, .. })));
     assert_eq!(start.elapsed().as_secs(), 5);
 }
 
@@ -69,25 +69,25 @@ async fn a_peer_that_trickles_bytes_is_given_up_at_the_deadline_too() {
     };
     let respond = async {
         let result =
-            tunnel::respond(&mut wire, &[key()], &Label::default(), Ciphers::auto(true), deadline).await;
+            handshake::respond(&mut wire, &[key()], &Label::default(), Ciphers::auto(true), deadline).await;
         drop(wire);
         result
     };
     let ((), responded) = tokio::join!(trickle, respond);
-    assert!(matches!(responded.err(), Some(Failure::Incomplete { got: 40..=60, .. })));
+    assert!(matches!(responded.err(), Some(TunnelError::Incomplete { got: 40..=60, .. })));
 }
 
 #[tokio::test]
 async fn an_initiator_refuses_an_answer_that_is_not_the_responders() {
     let (mut near, mut impostor) = duplex(4096);
     let (key, label) = (key(), Label::default());
-    let initiate = tunnel::initiate(&mut near, &key, &label, Ciphers::auto(true), deadline());
+    let initiate = handshake::initiate(&mut near, &key, &label, Ciphers::auto(true), deadline());
     let answer = async {
         impostor.read_exact(&mut [0; MESSAGE_1]).await.unwrap();
         impostor.write_all(&[7; 2000]).await.unwrap();
     };
     let (initiated, ()) = tokio::join!(initiate, answer);
-    assert!(matches!(initiated.err(), Some(Failure::Forged)));
+    assert!(matches!(initiated.err(), Some(TunnelError::Forged)));
 }
 
 #[tokio::test]
@@ -95,10 +95,11 @@ async fn both_ends_learn_that_they_have_no_cipher_in_common() {
     let (mut near, mut far) = duplex(4096);
     let (keys, label) = ([key()], Label::default());
     let (aes, chacha) = (Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
-    let initiate = tunnel::initiate(&mut near, &keys[0], &label, aes, deadline());
-    let respond = tunnel::respond(&mut far, &keys, &label, chacha, deadline());
+    let initiate = handshake::initiate(&mut near, &keys[0], &label, aes, deadline());
+    let respond = handshake::respond(&mut far, &keys, &label, chacha, deadline());
     let (initiated, responded) = tokio::join!(initiate, respond);
-    let no_common = |failure| matches!(failure, Some(Failure::Handshake(HandshakeError::NoCommonCipher(_))));
+    let no_common =
+        |failure| matches!(failure, Some(TunnelError::Handshake(HandshakeError::NoCommonCipher(_))));
     assert!(no_common(initiated.err()));
     assert!(no_common(responded.err()));
 }
@@ -109,19 +110,19 @@ async fn a_replayed_message_1_is_answered_and_opens_nothing() {
     let (keys, label) = ([key()], Label::default());
     let mut message = vec![0; MESSAGE_1];
     let _ = tokio::join!(
-        tunnel::initiate(&mut near, &keys[0], &label, Ciphers::auto(true), Instant::now()),
+        handshake::initiate(&mut near, &keys[0], &label, Ciphers::auto(true), Instant::now()),
         far.read_exact(&mut message),
     );
 
     let (mut attacker, mut wire) = duplex(4096);
     attacker.write_all(&message).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let (established, _) = tunnel::respond(&mut wire, &keys, &label, Ciphers::auto(true), deadline)
+    let (established, _) = handshake::respond(&mut wire, &keys, &label, Ciphers::auto(true), deadline)
         .await
         .expect("it is authentic");
     // The recording ends here: without the ephemeral secrets the attacker cannot seal Open. Silence, or noise.
     attacker.write_all(&[0, 40]).await.unwrap();
     attacker.write_all(&[7; 40]).await.unwrap();
-    let opened = tunnel::await_open(&mut wire, established.opener, deadline).await;
-    assert!(matches!(opened.err(), Some(Failure::NotOpened(_))));
+    let opened = handshake::await_open(&mut wire, established.opener, deadline).await;
+    assert!(matches!(opened.err(), Some(TunnelError::NotOpened(_))));
 }

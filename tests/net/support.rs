@@ -8,7 +8,7 @@ use spipe::proto::frame::{FRAME_MAX, Opener, Sealer};
 use spipe::proto::handshake::Label;
 use spipe::proto::key::Key;
 use spipe::pump::{Inbox, OpenPump, SealPump};
-use spipe::tunnel;
+use spipe::tunnel::handshake;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -42,8 +42,9 @@ pub(crate) async fn establish(
 ) -> (End, End) {
     let (label, ciphers, keys) = (Label::default(), Ciphers::only(cipher), [key()]);
     let initiate = async {
-        let established =
-            tunnel::initiate(&mut near, &keys[0], &label, ciphers, deadline()).await.expect("the keys agree");
+        let established = handshake::initiate(&mut near, &keys[0], &label, ciphers, deadline())
+            .await
+            .expect("the keys agree");
         let mut open = vec![0; FRAME_MAX];
         let (sealer, length) = established.sealer.open(&ConnectionInfo::default(), &mut open);
         tokio::io::AsyncWriteExt::write_all(&mut near, &open[..length])
@@ -53,9 +54,9 @@ pub(crate) async fn establish(
     };
     let respond = async {
         let (established, _) =
-            tunnel::respond(&mut far, &keys, &label, ciphers, deadline()).await.expect("the keys agree");
+            handshake::respond(&mut far, &keys, &label, ciphers, deadline()).await.expect("the keys agree");
         let (opener, _, inbox) =
-            tunnel::await_open(&mut far, established.opener, deadline()).await.expect("Open comes");
+            handshake::await_open(&mut far, established.opener, deadline()).await.expect("Open comes");
         End { sealer: established.sealer, opener, inbox }
     };
     tokio::join!(initiate, respond)

@@ -66,6 +66,7 @@ const ROOMS: &[&str] = &[
     "pump",
     "stream",
     "stats",
+    "names",
     "addr",
     "proto",
 ];

@@ -14,6 +14,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use rustix::fs::MemfdFlags;
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use socket2::{Domain, Protocol, Socket, Type};
+use spipe::addr::Target;
 use spipe::service::sandbox::Needs;
 
 use crate::isolated::{assert_no_such_call, isolated, lock_in, refuse};
@@ -29,7 +30,7 @@ fn lock_in_for_anything() {
 /// One that may use the fewest.
 fn lock_in_for_one_address() {
     let mut needs = Needs::new();
-    needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+    needs.dial(&"192.0.2.1:80".parse::<Target>().unwrap().into());
     lock_in(&needs);
 }
 

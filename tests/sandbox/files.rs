@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use spipe::addr::Target;
 use spipe::service::log::Destination;
 use spipe::service::pid_file::PidFile;
 use spipe::service::sandbox::Needs;
@@ -25,7 +26,7 @@ fn what_nobody_asked_for_cannot_be_read() {
         let (key, other) = (file(directory, "keys/key"), file(directory, "other/file"));
         let mut needs = Needs::new();
         needs.key(&key);
-        needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+        needs.dial(&"192.0.2.1:80".parse::<Target>().unwrap().into());
         lock_in(&needs);
         for path in [
             other.as_path(),

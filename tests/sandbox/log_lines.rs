@@ -10,6 +10,7 @@ use std::thread;
 
 use nix::mount::{MsFlags, mount};
 use seccompiler::SeccompAction;
+use spipe::addr::Target;
 use spipe::service::log::{self, Destination, Format};
 use spipe::service::sandbox::{Needs, confine};
 use tracing::level_filters::LevelFilter;
@@ -48,7 +49,7 @@ fn without(call: i64, errno: i32) {
 
 fn needs_of_a_fixed_pipe() -> Needs {
     let mut needs = Needs::new();
-    needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+    needs.dial(&"192.0.2.1:80".parse::<Target>().unwrap().into());
     needs
 }
 

@@ -10,7 +10,8 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, Uni
 use rustix::io::Errno;
 use spipe::service::sandbox::Needs;
 use spipe::stream::Keepalive;
-use spipe::upstream::Dialer;
+use spipe::upstream::{Dialer, Route};
+use tokio::time::{Duration, Instant};
 
 use crate::isolated::{
     assert_denied, assert_no_such_call, isolated, isolated_in_namespaces, isolated_with, lock_in,
@@ -19,22 +20,30 @@ use crate::resolver;
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
+fn route(target: &str, from: Option<&str>) -> Route {
+    Route::new(target.parse().unwrap(), from.map(|from| from.parse().unwrap())).unwrap()
+}
+
 /// The needs of a pipe with this target and outgoing address.
 fn needs(target: &str, from: Option<&str>) -> Needs {
     let mut needs = Needs::new();
-    needs.connect_to(&target.parse().unwrap());
-    if let Some(from) = from {
-        needs.connect_from(&from.parse().unwrap());
-    }
+    needs.dial(&route(target, from));
     needs
 }
 
 /// Dials as a pipe does: with a runtime that is started when the process is locked in.
 fn dial(target: &str, from: Option<&str>) -> io::Result<()> {
-    let dialer =
-        Dialer::new(target.parse().unwrap(), from.map(|from| from.parse().unwrap()), Keepalive::On).unwrap();
+    let dialer = Dialer::new(route(target, from), Keepalive::On);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(dialer.dial()).map(drop)
+    runtime.block_on(dialer.dial(deadline)).map(drop).map_err(|error| {
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let kind = cause.downcast_ref::<io::Error>().map_or(io::ErrorKind::Other, io::Error::kind);
+        io::Error::new(kind, error)
+    })
 }
 
 fn listen(address: &str) -> (TcpListener, u16) {

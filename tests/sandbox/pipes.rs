@@ -10,34 +10,36 @@ use std::thread;
 use std::time::Duration;
 
 use spipe::addr::{Endpoint, Target};
-use spipe::connection::Pipe;
 use spipe::listen::Passed;
-use spipe::pipe::serve::Role;
-use spipe::pipe::{self as pipes, Plan};
+use spipe::pipe::{self, Registry, Spec, Specs};
 use spipe::proto::cipher::{Cipher, Ciphers};
-use spipe::proto::handshake::Label;
 use spipe::proto::key::Key;
 use spipe::service::sandbox::Needs;
-use spipe::stream::Keepalive;
-use spipe::upstream::Dialer;
+use vec1::vec1;
 
 use crate::isolated::{isolated, lock_in};
 
 /// Enough for full frames, several at a time.
 const LENGTH: usize = 1 << 20;
 
-fn plan(role: Role, source: &str, target: Target) -> Plan {
-    let pipe = Pipe {
-        name: None,
-        keys: vec![Arc::new(Key::from_bytes(&[42; 32]).unwrap())],
-        label: Label::default(),
-        ciphers: Ciphers::only(Cipher::Aes256Gcm),
-        dialer: Dialer::new(target, None, Keepalive::On).unwrap(),
-        timeout: Duration::from_secs(60),
-        usage: Arc::default(),
-    };
-    let sources = vec![source.parse().unwrap()];
-    Plan { role, sources, pipe, max_connections: 100, keepalive: Keepalive::On }
+/// Both take as long as a machine under load needs.
+fn patient(mut spec: Spec) -> Specs {
+    spec.common.timeout = Duration::from_secs(60);
+    spec.into()
+}
+
+fn key() -> Arc<Key> {
+    Arc::new(Key::from_bytes(&[42; 32]).unwrap())
+}
+
+fn responder(source: &str, target: Target) -> Specs {
+    let ciphers = Ciphers::only(Cipher::Aes256Gcm);
+    patient(Spec::responder(source.parse().unwrap(), target, vec1![key()], ciphers))
+}
+
+fn initiator(source: &str, target: Target) -> Specs {
+    let ciphers = Ciphers::only(Cipher::Aes256Gcm);
+    patient(Spec::initiator(source.parse().unwrap(), target, key(), ciphers))
 }
 
 /// Sends back what comes.
@@ -98,16 +100,16 @@ fn carries(
     client: impl Fn(&Endpoint) -> Box<dyn Client> + Send + 'static,
 ) {
     let target: Target = target.parse().unwrap();
-    let listen = |plan| pipes::listen(vec![plan], &mut Passed::default()).unwrap();
-    let far = listen(plan(Role::Responder, wire, target.clone()));
+    let listen = |specs| pipe::listen(specs, &mut Passed::default()).unwrap();
+    let far = listen(responder(wire, target.clone()));
     let far_address: Target = far.places().next().unwrap().to_string().parse().unwrap();
-    let near = listen(plan(Role::Initiator, source, far_address.clone()));
+    let near = listen(initiator(source, far_address.clone()));
     let mut needs = Needs::new();
     for source in [source, wire] {
         needs.listen_at(&source.parse().unwrap());
     }
-    needs.connect_to(&far_address);
-    needs.connect_to(&target);
+    needs.dial(&far_address.into());
+    needs.dial(&target.into());
     // They connect while nothing is accepted, and from a thread that is free.
     let (start, started) = channel();
     let clients: Vec<_> = (0..3).map(|_| client(near.places().next().unwrap())).collect();
@@ -118,7 +120,7 @@ fn carries(
     lock_in(&needs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let ends = [far.start().unwrap(), near.start().unwrap()];
+        let ends = [far, near].map(|pipes| pipes.start(Registry::default()).unwrap());
         start.send(()).unwrap();
         tokio::task::spawn_blocking(|| talking.join().unwrap()).await.unwrap();
         for end in ends {

@@ -9,6 +9,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
+use spipe::addr::Target;
 use spipe::listen::{Passed, listen};
 use spipe::service::sandbox::Needs;
 
@@ -123,7 +124,7 @@ fn configured(directory: &Path) -> Needs {
     needs.key(&file(directory, "keys/key"));
     fs::create_dir(directory.join("sockets")).unwrap();
     needs.listen_at(&directory.join("sockets/s").to_str().unwrap().parse().unwrap());
-    needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+    needs.dial(&"192.0.2.1:80".parse::<Target>().unwrap().into());
     needs
 }
 

@@ -23,6 +23,25 @@ use tracing::{info, warn};
 pub use self::memory::allow_locking;
 pub use self::needs::Needs;
 
+/// Whether a process is to be locked in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// Yes.
+    On,
+    /// No (`--no-sandbox`): for finding out whether that is what breaks something.
+    Off,
+}
+
+impl Confinement {
+    /// Does what this says with the process, whose `needs` are these.
+    pub fn apply(self, needs: &Needs) {
+        match self {
+            Self::On => confine(needs),
+            Self::Off => warn!("not locked in, as --no-sandbox says: use it for debugging only"),
+        }
+    }
+}
+
 /// Takes every right that is not among `needs`, for good. To be called while there is one thread: the others are born with
 /// what it has.
 pub fn confine(needs: &Needs) {

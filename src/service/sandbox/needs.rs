@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use crate::addr::{Endpoint, Outgoing, Source, Target, UnixName};
 use crate::service::log::Destination;
+use crate::upstream::Route;
 
 /// DNS, where an answer is too long for UDP.
 const DNS: u16 = 53;
@@ -89,8 +90,15 @@ impl Needs {
         }
     }
 
-    /// A target.
-    pub fn connect_to(&mut self, target: &Target) {
+    /// A way that each connection takes: a target, and the outgoing address if there is one.
+    pub fn dial(&mut self, route: &Route) {
+        self.connect_to(route.target());
+        if let Some(from) = route.outgoing() {
+            self.connect_from(from);
+        }
+    }
+
+    fn connect_to(&mut self, target: &Target) {
         match (target.endpoint(), &mut self.ports) {
             (Endpoint::Unix(name), _) => self.abstract_sockets |= name.file().is_none(),
             (endpoint, Ports::These { connect, .. }) => connect.extend(endpoint.port()),
@@ -99,8 +107,7 @@ impl Needs {
         self.resolve(target.endpoint());
     }
 
-    /// An outgoing address.
-    pub fn connect_from(&mut self, outgoing: &Outgoing) {
+    fn connect_from(&mut self, outgoing: &Outgoing) {
         self.binds = true;
         match (outgoing.endpoint(), &mut self.ports) {
             // It is made and removed for each connection.

@@ -8,9 +8,11 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use slab::Slab;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
+
+use super::limit::Permit;
 
 /// How long all connections together may take to tell their peers that they are cut short.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -23,25 +25,17 @@ pub struct Connections(Arc<Shared>);
 struct Shared {
     /// All tasks, those with strangers included.
     tasks: TaskTracker,
-    /// The connections that count, each with what wakes it and with its place. A cancellation token would do the same for 90 bytes more a connection,
-    /// and take a lock of all connections whenever bytes come.
-    running: Mutex<Slab<Running>>,
+    /// The connections that count, each by what wakes its task. A cancellation token would do the same for 90 bytes more a
+    /// connection, and take a lock of all connections whenever bytes come.
+    running: Mutex<Slab<Waker>>,
     /// Set once all are to end.
     is_cut: AtomicBool,
     /// Told when the last one has ended.
     none_left: Notify,
 }
 
-/// What a running connection leaves here, and not in its own task, where it would take more room.
-struct Running {
-    /// Wakes its task.
-    waker: Waker,
-    /// Its place among the connections that there may be (`-n`).
-    permit: Option<OwnedSemaphorePermit>,
-}
-
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, Slab<Running>> {
+    fn running(&self) -> MutexGuard<'_, Slab<Waker>> {
         // A panic elsewhere leaves the list whole: every change to it is one call.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,11 +47,11 @@ impl Connections {
         drop(self.0.tasks.spawn(connection));
     }
 
-    /// Counts a connection as running for as long as what is returned lives. A stranger is not counted: until a peer has proved
-    /// the key, there is nothing that could be finished.
-    pub fn count(&self) -> Counted {
-        let key = self.0.running().insert(Running { waker: Waker::noop().clone(), permit: None });
-        Counted { shared: Arc::clone(&self.0), key }
+    /// Counts a connection as running, and keeps its `permit`, for as long as what is returned lives. A stranger has no place:
+    /// until a peer has proved the key, there is nothing that could be finished.
+    pub fn place(&self, permit: Option<Permit>) -> Place {
+        let key = self.0.running().insert(Waker::noop().clone());
+        Place { shared: Arc::clone(&self.0), key, _permit: permit }
     }
 
     /// How many are running.
@@ -74,7 +68,7 @@ impl Connections {
     /// Tells all connections to end, and waits for a moment until they have told their peers. Gives how many were running.
     pub(crate) async fn cut_short(&self) -> usize {
         self.0.is_cut.store(true, Ordering::SeqCst);
-        let wakers: Vec<_> = self.0.running().iter().map(|(_, running)| running.waker.clone()).collect();
+        let wakers: Vec<_> = self.0.running().iter().map(|(_, waker)| waker.clone()).collect();
         let count = wakers.len();
         wakers.into_iter().for_each(Waker::wake);
         let ended = async {
@@ -87,18 +81,15 @@ impl Connections {
     }
 }
 
-/// A connection that counts as running.
-pub struct Counted {
+/// One connection's place among those that run, free again when this is dropped.
+pub struct Place {
     shared: Arc<Shared>,
     key: usize,
+    /// None where there is no limit to count against.
+    _permit: Option<Permit>,
 }
 
-impl Counted {
-    /// Keeps `permit` as long as the connection runs.
-    pub(crate) fn hold(&self, permit: OwnedSemaphorePermit) {
-        self.shared.running()[self.key].permit = Some(permit);
-    }
-
+impl Place {
     /// Does `work`, unless the connection has to end before that is done: then there is no result.
     pub(crate) fn unless_cut<T>(
         &self,
@@ -110,7 +101,7 @@ impl Counted {
             if !is_registered {
                 // Once is enough: a task has the same waker all its life.
                 is_registered = true;
-                self.shared.running()[self.key].waker.clone_from(context.waker());
+                self.shared.running()[self.key].clone_from(context.waker());
             }
             match Pin::new(&mut work).poll(context) {
                 Poll::Ready(result) => Poll::Ready(Some(result)),
@@ -121,14 +112,13 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for Place {
     fn drop(&mut self) {
-        let (ended, is_last) = {
+        let is_last = {
             let mut running = self.shared.running();
-            (running.remove(self.key), running.is_empty())
+            running.remove(self.key);
+            running.is_empty()
         };
-        // Outside the lock: a permit that is given back wakes whoever waits for it.
-        drop(ended);
         if is_last {
             self.shared.none_left.notify_one();
         }
@@ -142,8 +132,8 @@ mod tests {
     #[tokio::test]
     async fn work_that_waits_is_ended_by_a_cut_that_comes_later() {
         let connections = Connections::default();
-        let counted = connections.count();
-        let work = tokio::spawn(async move { counted.unless_cut(std::future::pending::<()>()).await });
+        let place = connections.place(None);
+        let work = tokio::spawn(async move { place.unless_cut(std::future::pending::<()>()).await });
         tokio::task::yield_now().await;
         assert_eq!(connections.cut_short().await, 1);
         assert_eq!(work.await.unwrap(), None);
@@ -153,21 +143,21 @@ mod tests {
     async fn work_that_begins_after_the_cut_is_ended_at_once() {
         let connections = Connections::default();
         connections.cut_short().await;
-        let counted = connections.count();
-        assert_eq!(counted.unless_cut(std::future::pending::<()>()).await, None);
+        let place = connections.place(None);
+        assert_eq!(place.unless_cut(std::future::pending::<()>()).await, None);
     }
 
     #[tokio::test]
     async fn work_that_is_done_is_not_cut() {
         let connections = Connections::default();
         connections.cut_short().await;
-        assert_eq!(connections.count().unless_cut(std::future::ready(7)).await, Some(7));
+        assert_eq!(connections.place(None).unless_cut(std::future::ready(7)).await, Some(7));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_does_not_end_is_not_waited_for_longer_than_a_moment() {
         let connections = Connections::default();
-        let _stuck = connections.count();
+        let _stuck = connections.place(None);
         let start = tokio::time::Instant::now();
         assert_eq!(connections.cut_short().await, 1);
         assert_eq!(start.elapsed().as_secs(), LAST_WORDS.as_secs());

@@ -1,0 +1,155 @@
+//! An established connection carries bytes both ways, and ends in one log line.
+
+use std::fmt;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::Common;
+use crate::addr::Target;
+use crate::gate::Place;
+use crate::proto::frame::AbortReason;
+use crate::pump::{self, PumpError};
+use crate::stats::Usage;
+use crate::stream::{Remote, Stream};
+use crate::tunnel::Tunnel;
+
+/// A connection that is ready to carry bytes. Always in a box: a future has room for each place that a value moves through.
+pub(super) struct Carrying {
+    /// The client, or the target.
+    pub(super) local: Stream,
+    pub(super) tunnel: Tunnel,
+    pub(super) ends: Ends,
+    /// When it was admitted.
+    pub(super) started: Instant,
+    pub(super) place: Place,
+}
+
+/// The addresses of a connection's ends, by what each is; they mean the same in the log of both roles.
+#[derive(Clone, Copy)]
+pub(super) enum Ends {
+    /// An initiator dials its peer.
+    Initiator { client: Remote, target: Remote },
+    /// A responder is told of the client, where that has an address.
+    Responder { client: Option<Remote>, peer: Remote, target: Remote },
+}
+
+/// The same, as the log has them.
+struct Named<'c> {
+    client: Option<Remote>,
+    peer: Dialed<'c>,
+    target: Dialed<'c>,
+    configured: &'c Target,
+}
+
+/// An address that was dialed; of a Unix-domain socket, that is what the configuration says.
+#[derive(Clone, Copy)]
+enum Dialed<'c> {
+    Address(Remote),
+    AsConfigured(&'c Target),
+}
+
+impl fmt::Display for Dialed<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::AsConfigured(target) => target.fmt(formatter),
+        }
+    }
+}
+
+impl Ends {
+    fn named(self, common: &Common) -> Named<'_> {
+        let configured = common.route.target();
+        let dialed = |remote| match remote {
+            Remote::Local => Dialed::AsConfigured(configured),
+            Remote::Ip(..) => Dialed::Address(remote),
+        };
+        match self {
+            Self::Initiator { client, target } => {
+                let target = dialed(target);
+                Named { client: Some(client), peer: target, target, configured }
+            }
+            Self::Responder { client, peer, target } => {
+                Named { client, peer: Dialed::Address(peer), target: dialed(target), configured }
+            }
+        }
+    }
+}
+
+/// How a connection ended.
+struct Carried {
+    result: Result<(), PumpError>,
+    /// Payload bytes, by direction.
+    to_target: u64,
+    from_target: u64,
+    seconds: f64,
+}
+
+/// Carries bytes both ways until both ends have closed or one fails, and logs the end.
+///
+/// # Errors
+/// [`PumpError`], when it failed.
+pub(super) async fn carry(
+    common: &Common,
+    usage: &Usage,
+    mut connection: Box<Carrying>,
+) -> Result<(), PumpError> {
+    let _counted = usage.count(connection.tunnel.key);
+    log_established(common, &connection);
+    let result = {
+        let Carrying { local, tunnel, place, .. } = &mut *connection;
+        let carrying = pump::run(&mut tunnel.seal, &mut tunnel.open, local.split(), tunnel.wire.split());
+        place.unless_cut(carrying).await.unwrap_or(Err(PumpError::Stopped))
+    };
+    match &result {
+        Ok(()) => connection.local.disarm(),
+        Err(failure @ (PumpError::Local(_) | PumpError::Stopped)) => {
+            // The local side learns of it before the peer is told, which may take a moment.
+            drop(connection.local);
+            let reason = match failure {
+                PumpError::Stopped => AbortReason::Shutdown,
+                _ => AbortReason::Reset,
+            };
+            Box::pin(connection.tunnel.abort(reason)).await;
+        }
+        Err(_) => {}
+    }
+    let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
+    let (sealed, opened) = (tunnel.seal.bytes(), tunnel.open.bytes());
+    let (to_target, from_target) = match ends {
+        Ends::Initiator { .. } => (sealed, opened),
+        Ends::Responder { .. } => (opened, sealed),
+    };
+    let carried = Carried { result, to_target, from_target, seconds: started.elapsed().as_secs_f64() };
+    carried.log(common, tunnel, ends);
+    carried.result
+}
+
+fn log_established(common: &Common, connection: &Carrying) {
+    let Carrying { ends, tunnel, .. } = connection;
+    let Named { client, peer, target, configured } = ends.named(common);
+    let (pipe, client) = (common.name.as_deref(), client.map(tracing::field::display));
+    let Tunnel { key, cipher, .. } = tunnel;
+    debug!(pipe, client, %peer, %target, %configured, %key, %cipher, "established");
+}
+
+impl Carried {
+    fn log(&self, common: &Common, tunnel: &Tunnel, ends: Ends) {
+        let Self { result, to_target, from_target, seconds } = self;
+        let Named { client, peer, target, configured } = ends.named(common);
+        let (pipe, client) = (common.name.as_deref(), client.map(tracing::field::display));
+        let Tunnel { key, cipher, .. } = tunnel;
+        let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
+        macro_rules! log {
+            ($level:ident) => {
+                $level!(pipe, client, %peer, %target, %configured, %key, %cipher, to_target, from_target, seconds, reason, "closed")
+            };
+        }
+        match result {
+            // Resets are everyday life.
+            Ok(()) | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset)) => log!(info),
+            Err(_) => log!(warn),
+        }
+    }
+}

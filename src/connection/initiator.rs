@@ -1,0 +1,72 @@
+//! A connection of an initiator (`-e`): a client is carried to a responder.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::carry::{Carrying, Ends, carry};
+use super::{Common, ConnectionError, SetupError};
+use crate::gate::{Admitted, Place};
+use crate::proto::key::Key;
+use crate::stats::Usage;
+use crate::tunnel::Tunnel;
+use crate::upstream::{Connected, Dialer};
+
+/// What all connections of an initiator share.
+pub struct Initiator {
+    common: Common,
+    key: Arc<Key>,
+    dialer: Dialer,
+    usage: Arc<Usage>,
+}
+
+impl Initiator {
+    /// An initiator that proves `key`, and whose connections are counted in `usage`.
+    pub fn new(common: Common, key: Arc<Key>, usage: Arc<Usage>) -> Self {
+        let dialer = Dialer::new(common.route.clone(), common.keepalive);
+        Self { common, key, dialer, usage }
+    }
+
+    /// Carries `client` from here to its end.
+    ///
+    /// # Errors
+    /// Why it failed, which is in the log as well.
+    pub fn carry(
+        self: Arc<Self>,
+        client: Admitted<Place>,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
+        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
+        let establishing = Box::pin(Arc::clone(&self).establish(client));
+        async move {
+            let established = establishing.await?;
+            Ok(carry(&self.common, &self.usage, established).await?)
+        }
+    }
+
+    async fn establish(self: Arc<Self>, client: Admitted<Place>) -> Result<Box<Carrying>, SetupError> {
+        let started = Instant::now();
+        let deadline = started + self.common.timeout;
+        let Admitted { stream: local, remote: client, place } = client;
+        // Whatever goes wrong, the client sees a reset and not an empty answer.
+        local.arm_reset();
+        let reaching = async {
+            let Connected { stream, remote } = self.dialer.dial(deadline).await?;
+            let terms = &self.common.terms;
+            let tunnel = Tunnel::initiate(stream, &self.key, terms, client, deadline).await?;
+            Ok((tunnel, remote))
+        };
+        match place.unless_cut(pin!(reaching)).await.unwrap_or(Err(SetupError::Stopped)) {
+            Ok((tunnel, target)) => {
+                let ends = Ends::Initiator { client, target };
+                Ok(Box::new(Carrying { local, tunnel, ends, started, place }))
+            }
+            Err(error) => {
+                let (pipe, configured) = (self.common.name.as_deref(), self.common.route.target());
+                warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Accepting: from sockets that listen to arrivals.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{debug, warn};
+
+use crate::addr::{Endpoint, Source};
+use crate::stream::socket_file::SocketFile;
+use crate::stream::{Keepalive, Remote, Stream};
+
+/// The first pause after accept(2) failed for want of descriptors or memory; it doubles …
+const BACK_OFF_MIN: Duration = Duration::from_millis(5);
+/// … up to this.
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
+
+/// A connection that was accepted, and nothing more.
+pub struct Arrival {
+    /// The connection.
+    pub stream: Stream,
+    /// Where it comes from.
+    pub remote: Remote,
+}
+
+/// A listening socket that connections can be accepted from.
+pub struct Listener {
+    socket: Socket,
+    local: Endpoint,
+    source: Source,
+}
+
+pub(super) enum Socket {
+    Tcp(TcpListener),
+    /// The file too, if that is ours to remove.
+    Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<SocketFile>),
+}
+
+impl Listener {
+    pub(super) fn new(socket: Socket, local: Endpoint, source: Source) -> Self {
+        Self { socket, local, source }
+    }
+
+    /// Where it listens.
+    pub fn local(&self) -> &Endpoint {
+        &self.local
+    }
+
+    /// The source that it is for, which may outlive the pipe that named it.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    fn poll_accept(&self, context: &mut Context<'_>, keepalive: Keepalive) -> Poll<io::Result<Arrival>> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.poll_accept(context).map_ok(|(stream, address)| Arrival {
+                stream: Stream::tcp(stream, keepalive),
+                remote: address.into(),
+            }),
+            Socket::Unix(listener, ..) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, _)| Arrival { stream: Stream::Unix(stream), remote: Remote::Local }),
+        }
+    }
+}
+
+/// All sockets of one pipe, which take turns.
+pub struct Listeners {
+    listeners: Vec<Listener>,
+    /// The one to ask first, so that a busy socket does not keep the others waiting.
+    first: usize,
+}
+
+impl Listeners {
+    /// Those of `listeners`.
+    pub fn new(listeners: Vec<Listener>) -> Self {
+        Self { listeners, first: 0 }
+    }
+
+    /// The sockets; they still listen.
+    pub fn into_inner(self) -> Vec<Listener> {
+        self.listeners
+    }
+
+    /// The next connection at any of the sockets. Failures of accept(2) never end the loop that calls this: a connection that
+    /// died in the queue is passed over, and a lack of descriptors or memory is waited out.
+    pub(crate) async fn accept(&mut self, keepalive: Keepalive) -> Arrival {
+        let mut pause = BACK_OFF_MIN;
+        loop {
+            let (listener, accepted) = poll_fn(|context| {
+                for turn in 0..self.listeners.len() {
+                    let index = (self.first + turn) % self.listeners.len();
+                    if let Poll::Ready(accepted) = self.listeners[index].poll_accept(context, keepalive) {
+                        self.first = index + 1;
+                        return Poll::Ready((index, accepted));
+                    }
+                }
+                Poll::Pending
+            })
+            .await;
+            match accepted {
+                Ok(arrival) => return arrival,
+                // accept(2): errors that belong to the one connection.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted
+                            | io::ErrorKind::ConnectionReset
+                            | io::ErrorKind::Interrupted
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::NetworkUnreachable
+                            | io::ErrorKind::HostUnreachable
+                    ) =>
+                {
+                    debug!(%error, "a connection was gone before it was accepted");
+                }
+                Err(error) => {
+                    // Once a spell: the log must not fill because descriptors are short.
+                    if pause == BACK_OFF_MIN {
+                        let source = self.listeners[listener].local();
+                        warn!(%source, %error, "cannot accept connections for now; running ones go on");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACK_OFF_MAX);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What pipes there are to be: pure data, and valid by construction.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vec1::Vec1;
+
+use crate::addr::{Source, Sources, Target};
+use crate::connection::Common;
+use crate::gate::Rules;
+use crate::proto::cipher::Ciphers;
+use crate::proto::key::Key;
+
+/// Which end a pipe is, with the keys that this takes.
+#[derive(Clone)]
+pub enum Role {
+    /// `-e`: accepts plain connections and seals them.
+    Initiator {
+        /// The key that it proves.
+        key: Arc<Key>,
+    },
+    /// `-d`: accepts sealed connections and opens them.
+    Responder {
+        /// The keys that it accepts.
+        keys: Vec1<Arc<Key>>,
+    },
+}
+
+impl Role {
+    /// Each of its keys.
+    pub fn keys(&self) -> &[Arc<Key>] {
+        match self {
+            Self::Initiator { key } => std::slice::from_ref(key),
+            Self::Responder { keys } => keys,
+        }
+    }
+}
+
+/// As `mode` in a file has it.
+impl fmt::Display for Role {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Initiator { .. } => "encrypt",
+            Self::Responder { .. } => "decrypt",
+        })
+    }
+}
+
+/// Keys are compared by their fingerprints.
+impl PartialEq for Role {
+    fn eq(&self, other: &Self) -> bool {
+        let fingerprints = |role: &Self| role.keys().iter().map(|key| key.fingerprint()).collect::<Vec<_>>();
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+            && fingerprints(self) == fingerprints(other)
+    }
+}
+
+/// One pipe that listens, as it is to be.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use spipe::pipe::Spec;
+/// use spipe::proto::cipher::Ciphers;
+/// use spipe::proto::key::Key;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let key = Arc::new(Key::from_bytes(&[7; 32])?);
+/// let source = "[127.0.0.1]:8000".parse()?;
+/// let spec = Spec::initiator(source, "server:6380".parse()?, key, Ciphers::auto(true));
+/// assert_eq!(spec.to_string(), "encrypt [127.0.0.1]:8000 to [server]:6380");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq)]
+pub struct Spec {
+    /// Where to accept connections.
+    pub sources: Sources,
+    /// Which of them to admit.
+    pub rules: Rules,
+    /// Which end it is.
+    pub role: Role,
+    /// What all its connections have in common.
+    pub common: Common,
+}
+
+impl Spec {
+    /// An initiator at `source` that carries clients to the responder `target`, with defaults for the rest.
+    pub fn initiator(source: Source, target: Target, key: Arc<Key>, ciphers: Ciphers) -> Self {
+        Self::new(source, target, Role::Initiator { key }, ciphers)
+    }
+
+    /// A responder at `source` that carries peers with one of `keys` to `target`, with defaults for the rest.
+    pub fn responder(source: Source, target: Target, keys: Vec1<Arc<Key>>, ciphers: Ciphers) -> Self {
+        Self::new(source, target, Role::Responder { keys }, ciphers)
+    }
+
+    fn new(source: Source, target: Target, role: Role, ciphers: Ciphers) -> Self {
+        Self { sources: source.into(), rules: Rules::default(), role, common: Common::new(target, ciphers) }
+    }
+}
+
+/// For people, in one line, without the keys.
+impl fmt::Display for Spec {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sources, role, common, .. } = self;
+        if let Some(name) = &common.name {
+            write!(formatter, "{name}: ")?;
+        }
+        write!(formatter, "{role} {sources} to {}", common.route.target())
+    }
+}
+
+/// All pipes of a process: at least one, and no two share a source or a name.
+pub struct Specs(Vec1<Spec>);
+
+/// Why some pipes cannot be those of one process.
+#[derive(Debug, Error)]
+pub enum SpecsError {
+    /// There is none.
+    #[error("there is no pipe")]
+    None,
+    /// Two have one source.
+    #[error("{0} is the source of two pipes; give each its own")]
+    SharedSource(Source),
+    /// Two have one name.
+    #[error("'{0}' is the name of two pipes; give each its own")]
+    SharedName(String),
+}
+
+/// A pipe among others that are given, by its number from 0, and why it cannot be one of them.
+#[derive(Debug, Error)]
+#[error("{source}")]
+pub struct Misfit {
+    /// The later one of two pipes that do not go together.
+    pub number: usize,
+    /// What they share.
+    pub source: SpecsError,
+}
+
+impl Specs {
+    /// Checks that `specs` can be the pipes of one process.
+    ///
+    /// # Errors
+    /// [`Misfit`], for the first that cannot.
+    pub fn new(specs: Vec<Spec>) -> Result<Self, Misfit> {
+        let (mut sources, mut names) = (HashSet::new(), HashSet::new());
+        for (number, spec) in specs.iter().enumerate() {
+            let misfit = |source| Misfit { number, source };
+            if let Some(shared) = spec.sources.iter().find(|source| !sources.insert(*source)) {
+                return Err(misfit(SpecsError::SharedSource(shared.clone())));
+            }
+            if let Some(name) = &spec.common.name
+                && !names.insert(name)
+            {
+                return Err(misfit(SpecsError::SharedName(name.clone())));
+            }
+        }
+        Vec1::try_from_vec(specs).map(Self).map_err(|_| Misfit { number: 0, source: SpecsError::None })
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Spec> {
+        self.0.iter()
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Spec> {
+        self.0.into_vec()
+    }
+}
+
+impl From<Spec> for Specs {
+    fn from(spec: Spec) -> Self {
+        Self(Vec1::new(spec))
+    }
+}

@@ -1,0 +1,37 @@
+//! What the process asks of the operating system when it starts, and what it finds there.
+
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+
+use super::sandbox;
+
+/// Keeps keys out of core dumps and away from debuggers of the same user, and makes room for many connections.
+///
+/// All of it is a second line of defence: where the system refuses, the pipe works as well, so failures are passed over.
+pub fn harden() {
+    sandbox::allow_locking();
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // The customary soft limit of 1,024 descriptors is there for programs that use select(2).
+    let descriptors = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors });
+}
+
+/// Whether AES-256-GCM runs on instructions of its own here.
+pub fn has_aes_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes")
+        && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// How many processors there are for us, where that can be told. To be asked before the sandbox is closed: the files that tell
+/// a quota (cgroups(7)) are out of reach later.
+pub(super) fn processors() -> Option<NonZero<usize>> {
+    available_parallelism().ok()
+}

@@ -1,0 +1,230 @@
+//! The process at work: obeys signals, reloads, drains, and tells the service manager.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::notify::Manager;
+use super::sandbox::Confinement;
+use super::signals::{Signal, Signals};
+use crate::pipe::{self, Listening, Pipes, Specs};
+use crate::proto::key::Fingerprint;
+use crate::stats::Usage;
+
+/// Why a reload failed. It ends as one line in the log.
+pub type ReloadError = Box<dyn Error + Send + Sync>;
+
+/// What a configuration says when it is read again.
+pub struct Reread {
+    /// The pipes that there are to be.
+    pub specs: Specs,
+    /// How long connections may go on after a stop.
+    pub drain_timeout: Duration,
+    /// Whether something has changed that only a restart can bring into force.
+    pub needs_restart: bool,
+}
+
+/// Reads the configuration again. It may block.
+pub type Reader = dyn Fn() -> Result<Reread, ReloadError> + Send + Sync;
+
+/// A reload that can be put into force: all new sources are listened on.
+struct Reloaded {
+    listening: Listening,
+    pipes: usize,
+    /// The keys that new connections may have.
+    accepted: Vec<Fingerprint>,
+    drain_timeout: Duration,
+    needs_restart: bool,
+}
+
+/// The process at work.
+pub struct Supervisor<'m> {
+    pipes: Pipes,
+    reader: Arc<Reader>,
+    drain_timeout: Duration,
+    manager: &'m Manager,
+    confined: Confinement,
+    status: Status,
+}
+
+impl<'m> Supervisor<'m> {
+    /// Looks after `pipes`, `count` of them. `reader` is asked at each reload.
+    pub fn new(
+        pipes: Pipes,
+        count: usize,
+        reader: Arc<Reader>,
+        drain_timeout: Duration,
+        manager: &'m Manager,
+        confined: Confinement,
+    ) -> Self {
+        let usage = Arc::clone(&pipes.registry().usage);
+        let text = Mutex::new(Text { note: "", pipes: count });
+        let status = Status(Arc::new(StatusText { usage, text }));
+        Self { pipes, reader, drain_timeout, manager, confined, status }
+    }
+
+    /// Obeys signals until all connections have ended, or may go on no longer.
+    pub async fn supervise(self, signals: Signals) {
+        let (manager, status) = (self.manager, self.status.clone());
+        let heartbeat = Arc::clone(&self.pipes.registry().heartbeat);
+        tokio::select! {
+            () = self.obey(signals) => {}
+            () = manager.attend(&heartbeat, || status.to_string()) => unreachable!("it goes on for ever"),
+        }
+    }
+
+    async fn obey(mut self, mut signals: Signals) {
+        self.manager.ready(&self.status.to_string());
+        while let Signal::Reload = signals.next().await {
+            self.manager.reloading();
+            let reading = tokio::select! {
+                read = self.read_again() => read,
+                // Reading may hang: at a name that is looked up, or at a pipe in the place of a key.
+                () = signals.stop() => break,
+            };
+            let replaced = match reading {
+                Ok(reloaded) => self.replace(reloaded).await,
+                Err(error) => Err(error),
+            };
+            match replaced {
+                Ok(()) => self.status.set_note(""),
+                Err(error) => {
+                    let hint = if is_denied(&*error) && self.confined == Confinement::On {
+                        "; a directory that is new since the start is out of reach (sandbox): restart to let it in"
+                    } else {
+                        ""
+                    };
+                    let reason = format!("{error}{hint}");
+                    error!(reason, "not reloaded: what was in force stays in force");
+                    self.status.set_note("the last reload failed, see the log; ");
+                }
+            }
+            self.manager.ready(&self.status.to_string());
+        }
+        self.drain(signals).await;
+    }
+
+    /// Reads everything again and listens at the sources that are new. Whatever is wrong is found here, before anything
+    /// changes. On a thread of its own, since files and names may take their time.
+    fn read_again(&self) -> impl Future<Output = Result<Reloaded, ReloadError>> + use<> {
+        let (reader, held) = (Arc::clone(&self.reader), self.pipes.held());
+        let reading = spawn_blocking(move || {
+            let Reread { specs, drain_timeout, needs_restart } = reader()?;
+            let keys = specs.iter().flat_map(|spec| spec.role.keys());
+            let accepted = keys.map(|key| key.fingerprint()).collect();
+            let pipes = specs.iter().len();
+            let listening = pipe::listen_besides(&held, specs)?;
+            Ok(Reloaded { listening, pipes, accepted, drain_timeout, needs_restart })
+        });
+        async move { reading.await.unwrap_or_else(|panic| Err(panic.into())) }
+    }
+
+    /// Puts what was read into force for new connections.
+    async fn replace(&mut self, reloaded: Reloaded) -> Result<(), ReloadError> {
+        let Reloaded { listening, pipes, accepted, drain_timeout, needs_restart } = reloaded;
+        self.pipes.replace(listening).await?;
+        self.status.set_pipes(pipes);
+        self.drain_timeout = drain_timeout;
+        info!(pipes, "reloaded: new connections are served by it, running ones go on");
+        for (key, connections) in self.pipes.registry().usage.by_key() {
+            if !accepted.contains(&key) {
+                info!(%key, connections, "running connections have a key that new ones cannot use any more");
+            }
+        }
+        if needs_restart {
+            warn!("what concerns the whole process has changed in the configuration; that takes a restart");
+        }
+        Ok(())
+    }
+
+    async fn drain(self, mut signals: Signals) {
+        self.status.set_note("stopping; ");
+        let cut = async {
+            tokio::select! {
+                () = sleep(self.drain_timeout) => {}
+                () = signals.stop() => {}
+            }
+        };
+        let status = self.status.to_string();
+        tokio::select! {
+            // The manager first: it has to know how long this may take.
+            biased;
+            () = self.manager.stopping(&status, self.drain_timeout) => unreachable!("it goes on for ever"),
+            _logged = self.pipes.drain(cut) => {}
+        }
+    }
+}
+
+/// Whether the system would have done it for a process with more rights.
+fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// What the service manager shows for this process.
+#[derive(Clone)]
+struct Status(Arc<StatusText>);
+
+struct StatusText {
+    usage: Arc<Usage>,
+    text: Mutex<Text>,
+}
+
+struct Text {
+    note: &'static str,
+    pipes: usize,
+}
+
+impl Status {
+    fn set_note(&self, note: &'static str) {
+        self.text().note = note;
+    }
+
+    fn set_pipes(&self, pipes: usize) {
+        self.text().pipes = pipes;
+    }
+
+    fn text(&self) -> MutexGuard<'_, Text> {
+        // A panic elsewhere leaves it whole: every change to it is one step.
+        self.0.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Text { note, pipes } = *self.text();
+        let plural = if pipes == 1 { "" } else { "s" };
+        write!(formatter, "{note}{pipes} pipe{plural}, {}", self.0.usage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen::ListenError;
+
+    #[test]
+    fn a_refusal_is_found_at_the_root_of_an_error() {
+        let refused = |kind: io::ErrorKind| ListenError::Refused {
+            place: "[]:1".parse().unwrap(),
+            source: kind.into(),
+        };
+        assert!(is_denied(&refused(io::ErrorKind::PermissionDenied)));
+        assert!(!is_denied(&refused(io::ErrorKind::AddrInUse)));
+    }
+}

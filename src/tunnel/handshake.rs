@@ -1,0 +1,228 @@
+//! Carrying the handshake over a stream, against a deadline.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::io;
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+use crate::proto::cipher::Ciphers;
+use crate::proto::connection_info::ConnectionInfo;
+use crate::proto::frame::{First, Opener};
+use crate::proto::handshake::{
+    HandshakeError, Initiator, InitiatorEstablished, InitiatorRandomness, Label, MESSAGE_1, MESSAGE_2,
+    Responder, ResponderEstablished, ResponderRandomness,
+};
+use crate::proto::key::{Fingerprint, Key};
+use crate::pump::{Filled, Inbox, PumpError};
+
+/// Why no connection was established. The text says what is likely, since the peer says nothing.
+#[derive(Debug, Error)]
+pub enum TunnelError {
+    /// The peer's message did not come, or not whole.
+    #[error("{got} of {wanted} bytes of the other end's handshake came, then {ending}; {}", hint(*.got))]
+    Incomplete {
+        /// Bytes that came.
+        got: usize,
+        /// Bytes that the message has.
+        wanted: usize,
+        /// What came instead of the rest.
+        ending: Ending,
+    },
+    /// The message came and is not what it should be.
+    #[error(transparent)]
+    Handshake(HandshakeError),
+    /// The peer's message does not open.
+    #[error(
+        "the other end's handshake does not open with this key: the keys differ (compare 'spipe fingerprint'), or the \
+         labels, or it is not spipe"
+    )]
+    Forged,
+    /// Our message could not be sent.
+    #[error("cannot send the handshake: {0}; {hint}", hint = hint(0))]
+    Send(io::Error),
+    /// The peer held the key, and then did not open the connection in time.
+    #[error("the other end shook hands and then opened no connection in time (-o)")]
+    NotOpenedInTime,
+    /// The peer held the key, and then did not open the connection.
+    #[error("the other end shook hands and then opened no connection: {0}")]
+    NotOpened(PumpError),
+    /// The system's random generator failed.
+    #[error("the system gives no random bytes: {0}")]
+    Randomness(rand::rngs::SysError),
+}
+
+/// How reading ended too early.
+#[derive(Debug)]
+pub enum Ending {
+    /// The peer closed the connection.
+    Closed,
+    /// The deadline passed.
+    TimedOut,
+    /// The connection broke.
+    Broken(io::Error),
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => formatter.write_str("it closed the connection"),
+            Self::TimedOut => formatter.write_str("nothing more in time (-o)"),
+            Self::Broken(error) => write!(formatter, "the connection broke ({error})"),
+        }
+    }
+}
+
+fn hint(got: usize) -> &'static str {
+    if got == 0 {
+        "its key or label differs (compare 'spipe fingerprint'), or it is not spipe"
+    } else {
+        "it is not spipe, or the network is failing"
+    }
+}
+
+impl From<HandshakeError> for TunnelError {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::Forged(_) => Self::Forged,
+            error => Self::Handshake(error),
+        }
+    }
+}
+
+/// I1–I5: the initiator's side.
+///
+/// # Errors
+/// [`TunnelError`].
+pub async fn initiate(
+    wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    key: &Key,
+    label: &Label,
+    ciphers: Ciphers,
+    deadline: Instant,
+) -> Result<InitiatorEstablished, TunnelError> {
+    // Scopes end as soon as they can: a future keeps room for all that lives at the same time.
+    let initiator = {
+        let (initiator, message) = start(key, label, ciphers)?;
+        send(wire, &message, deadline).await?;
+        initiator
+    };
+    let mut message = [0; MESSAGE_2];
+    receive(wire, &mut message, deadline).await?;
+    Ok(initiator.finish(&mut message)?)
+}
+
+fn start(key: &Key, label: &Label, ciphers: Ciphers) -> Result<(Initiator, [u8; MESSAGE_1]), TunnelError> {
+    let mut randomness = InitiatorRandomness { x25519: [0; 32], kem: [0; 64] };
+    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
+    Ok(Initiator::start(key, label, ciphers, &randomness))
+}
+
+/// R1–R5: the responder's side; also tells which key the initiator holds.
+///
+/// Until message 1 has opened, not a byte is sent and nothing costly is computed.
+///
+/// # Errors
+/// [`TunnelError`].
+pub async fn respond(
+    wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    keys: &[impl Borrow<Key>],
+    label: &Label,
+    ciphers: Ciphers,
+    deadline: Instant,
+) -> Result<(ResponderEstablished, Fingerprint), TunnelError> {
+    let (message, established, fingerprint) = {
+        let mut message = [0; MESSAGE_1];
+        receive(wire, &mut message, deadline).await?;
+        answer(&message, keys, label, ciphers)?
+    };
+    send(wire, &message, deadline).await?;
+    Ok((established?, fingerprint))
+}
+
+/// Message 2, to be sent in any case, and what is established with it.
+type Answer = ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>, Fingerprint);
+
+fn answer(
+    message: &[u8; MESSAGE_1],
+    keys: &[impl Borrow<Key>],
+    label: &Label,
+    ciphers: Ciphers,
+) -> Result<Answer, TunnelError> {
+    let responder = Responder::read(message, keys, label)?;
+    let fingerprint = responder.fingerprint();
+    let mut randomness = ResponderRandomness { x25519: [0; 32], kem: [0; 32] };
+    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
+    let (message, established) = responder.reply(ciphers, &randomness);
+    Ok((message, established, fingerprint))
+}
+
+/// T2: waits for the initiator's *Open*. Only then is it certain that the peer is there now, and not a recording of its
+/// message 1. What has come behind it stays in the inbox.
+///
+/// # Errors
+/// [`TunnelError::NotOpened`].
+pub async fn await_open(
+    wire: &mut (impl AsyncRead + Unpin),
+    opener: First<Opener>,
+    deadline: Instant,
+) -> Result<(Opener, ConnectionInfo, Inbox), TunnelError> {
+    let mut inbox = Inbox::new();
+    let frame = async {
+        loop {
+            if let Some(frame) = inbox.next_frame::<Opener>()? {
+                return Ok(frame);
+            }
+            match std::future::poll_fn(|context| inbox.poll_fill::<Opener>(context, wire)).await? {
+                Filled::Some => {}
+                Filled::EndOfStream => return Err(PumpError::Truncated),
+            }
+        }
+    };
+    let frame = timeout_at(deadline, frame)
+        .await
+        .map_err(|_| TunnelError::NotOpenedInTime)?
+        .map_err(TunnelError::NotOpened)?;
+    let (opener, info) =
+        opener.open(&mut inbox.bytes()[frame]).map_err(|error| TunnelError::NotOpened(error.into()))?;
+    Ok((opener, info, inbox))
+}
+
+fn fill(secrets: &mut [&mut [u8]]) -> Result<(), TunnelError> {
+    secrets.iter_mut().try_for_each(|secret| SysRng.try_fill_bytes(secret)).map_err(TunnelError::Randomness)
+}
+
+async fn send(
+    wire: &mut (impl AsyncWrite + Unpin),
+    message: &[u8],
+    deadline: Instant,
+) -> Result<(), TunnelError> {
+    let sent = timeout_at(deadline, wire.write_all(message)).await;
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(TunnelError::Send)
+}
+
+async fn receive(
+    wire: &mut (impl AsyncRead + Unpin),
+    message: &mut [u8],
+    deadline: Instant,
+) -> Result<(), TunnelError> {
+    let wanted = message.len();
+    let mut got = 0;
+    while got < wanted {
+        let ending = match timeout_at(deadline, wire.read(&mut message[got..])).await {
+            Ok(Ok(0)) => Ending::Closed,
+            Ok(Ok(count)) => {
+                got += count;
+                continue;
+            }
+            Ok(Err(error)) => Ending::Broken(error),
+            Err(_) => Ending::TimedOut,
+        };
+        return Err(TunnelError::Incomplete { got, wanted, ending });
+    }
+    Ok(())
+}
