@@ -48,7 +48,7 @@ const ROWS: usize = 8;
 
 /// Runs the demonstration, with the built-in echo service or with a real one.
 ///
-/// Errors are texts: they are for the person who watches.
+/// Errors are texts: they are for the person at the terminal.
 pub(super) fn run(service: Option<Target>) -> Result<(), String> {
     let runtime = runtime::build(Threads::PerProcessor(None)).map_err(text)?;
     let shown = runtime.block_on(show(service));
@@ -90,7 +90,7 @@ async fn show(service: Option<Target>) -> Result<(), String> {
         wire.len()
     ))?;
 
-    // Without the wiretap, and always against the echo service, since nobody's service is to be loaded.
+    // Without the wiretap, and always against the echo service, so that no real service is loaded.
     let (responder, _responding) = start_responder(parse(echo), &key)?;
     let (initiator, _initiating) = start_initiator(parse(responder), &key)?;
     let direct = step("a direct round trip", round_trip(echo)).await?;

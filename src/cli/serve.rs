@@ -156,7 +156,7 @@ fn start_log(options: &ServiceOptions, level: LevelFilter) {
         // The log is the one place where this would not be read.
         let _ = writeln!(
             io::stderr(),
-            "spipe: nobody listens at /dev/log: log lines are lost until a log daemon is there"
+            "spipe: no log daemon listens at /dev/log: log lines are lost until one does"
         );
     }
 }

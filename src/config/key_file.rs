@@ -79,7 +79,7 @@ pub enum KeyFileError {
     #[error("standard input is a terminal, and a key does not belong on a screen; redirect a file to it")]
     Terminal,
     /// `keygen` found something with that name.
-    #[error("{path} exists already and is left as it is; remove it first if nobody needs it", path = .0.display())]
+    #[error("{path} exists already and is left as it is; remove it first if it is no longer needed", path = .0.display())]
     Exists(PathBuf),
     /// `keygen` could not write.
     #[error("cannot write the key {path}: {1}", path = .0.display())]

@@ -1,7 +1,7 @@
 //! Signs of life from the accept loops.
 //!
-//! A process that runs is not yet one that serves: a loop that is stuck, or dead of a panic, accepts nobody. So who wants to
-//! know asks the loops themselves, and each answers from within its own task.
+//! A process that runs need not serve: a loop that is stuck, or that a panic has ended, accepts no connection. So the loops
+//! themselves are asked, and each answers from within its own task.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -19,8 +19,7 @@ type Question = oneshot::Sender<()>;
 impl Heartbeat {
     /// Does `work`, and answers for it as long as it goes on.
     ///
-    /// Work that comes to its end is asked no more. Work that is dropped before, be it by a panic, counts as stuck: it has
-    /// left without saying so.
+    /// Work that comes to its end is no longer asked. Work that is dropped before, by a panic for example, counts as stuck.
     pub async fn beside<T>(&self, work: impl Future<Output = T>) -> T {
         // More than one question is there only when several ask.
         let (asker, mut questions) = mpsc::channel(1);
@@ -48,7 +47,7 @@ impl Heartbeat {
         for asker in loops {
             let (question, answer) = oneshot::channel();
             let asked = asker.send(question).await.is_ok() && answer.await.is_ok();
-            // Silence is in order from who has left meanwhile, but not from who is still expected.
+            // A loop that has ended meanwhile gives no answer, and need not; one that is still on the list must.
             if !asked && self.lock().iter().any(|other| other.same_channel(&asker)) {
                 std::future::pending::<()>().await;
             }
@@ -70,7 +69,7 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything here takes; the clock is paused, so nobody waits for it.
+    /// Longer than anything here takes; the clock is paused, so the test does not wait for it.
     const LONG: Duration = Duration::from_secs(3600);
 
     async fn answers(heartbeat: &Heartbeat) -> bool {
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn with_no_loop_there_is_nobody_to_wait_for() {
+    async fn with_no_loop_there_is_no_answer_to_wait_for() {
         assert!(answers(&Heartbeat::default()).await);
     }
 

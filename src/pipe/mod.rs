@@ -1,7 +1,7 @@
 //! All pipes of a process: start, replacement while connections run, drain.
 //!
 //! A running connection belongs to no pipe that could be taken away: it has what it needs, and lives until it has ended. What
-//! is replaced is who accepts the next one. The sockets stay: a source is known by how it was written, and a new pipe with
+//! is replaced is the loop that accepts the next one. The sockets stay: a source is known by how it was written, and a new pipe with
 //! the same source takes the socket over with all connections that wait in its queue.
 
 mod accepting;

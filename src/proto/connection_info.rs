@@ -3,10 +3,24 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use thiserror::Error;
+
 /// Field type: the address that the client connected from.
 const CLIENT: u8 = 1;
 /// Bytes in front of a field's value: its type, then its length as 16 bits in network order.
 const FIELD_HEADER: usize = 3;
+
+/// Why the fields of an *Open* frame cannot be read.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MalformedOpen {
+    /// A field is longer than the frame.
+    #[error("a field of Open is cut short")]
+    CutShort,
+    /// The client's address has no length that an address has.
+    #[error("the client address in Open is malformed")]
+    ClientAddress,
+}
 
 /// What the responder learns of a connection before it dials.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,18 +49,18 @@ impl ConnectionInfo {
     /// Reads the fields of an *Open* frame.
     ///
     /// # Errors
-    /// What is wrong with them, for the log.
-    pub fn decode(mut fields: &[u8]) -> Result<Self, &'static str> {
+    /// [`MalformedOpen`].
+    pub fn decode(mut fields: &[u8]) -> Result<Self, MalformedOpen> {
         let mut info = Self::default();
         while let Some((&[kind, high, low], rest)) = fields.split_first_chunk::<FIELD_HEADER>() {
             let length = usize::from(u16::from_be_bytes([high, low]));
-            let (value, rest) = rest.split_at_checked(length).ok_or("a field of Open is cut short")?;
+            let (value, rest) = rest.split_at_checked(length).ok_or(MalformedOpen::CutShort)?;
             if kind == CLIENT {
-                info.client = Some(address(value).ok_or("the client address in Open is malformed")?);
+                info.client = Some(address(value).ok_or(MalformedOpen::ClientAddress)?);
             }
             fields = rest;
         }
-        if fields.is_empty() { Ok(info) } else { Err("a field of Open is cut short") }
+        if fields.is_empty() { Ok(info) } else { Err(MalformedOpen::CutShort) }
     }
 }
 

@@ -22,7 +22,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::cipher::Cipher;
-use super::connection_info::ConnectionInfo;
+use super::connection_info::{ConnectionInfo, MalformedOpen};
 use super::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use super::noise::{Secret, TAG};
 
@@ -41,19 +41,59 @@ const REKEY_AFTER: u64 = 1 << 16;
 
 /// A frame could not be opened. The connection is over: nothing after it can be trusted to be in order.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FrameError {
     /// The length field is outside what a frame can have.
     #[error("a frame of impossible length {0}")]
     Length(usize),
-    /// Altered, reordered, repeated or dropped on the way, or sealed by somebody else.
+    /// Altered, reordered, repeated or dropped on the way, or sealed with another key.
     #[error("a frame does not authenticate: it was altered, reordered or repeated on the way")]
     Forged,
     /// Authentic, but not what the specification allows at this place.
     #[error("the peer broke the protocol: {0}")]
-    Unexpected(&'static str),
+    Misbehaved(#[source] Misbehaviour),
     /// The nonce counter is used up (2^64 − 1 frames).
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+}
+
+/// What a peer that holds the key must not send. Each is a mistake in its program, or malice.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Misbehaviour {
+    /// Its first frame is another one than *Open*.
+    #[error("its first frame is not Open")]
+    FirstFrameNotOpen,
+    /// *Open* again.
+    #[error("an Open that is not the first frame")]
+    SecondOpen,
+    /// The fields of *Open* cannot be read.
+    #[error(transparent)]
+    Open(MalformedOpen),
+    /// A frame with nothing but padding.
+    #[error("a frame of zeros")]
+    NoKind,
+    /// A frame of a kind that the specification does not have.
+    #[error("a frame of unknown kind")]
+    UnknownKind,
+    /// *End* carries nothing.
+    #[error("an End with a payload")]
+    EndWithPayload,
+    /// *Abort* carries a reason of one byte.
+    #[error("an Abort without its one byte of reason")]
+    AbortWithoutReason,
+    /// A frame after *End*, after *Abort*, or after one that was refused.
+    #[error("a frame after the stream was over")]
+    FrameAfterEnd,
+    /// Bytes after *End* that are not even a frame.
+    #[error("bytes after its End")]
+    BytesAfterEnd,
+}
+
+impl From<Misbehaviour> for FrameError {
+    fn from(misbehaviour: Misbehaviour) -> Self {
+        Self::Misbehaved(misbehaviour)
+    }
 }
 
 /// The nonce counter is used up: one more frame would repeat a nonce.
@@ -146,14 +186,14 @@ impl First<Opener> {
     /// T2: opens the first frame.
     ///
     /// # Errors
-    /// As [`Opener::open`]; [`FrameError::Unexpected`] for any other frame than *Open*.
+    /// As [`Opener::open`]; [`FrameError::Misbehaved`] for any other frame than *Open*.
     pub fn open(mut self, frame: &mut [u8]) -> Result<(Opener, ConnectionInfo), FrameError> {
         match self.0.unseal(frame)? {
             (Kind::Open, payload) => {
-                let info = ConnectionInfo::decode(&frame[payload]).map_err(FrameError::Unexpected)?;
+                let info = ConnectionInfo::decode(&frame[payload]).map_err(Misbehaviour::Open)?;
                 Ok((self.0, info))
             }
-            _ => Err(FrameError::Unexpected("its first frame is not Open")),
+            _ => Err(Misbehaviour::FirstFrameNotOpen.into()),
         }
     }
 }
@@ -222,7 +262,7 @@ pub struct Opener(Chain, Stream);
 enum Stream {
     Running,
     /// *End* or *Abort* came, or a frame was refused. Had a refused frame cost no more than its nonce, then a network
-    /// that put garbage in a frame's place could drop that frame from the stream of a caller who overlooks the error.
+    /// that put garbage in a frame's place could drop that frame from the stream of a caller that overlooks the error.
     Over,
 }
 
@@ -234,12 +274,12 @@ impl Opener {
     /// T6: opens one whole frame in place, header included, as [`frame_length`] measured it.
     ///
     /// # Errors
-    /// [`FrameError::Forged`] for anything but the next frame that the peer sealed; [`FrameError::Unexpected`] for an authentic
+    /// [`FrameError::Forged`] for anything but the next frame that the peer sealed; [`FrameError::Misbehaved`] for an authentic
     /// frame that has no kind, an unknown one, a second *Open*, or an *End* or *Abort* with a wrong payload, and for every frame
     /// after an error, *End* or *Abort*.
     pub fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
         if let Stream::Over = self.1 {
-            return Err(FrameError::Unexpected("a frame after the stream was over"));
+            return Err(Misbehaviour::FrameAfterEnd.into());
         }
         self.1 = Stream::Over;
         match self.unseal(frame)? {
@@ -248,12 +288,12 @@ impl Opener {
                 Ok(Received::Data(payload))
             }
             (Kind::End, payload) if payload.is_empty() => Ok(Received::End),
-            (Kind::End, _) => Err(FrameError::Unexpected("an End with a payload")),
+            (Kind::End, _) => Err(Misbehaviour::EndWithPayload.into()),
             (Kind::Abort, payload) => match frame[payload] {
                 [code] => Ok(Received::Abort(AbortReason::from_code(code))),
-                _ => Err(FrameError::Unexpected("an Abort without its one byte of reason")),
+                _ => Err(Misbehaviour::AbortWithoutReason.into()),
             },
-            (Kind::Open, _) => Err(FrameError::Unexpected("an Open that is not the first frame")),
+            (Kind::Open, _) => Err(Misbehaviour::SecondOpen.into()),
         }
     }
 
@@ -268,15 +308,14 @@ impl Opener {
             self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed).map_err(|_| FrameError::Forged)?;
 
         // As in TLS 1.3 (RFC 8446, section 5.4), the kind is the last byte that is not zero. The scan's duration shows
-        // how much padding there is, and only to someone who already sees the frame's length.
-        let end =
-            text.iter().rposition(|&byte| byte != 0).ok_or(FrameError::Unexpected("a frame of zeros"))?;
+        // how much padding there is, and only to an observer that already sees the frame's length.
+        let end = text.iter().rposition(|&byte| byte != 0).ok_or(Misbehaviour::NoKind)?;
         let kind = match text[end] {
             1 => Kind::Open,
             2 => Kind::Data,
             3 => Kind::End,
             4 => Kind::Abort,
-            _ => return Err(FrameError::Unexpected("a frame of unknown kind")),
+            _ => return Err(Misbehaviour::UnknownKind.into()),
         };
         Ok((kind, HEADER..HEADER + end))
     }
@@ -468,7 +507,7 @@ mod tests {
         {
             let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
             let mut frame = seal_raw(&mut sealer, text);
-            assert!(matches!(opener.open(&mut frame), Err(FrameError::Unexpected(_))), "{text:?}");
+            assert!(matches!(opener.open(&mut frame), Err(FrameError::Misbehaved(_))), "{text:?}");
         }
     }
 
@@ -477,7 +516,7 @@ mod tests {
         for kind in [Kind::Data, Kind::End, Kind::Abort] {
             let (mut sealer, opener) = pair(Cipher::Aes256Gcm);
             let mut frame = seal(&mut sealer, kind, &[]);
-            assert!(matches!(First(opener).open(&mut frame), Err(FrameError::Unexpected(_))), "{kind:?}");
+            assert!(matches!(First(opener).open(&mut frame), Err(FrameError::Misbehaved(_))), "{kind:?}");
         }
     }
 
@@ -511,7 +550,7 @@ mod tests {
         garbage[1] = 17;
         assert_eq!(opener.open(&mut garbage), Err(FrameError::Forged));
         for frame in &mut frames {
-            assert!(matches!(opener.open(frame), Err(FrameError::Unexpected(_))));
+            assert!(matches!(opener.open(frame), Err(FrameError::Misbehaved(_))));
         }
     }
 
@@ -521,7 +560,7 @@ mod tests {
             let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
             opener.open(&mut seal(&mut sealer, kind, payload)).unwrap();
             let mut late = seal(&mut sealer, Kind::Data, b"late");
-            assert!(matches!(opener.open(&mut late), Err(FrameError::Unexpected(_))), "{kind:?}");
+            assert!(matches!(opener.open(&mut late), Err(FrameError::Misbehaved(_))), "{kind:?}");
         }
     }
 }

@@ -61,7 +61,7 @@ pub struct ResponderRandomness {
 /// Why a handshake failed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum HandshakeError {
-    /// The peer has another key or label, or is not spipe, or somebody altered the message.
+    /// The peer has another key or label, is not spipe, or the message was altered on the way.
     #[error(transparent)]
     Forged(#[from] Forged),
     /// The initiator holds the key but sent an encapsulation key that FIPS 203 forbids.
@@ -74,7 +74,7 @@ pub enum HandshakeError {
 
 /// An optional text that both ends must share besides the key, mixed into the handshake. It is not secret.
 ///
-/// It tells apart tunnels that share a key, so that nobody on the network can join one tunnel's client to another
+/// It tells apart tunnels that share a key, so that an attacker on the network cannot join one tunnel's client to another
 /// tunnel's service (rerouting; RFC 9257, section 4).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Label(String);

@@ -20,7 +20,7 @@ pub type Secret = Zeroizing<[u8; 32]>;
 
 /// A field of a handshake message did not open.
 ///
-/// One value for every cause: which check failed is nobody's business but the key holder's.
+/// One value for every cause: only a key holder may learn which check failed.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the message does not authenticate")]
 pub struct Forged;

@@ -22,7 +22,7 @@ use arrayvec::ArrayVec;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::proto::frame::{AbortReason, Exhausted, FrameError};
+use crate::proto::frame::{AbortReason, Exhausted, FrameError, Misbehaviour};
 use crate::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use crate::pump::buffer::{BATCH, Buffer};
 use crate::stream::ReadVectored;
@@ -35,13 +35,14 @@ const GATHER: usize = 16;
 
 /// Why a connection failed once it was established.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PumpError {
     /// The local stream was reset, or could not be written to.
     #[error("the local side was reset: {0}")]
-    Local(io::Error),
+    Local(#[source] io::Error),
     /// The connection to the peer broke.
     #[error("the connection to the other end broke: {0}")]
-    Wire(io::Error),
+    Wire(#[source] io::Error),
     /// The connection to the peer ended where the protocol has no end. By accident or by an attacker: it is not told apart.
     #[error("the connection to the other end was cut short")]
     Truncated,
@@ -475,7 +476,7 @@ impl<O: Open> OpenPump<O> {
                 Err(error) => return Poll::Ready(error),
             }
         }
-        Poll::Ready(FrameError::Unexpected("bytes after its End").into())
+        Poll::Ready(FrameError::from(Misbehaviour::BytesAfterEnd).into())
     }
 
     /// Opens the frames that are here whole, up to [`GATHER`] payloads; false when there was none.

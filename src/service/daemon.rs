@@ -95,7 +95,7 @@ pub fn split() -> Result<Side, DaemonError> {
 }
 
 impl Background {
-    /// Lets go of all that ties it to who called, and tells the waiting process that all is well. Relative paths lead
+    /// Closes everything that ties it to its caller, and tells the waiting process that all is well. Relative paths lead
     /// elsewhere from here on.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ impl Manager {
         Ok(Self { channel, watchdog })
     }
 
-    /// The sockets listen and are served: who was waiting for us to start may go on. Told again after each reload.
+    /// The sockets listen and are served: units that wait for us to start may go on. Told again after each reload.
     pub fn ready(&self, status: &str) {
         self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
@@ -182,7 +182,7 @@ mod tests {
 
     /// A manager that a test plays, and its mailbox.
     fn manager(watchdog: Option<Duration>) -> (Manager, UnixDatagram) {
-        // Named by the kernel: a number in the abstract namespace that nobody else has.
+        // Named by the kernel: a number in the abstract namespace that no other socket has.
         let mailbox = UnixDatagram::unbound().unwrap();
         socket2::SockRef::from(&mailbox).bind(&socket2::SockAddr::unix("").unwrap()).unwrap();
         mailbox.set_nonblocking(true).unwrap();

@@ -90,13 +90,13 @@ fn is_pid_file(content: &[u8]) -> bool {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Taken away by somebody else, or replaced: then it is not ours to look after.
+        // Removed or replaced by another program: then it is no longer ours.
         if !matches!(self.is_ours(), Ok(true)) {
             return;
         }
         if remove_file(&self.path).is_err()
-            // Who has left root (-u) may not remove a file from root's directory. But an empty one names no process that has
-            // our id tomorrow, and the file was opened when that was allowed.
+            // A process that has given up root (-u) may not remove a file from root's directory. But an empty file names no other
+            // process that gets our id later, and the file was opened when that was allowed.
             && let Err(error) = self.file.set_len(0)
         {
             warn!(path = %self.path.display(), %error, "cannot remove the pid file");

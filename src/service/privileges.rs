@@ -1,4 +1,4 @@
-//! Leaving the user that started us for one that may less (`-u`).
+//! Switching from the user that started us to one with fewer rights (`-u`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use nix::unistd::{Gid, Group, Uid, User, getresgid, getresuid, setgroups, setres
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use thiserror::Error;
 
-/// `USER[:GROUP]` or `:GROUP`, each a name or a number. Only the text: who that is, is looked up at [`Identity::of`].
+/// `USER[:GROUP]` or `:GROUP`, each a name or a number. Only the text: it is looked up by [`Identity::of`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserName {
     user: Option<String>,
@@ -47,7 +47,7 @@ impl fmt::Display for UserName {
     }
 }
 
-/// Why we are not who we should be.
+/// Why the process does not have the user and group that it should have.
 #[derive(Debug, Error)]
 pub enum PrivilegesError {
     /// There is no such user or group.
@@ -60,7 +60,7 @@ pub enum PrivilegesError {
         /// Its name.
         name: String,
     },
-    /// A number that belongs to nobody has no group of its own.
+    /// A number that no user has comes without a group.
     #[error("-u {0}: this user is not in the user database, so its group is not known; write {0}:GROUP")]
     GroupUnknown(UserName),
     /// The operating system says no.
@@ -122,12 +122,12 @@ impl Identity {
         };
         // The value that setresuid(2) takes for "leave it as it is".
         if uid.is_some_and(|uid| uid.as_raw() == u32::MAX) || gid.as_raw() == u32::MAX {
-            return Err(refused("become it")(Errno::EINVAL));
+            return Err(refused("switch to it")(Errno::EINVAL));
         }
         Ok(Self { wanted: wanted.clone(), uid, gid })
     }
 
-    /// Becomes it for good, all of the process: real, effective and saved ids, and no other groups.
+    /// Switches to it for good, with all of the process: real, effective and saved ids, and no other groups.
     ///
     /// # Errors
     /// [`PrivilegesError`]; the process is not to go on then, for it may be half of each.
@@ -174,18 +174,18 @@ mod tests {
     }
 
     #[test]
-    fn what_names_nobody_is_refused() {
+    fn a_text_that_names_no_user_is_refused() {
         for text in ["", ":", "redis:", "a:b:c", "::"] {
             assert_eq!(text.parse::<UserName>(), Err(NotAUserName(text.to_owned())), "{text}");
         }
     }
 
     fn error(text: &str) -> String {
-        Identity::of(&text.parse().unwrap()).err().expect("nobody of that name").to_string()
+        Identity::of(&text.parse().unwrap()).err().expect("there is none of that name").to_string()
     }
 
     #[test]
-    fn who_does_not_exist_is_refused() {
+    fn a_user_or_group_that_does_not_exist_is_refused() {
         assert!(error("no-such-user").contains("there is no user 'no-such-user'"));
         assert!(error("root:no-such-group").contains("there is no group 'no-such-group'"));
         assert!(error(":no-such-group").contains("there is no group 'no-such-group'"));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_belongs_to_nobody_needs_a_group() {
+    fn a_number_that_no_user_has_needs_a_group() {
         assert!(error("4000000000").contains("write 4000000000:GROUP"));
         assert!(Identity::of(&"4000000000:4000000000".parse().unwrap()).is_ok());
     }

@@ -62,7 +62,7 @@ fn cannot(doing: &'static str) -> impl Fn(io::Error) -> StartupError {
 /// The signals that have a meaning of ours once the runtime runs.
 const SIGNALS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// Signals that wait until somebody handles them: from the moment that others can see our sockets and files, a signal must
+/// Signals that wait until they are handled: from the moment that others can see our sockets and files, a signal must
 /// not end the process before it can remove them.
 pub struct HeldSignals(SigSet);
 

@@ -297,7 +297,7 @@ impl AsyncWrite for Writer<'_> {
             Self::Unix(half) => Pin::new(half).poll_shutdown(context),
             Self::Stdout(output) => {
                 ready!(Pin::new(output).poll_flush(context))?;
-                // Who reads our output learns of its end only when the descriptor is closed. Descriptor 1 itself stays
+                // The reader of our output learns of its end only when the descriptor is closed. Descriptor 1 itself stays
                 // taken, lest the next socket get that number.
                 let null = std::fs::File::options().write(true).open("/dev/null")?;
                 Poll::Ready(Ok(rustix::stdio::dup2_stdout(&null)?))

@@ -1,4 +1,4 @@
-//! The files that Unix-domain sockets have: what is there already, and who removes what we made.
+//! The files that Unix-domain sockets have: what is there already, and the owner that removes those that we made.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

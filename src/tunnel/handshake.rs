@@ -1,7 +1,6 @@
 //! Carrying the handshake over a stream, against a deadline.
 
 use std::borrow::Borrow;
-use std::fmt;
 use std::io;
 
 use rand::TryRng;
@@ -22,6 +21,7 @@ use crate::pump::{Filled, Inbox, PumpError};
 
 /// Why no connection was established. The text says what is likely, since the peer says nothing.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TunnelError {
     /// The peer's message did not come, or not whole.
     #[error("{got} of {wanted} bytes of the other end's handshake came, then {ending}; {}", hint(*.got))]
@@ -31,6 +31,7 @@ pub enum TunnelError {
         /// Bytes that the message has.
         wanted: usize,
         /// What came instead of the rest.
+        #[source]
         ending: Ending,
     },
     /// The message came and is not what it should be.
@@ -44,37 +45,31 @@ pub enum TunnelError {
     Forged,
     /// Our message could not be sent.
     #[error("cannot send the handshake: {0}; {hint}", hint = hint(0))]
-    Send(io::Error),
+    Send(#[source] io::Error),
     /// The peer held the key, and then did not open the connection in time.
     #[error("the other end shook hands and then opened no connection in time (-o)")]
     NotOpenedInTime,
     /// The peer held the key, and then did not open the connection.
     #[error("the other end shook hands and then opened no connection: {0}")]
-    NotOpened(PumpError),
+    NotOpened(#[source] PumpError),
     /// The system's random generator failed.
     #[error("the system gives no random bytes: {0}")]
-    Randomness(rand::rngs::SysError),
+    Randomness(#[source] rand::rngs::SysError),
 }
 
 /// How reading ended too early.
-#[derive(Debug)]
+#[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum Ending {
     /// The peer closed the connection.
+    #[error("it closed the connection")]
     Closed,
     /// The deadline passed.
+    #[error("nothing more in time (-o)")]
     TimedOut,
     /// The connection broke.
-    Broken(io::Error),
-}
-
-impl fmt::Display for Ending {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => formatter.write_str("it closed the connection"),
-            Self::TimedOut => formatter.write_str("nothing more in time (-o)"),
-            Self::Broken(error) => write!(formatter, "the connection broke ({error})"),
-        }
-    }
+    #[error("the connection broke ({0})")]
+    Broken(#[source] io::Error),
 }
 
 fn hint(got: usize) -> &'static str {

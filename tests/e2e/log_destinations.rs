@@ -234,7 +234,7 @@ fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
     std::fs::remove_file(site.path("dev/log")).expect("it is ours");
     site.configure("syslog = true\n".to_owned() + &site.both_ends("a", echo()));
     let process = Process::start(&mut host.command(&site.command()));
-    process.await_line(&["spipe: nobody listens at /dev/log"]);
+    process.await_line(&["spipe: no log daemon listens at /dev/log"]);
     assert_echoes(&mut poll_until("it listens", || site.try_connect("a").ok()), "hello");
 }
 

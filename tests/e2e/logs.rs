@@ -51,7 +51,11 @@ fn a_connections_end_is_one_line_with_exact_counts_on_both_ends() {
     }
     let address = |port: u16| format!("[127.0.0.1]:{port}");
     for line in [&initiator, &responder] {
-        assert_eq!(field(line, "client"), address(client_address.port()), "the initiator tells the responder");
+        assert_eq!(
+            field(line, "client"),
+            address(client_address.port()),
+            "the initiator tells the responder"
+        );
     }
     let sealed = address(pipe.responder.address().port());
     assert_eq!(field(&initiator, "peer"), sealed);

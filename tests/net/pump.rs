@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use spipe::proto::cipher::Cipher;
-use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Sealer};
+use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Misbehaviour, Sealer};
 use spipe::pump::buffer::BATCH;
 use spipe::pump::{self, PumpError, SealPump};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
@@ -188,7 +188,10 @@ async fn bytes_behind_end_are_refused() {
     let (near, far) = ends().await;
     let frames = [end(near.sealer), vec![0]].concat();
     let (_, result) = receive(far, &frames).await;
-    assert!(matches!(result, Err(PumpError::Frame(FrameError::Unexpected(_)))), "{result:?}");
+    assert!(
+        matches!(result, Err(PumpError::Frame(FrameError::Misbehaved(Misbehaviour::BytesAfterEnd)))),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]

@@ -197,7 +197,7 @@ fn anything_behind_end_or_abort_is_refused() {
         for last in [&[END][..], &[1, ABORT]] {
             for late in [&[DATA][..], &[END], &[1, ABORT], &[OPEN]] {
                 let read = read_raw(cipher, &[&[OPEN], last, late]);
-                assert!(matches!(read.stop, Stop::Refused(FrameError::Unexpected(_))), "{last:?} {late:?}");
+                assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{last:?} {late:?}");
             }
         }
     }
@@ -253,7 +253,7 @@ fn a_first_frame_other_than_open_is_refused() {
     for cipher in CIPHERS {
         for text in [&[DATA][..], b"GET /\x02", &[END], &[1, ABORT], &[5], &[0]] {
             let read = read_raw(cipher, &[text]);
-            assert!(matches!(read.stop, Stop::Refused(FrameError::Unexpected(_))), "{cipher}, {text:?}");
+            assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{cipher}, {text:?}");
         }
     }
 }
@@ -262,7 +262,7 @@ fn a_first_frame_other_than_open_is_refused() {
 fn a_second_open_is_refused() {
     for cipher in CIPHERS {
         let read = read_raw(cipher, &[&[OPEN], b"x\x02", &[OPEN]]);
-        assert!(matches!(read.stop, Stop::Refused(FrameError::Unexpected(_))), "{cipher}");
+        assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{cipher}");
         assert_eq!(read.data, [b"x"]);
     }
 }
@@ -274,7 +274,7 @@ fn an_open_from_the_responder_is_refused() {
         let connection = connect(cipher, 1);
         let frame = raw_frame(cipher, &connection.keys.to_initiator, 0, &[OPEN]);
         let read = read_stream(connection.initiator_reads, &frame);
-        assert!(matches!(read.stop, Stop::Refused(FrameError::Unexpected(_))), "{cipher}");
+        assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{cipher}");
     }
 }
 
@@ -283,7 +283,7 @@ fn an_open_with_malformed_fields_is_refused() {
     // Cut in the field's header, cut in its value, and a client address of no family's length.
     for text in [&[1, 0, OPEN][..], &[1, 0, 6, 192, 0, 2, OPEN], &[1, 0, 3, 7, 7, 7, OPEN]] {
         let read = read_raw(Cipher::Aes256Gcm, &[text]);
-        assert!(matches!(read.stop, Stop::Refused(FrameError::Unexpected(_))), "{text:?}");
+        assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{text:?}");
     }
 }
 
@@ -293,7 +293,7 @@ fn authentic_frames_that_the_specification_forbids_are_refused() {
     for cipher in CIPHERS {
         for text in [&[0_u8; 30][..], b"x\x05", b"x\xff", b"x\x03", &[ABORT], b"ab\x04"] {
             let read = read_raw(cipher, &[&[OPEN], text]);
-            assert!(matches!(read.stop, Stop::Refused(FrameError::Unexpected(_))), "{cipher}, {text:?}");
+            assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{cipher}, {text:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::needs::{Needs, Ports, Right};
 
 /// The newest interface that this was tested with. Later ones restrict more, Unix-domain sockets by path and UDP among
-/// it, and what nobody has tried would break some pipe.
+/// it, and a restriction that was not tried would break some pipe.
 const NEWEST: ABI = ABI::V7;
 
 /// What it takes to look up a name, besides `/etc`: libraries that the C library loads for it, and where `/etc/resolv.conf`
@@ -131,8 +131,8 @@ fn resolver_paths() -> impl Iterator<Item = PathBuf> {
     RESOLVER.iter().map(PathBuf::from).chain(targets)
 }
 
-/// What cannot be had a rule on is left out: it is not there, or this user may not go there, or it is a pipe, which can be
-/// read only once.
+/// A path that no rule can be made for is left out: it does not exist, or this user may not open it, or it is a named pipe,
+/// which can be read only once.
 fn allow(ruleset: &mut RulesetCreated, path: &Path, rights: BitFlags<AccessFs>) {
     let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(NEWEST) };
     let added = PathFd::new(path)

@@ -153,7 +153,7 @@ impl Needs {
         let real = path.canonicalize().ok().filter(|real| *real != path);
         for path in [Some(path), real].into_iter().flatten() {
             let rule = if path.is_dir() {
-                // Who names a directory means all of it.
+                // A directory is named for all that is in it.
                 credentials(path)
             } else if let Some(directory) = replaceable_beneath(directory_of(&path)) {
                 directory

@@ -3,7 +3,7 @@
 //! Any other call fails with ENOSYS, as if the kernel were too old for it. That is what a C library is prepared for: it
 //! tries a newer call first (clone3, openat2, faccessat2, …) and falls back on one that is listed here, where EPERM would
 //! have been the end of it. No call ends the process: a line in the log that says "Function not implemented" is better to
-//! find out from, and a program that runs code of a stranger has lost its keys either way. Calls of another architecture,
+//! find out from, and a process that runs an attacker's code has lost its keys either way. Calls of another architecture,
 //! which nothing in this process makes, do end it.
 
 use std::collections::BTreeMap;
@@ -86,7 +86,7 @@ const PLAIN: &[i64] = &[
     // Standard output that has come to its end, and a key from standard input.
     libc::SYS_dup,
     libc::SYS_dup3,
-    // Who and where we are; the C library asks now and then.
+    // The process's own ids and its host; the C library asks now and then.
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -197,7 +197,7 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     // No AT_REMOVEDIR.
     allow(libc::SYS_unlinkat, vec![all([is(2, 0)?])?]);
     allow(libc::SYS_clone, vec![all([condition(0, Qword, MaskedEq(CLONE_MASK), CLONE_THREAD)?])?]);
-    // Nothing becomes code that was data. Only libraries of the resolver are loaded, from files that nobody here can write.
+    // Nothing becomes code that was data. Only libraries of the resolver are loaded, from files that this process cannot write.
     let mut mappings = vec![all([none_of(2, EXECUTE)?])?];
     if needs.names {
         mappings.push(all([none_of(2, WRITE)?])?);
