@@ -1,4 +1,4 @@
-//! From the command line to a running pipe. Nothing half-valid leaves this room: what [`crate::net`] gets is whole.
+//! From the command line to a running pipe. Nothing half-valid leaves this room: what [`crate::pipe`] gets is whole.
 
 mod args;
 mod demo;
@@ -89,7 +89,7 @@ impl Error {
 /// with 0.
 ///
 /// # Errors
-/// [`Error`], for everything that goes wrong later.
+/// [`enum@Error`], for everything that goes wrong later.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
     let args = Args::try_parse_from(arguments).unwrap_or_else(|error| refuse(&error));
     process::harden();

@@ -27,7 +27,7 @@ use crate::upstream::Dialer;
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
 ///
 /// # Errors
-/// [`Error`], for all that keeps it from starting.
+/// [`enum@Error`], for all that keeps it from starting.
 pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, Error> {
     let options = flags.clone().or(origin.service()?);
     let background = match options.daemon.then(daemon::split).transpose()? {
