@@ -82,6 +82,7 @@ pub(super) enum Command {
     /// Serve all pipes of a configuration file
     Run {
         /// TOML, with a [[pipe]] table for each pipe; SIGHUP reads it again
+        #[allow(rustdoc::broken_intra_doc_links, reason = "--help shows these brackets")]
         file: PathBuf,
         #[command(flatten)]
         service: ServiceOptions,

@@ -69,7 +69,7 @@ pub enum Error {
 /// with 0.
 ///
 /// # Errors
-/// [`Error`], for everything that goes wrong later.
+/// [`enum@Error`], for everything that goes wrong later.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
     let args = Args::try_parse_from(arguments).unwrap_or_else(|error| refuse(&error));
     crate::service::process::harden();

@@ -27,7 +27,7 @@ use crate::stream::{Remote, Stream};
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
 ///
 /// # Errors
-/// [`Error`], for all that keeps it from starting.
+/// [`enum@Error`], for all that keeps it from starting.
 pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, Error> {
     let parsed = origin.parse()?;
     let options = flags.clone().or(parsed.service.clone());
@@ -102,7 +102,7 @@ fn reader(origin: Origin, flags: ServiceOptions, options: ServiceOptions, planne
 /// Carries the one connection of standard input and output.
 ///
 /// # Errors
-/// [`Error`], for all that keeps it from starting, and when the connection fails.
+/// [`enum@Error`], for all that keeps it from starting, and when the connection fails.
 pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<ExitCode, Error> {
     if let Some(option) = service.asks_for_a_service() {
         contradict(&format!(

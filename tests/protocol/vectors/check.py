@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Derives every value in spipe-1.txt again, as docs/PROTOCOL.md has it, with nothing of spipe's code.
 
-    pip install cryptography kyber-py && python3 tests/protocol/vectors/check.py
+    pip install -r tests/protocol/vectors/requirements.txt && python3 tests/protocol/vectors/check.py
 
 A reference to read beside the specification, and not for use: kyber-py is slow and does not run in constant time.
 """
