@@ -141,6 +141,19 @@ impl fmt::Display for UnixName {
 }
 
 /// Where to connect to.
+///
+/// ```
+/// use spipe::addr::Target;
+///
+/// let target: Target = "redis.example.org:6379".parse().unwrap();
+/// assert_eq!(target.to_string(), "[redis.example.org]:6379");
+///
+/// let mistake = "::1:6379".parse::<Target>().unwrap_err();
+/// assert_eq!(
+///     mistake.to_string(),
+///     "'::1:6379' has several colons; an IPv6 address goes in brackets, as in [::1]:80"
+/// );
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target(Endpoint);
 
@@ -295,6 +308,43 @@ impl fmt::Display for Sources {
             write!(formatter, "{}{source}", if place == 0 { "" } else { " and " })?;
         }
         Ok(())
+    }
+}
+
+/// What a pipe is called in the log: a text of one line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Name(String);
+
+/// A text that cannot be a [`Name`].
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a name is a text of one line, from 1 to {max} bytes, without control characters", max = Name::MAX)]
+pub struct NotAName;
+
+impl Name {
+    /// The most bytes that a name may have.
+    pub const MAX: usize = 255;
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = NotAName;
+
+    fn from_str(text: &str) -> Result<Self, NotAName> {
+        if (1..=Self::MAX).contains(&text.len()) && !text.contains(char::is_control) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NotAName)
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
     }
 }
 
@@ -544,5 +594,15 @@ mod tests {
         assert_eq!(twice, Err(SourcesError::Twice(source("[]:1"))));
         let two = Sources::new(vec![source("*:1"), source("[::1]:2")]).unwrap();
         assert_eq!(two.to_string(), "[]:1 and [::1]:2");
+    }
+
+    #[test]
+    fn a_name_that_would_break_a_line_of_the_log_is_refused() {
+        for text in ["", "a\nb", "a\rb", "\u{1b}[2J", "\u{85}", &"x".repeat(256)] {
+            assert_eq!(text.parse::<Name>(), Err(NotAName), "{text:?}");
+        }
+        for text in ["redis", "Redis, primary", "\u{e9}t\u{e9}", &"x".repeat(255)] {
+            assert_eq!(text.parse::<Name>().unwrap().as_str(), text);
+        }
     }
 }

@@ -6,22 +6,37 @@
 //!                                     per connection
 //! ```
 //!
-//! The rooms, in the order in which they use each other: an arrow means "uses", and none points back.
+//! A connection is a row of values, each made from the one before in a room of its own:
 //!
 //! ```text
-//!  main ─▶ cli ─▶ config ─▶ service ─▶ pipe ─▶ connection ─┬─▶ tunnel ───▶ proto
-//!          flags  flags     what a     accept,  one life    │   handshake  keys, frames
-//!                 and files process    reload,  of each     ├─▶ upstream
-//!                           owes its   drain    role        │   dialing
-//!                           system                          ├─▶ gate, listen
-//!                                                           │   who comes in
-//!                                                           └─▶ pump ─▶ stream
-//!                                                               bytes    sockets
+//!  initiator:  listen ─ Arrival ─▶ gate ─ Admitted ─▶ upstream ─ Connected ─▶ tunnel ─ Tunnel ─┐
+//!                                                                                              ├─▶ pump ─▶ Carried
+//!  responder:  listen ─ Arrival ─▶ gate ─ Admitted ─▶ tunnel ─ Tunnel ─▶ upstream ─ Connected ─┘
 //! ```
 //!
-//! [`addr`] has the addresses that all of them speak of, and [`stats`] counts. [`proto`] is pure: bytes in, bytes out; all other
-//! rooms know nothing of ciphers. `tests/protocol/wall.rs` holds the order. `docs/DESIGN.md` has the reasons,
-//! `docs/PROTOCOL.md` the wire.
+//! [`connection`] has each of the two lines as one file. The rooms, in the order in which they use each other: each may use
+//! those below it, and none above.
+//!
+//! | room | what lives there | uses |
+//! |---|---|---|
+//! | [`cli`] | the command line; start-up of what it asks for | `config`, `service`, `pipe`, `connection`, `gate`, `listen`, `pump`, `stream`, `addr`, `proto` |
+//! | [`config`] | texts become pipes that are valid, with their keys | `service`, `pipe`, `connection`, `tunnel`, `upstream`, `gate`, `stream`, `addr`, `proto` |
+//! | [`service`] | what a process owes its system; signals, reload, drain | `pipe`, `upstream`, `listen`, `stats`, `addr`, `proto` |
+//! | [`pipe`] | what pipes there are to be, and those at work; what outlives a reload | `connection`, `gate`, `listen`, `stats`, `addr`, `proto` |
+//! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stream`, `stats`, `addr`, `proto` |
+//! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |
+//! | [`upstream`] | connecting out | `stream`, `names`, `addr` |
+//! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `addr` |
+//! | [`listen`] | sources become sockets, sockets become arrivals | `stream`, `names`, `addr` |
+//! | [`pump`] | both directions of a connection, and its buffers | `stream`, `proto` |
+//! | [`stream`] | one connected byte stream | |
+//! | [`stats`] | connections by key | `proto` |
+//! | [`names`] | host names become addresses | |
+//! | [`addr`] | texts become addresses | |
+//! | [`proto`] | the protocol: bytes in, bytes out | |
+//!
+//! `tests/protocol/wall.rs` compares this table with the code, and `docs/DESIGN.md` has the reasons; `docs/PROTOCOL.md` is the
+//! wire.
 //!
 //! The library exists for the binary, its tests and its benchmarks; its interface is not stable.
 

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::key_file::KeySource;
 use super::text;
-use crate::addr::{Outgoing, Source, Target};
+use crate::addr::{Name, Outgoing, Source, Target};
 use crate::connection::Common;
 use crate::gate::Rules;
 use crate::proto::handshake::Label;
@@ -60,7 +60,8 @@ pub(crate) struct PipeOptions {
 
     /// What to call the pipe in the log
     #[arg(long, value_name = "TEXT")]
-    pub(crate) name: Option<String>,
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) name: Option<Name>,
 
     /// The most connections at a time; 0 for no limit
     #[arg(short = 'n', long, value_name = "MAX", default_value_t = default_max_connections())]

@@ -129,7 +129,7 @@ pub(super) async fn carry(
 fn log_established(common: &Common, connection: &Carrying) {
     let Carrying { ends, tunnel, .. } = connection;
     let Named { client, peer, target, configured } = ends.named(common);
-    let (pipe, client) = (common.name.as_deref(), client.map(tracing::field::display));
+    let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
     let Tunnel { key, cipher, .. } = tunnel;
     debug!(pipe, client, %peer, %target, %configured, %key, %cipher, "established");
 }
@@ -138,7 +138,7 @@ impl Carried {
     fn log(&self, common: &Common, tunnel: &Tunnel, ends: Ends) {
         let Self { result, to_target, from_target, seconds } = self;
         let Named { client, peer, target, configured } = ends.named(common);
-        let (pipe, client) = (common.name.as_deref(), client.map(tracing::field::display));
+        let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
         let Tunnel { key, cipher, .. } = tunnel;
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log {

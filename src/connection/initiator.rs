@@ -63,7 +63,7 @@ impl Initiator {
                 Ok(Box::new(Carrying { local, tunnel, ends, started, place }))
             }
             Err(error) => {
-                let (pipe, configured) = (self.common.name.as_deref(), self.common.route.target());
+                let (pipe, configured) = (self.common.pipe(), self.common.route.target());
                 warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
                 Err(error)
             }

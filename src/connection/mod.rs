@@ -15,6 +15,7 @@ use thiserror::Error;
 
 pub use self::initiator::Initiator;
 pub use self::responder::Responder;
+use crate::addr::Name;
 use crate::gate::Busy;
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::Label;
@@ -27,7 +28,7 @@ use crate::upstream::{DialError, Route};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
     /// What the pipe is called in the log, where there are several.
-    pub name: Option<String>,
+    pub name: Option<Name>,
     /// The way to the responder, or to the target.
     pub route: Route,
     /// What has to agree with the other end.
@@ -39,6 +40,11 @@ pub struct Common {
 }
 
 impl Common {
+    /// The name, as the log has it.
+    pub(crate) fn pipe(&self) -> Option<&str> {
+        self.name.as_ref().map(Name::as_str)
+    }
+
     /// [`timeout`](Self::timeout) by default, as spiped has it.
     pub const TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -52,7 +52,7 @@ impl Responder {
     async fn establish(self: Arc<Self>, stranger: Admitted<Visitor>) -> Result<Box<Carrying>, SetupError> {
         let peer = stranger.remote;
         self.admit_and_dial(stranger).await.inspect_err(|error| {
-            let (pipe, configured) = (self.common.name.as_deref(), self.common.route.target());
+            let (pipe, configured) = (self.common.pipe(), self.common.route.target());
             warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
         })
     }

@@ -23,7 +23,7 @@ use self::limit::{Limit, Permit};
 use self::lobby::Lobby;
 pub use self::lobby::Visitor;
 pub use self::place::{Connections, Place};
-use crate::addr::Sources;
+use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
 use crate::stream::{Keepalive, Remote, Stream};
 
@@ -80,7 +80,7 @@ impl Standing {
 /// Where the connections of one pipe come in.
 pub struct Gate {
     /// For the log.
-    name: Option<String>,
+    name: Option<Name>,
     sources: Sources,
     keepalive: Keepalive,
     standing: Arc<Standing>,
@@ -89,7 +89,7 @@ pub struct Gate {
 
 impl Gate {
     pub(crate) fn new(
-        name: Option<String>,
+        name: Option<Name>,
         sources: Sources,
         keepalive: Keepalive,
         standing: Arc<Standing>,
@@ -126,7 +126,7 @@ impl Gate {
             return permit;
         }
         warn!(
-            pipe = self.name.as_deref(),
+            pipe = self.name.as_ref().map(Name::as_str),
             source = %self.sources,
             "as many connections as -n allows are open; further clients wait"
         );

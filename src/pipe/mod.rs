@@ -106,7 +106,7 @@ fn take(sockets: &mut Sockets, spec: &Spec) -> Vec<Listener> {
 fn log_listening(spec: &Spec, listener: &Listener) {
     let Spec { role, common, .. } = spec;
     let keys: Vec<_> = role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
-    let (pipe, version, source) = (common.name.as_deref(), env!("CARGO_PKG_VERSION"), listener.local());
+    let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
     let (configured, ciphers) = (common.route.target(), common.terms.ciphers);
     info!(pipe, version, %role, %source, %configured, key = keys.join(","), %ciphers, "listening");
 }
@@ -242,7 +242,7 @@ mod tests {
     fn pipes_that_share_a_source_or_a_name_do_not_go_together() {
         let named = |source: &str, name: &str| {
             let mut spec = spec(source);
-            spec.common.name = Some(name.to_owned());
+            spec.common.name = Some(name.parse().unwrap());
             spec
         };
         let wrong = |specs| Specs::new(specs).err().unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vec1::Vec1;
 
-use crate::addr::{Source, Sources, Target};
+use crate::addr::{Name, Source, Sources, Target};
 use crate::connection::Common;
 use crate::gate::Rules;
 use crate::proto::cipher::Ciphers;
@@ -127,7 +127,7 @@ pub enum SpecsError {
     SharedSource(Source),
     /// Two have one name.
     #[error("'{0}' is the name of two pipes; give each its own")]
-    SharedName(String),
+    SharedName(Name),
 }
 
 /// A pipe among others that are given, by its number from 0, and why it cannot be one of them.

@@ -8,6 +8,27 @@
 //!
 //! [`Initiator::start`] → message 1 → [`Responder::read`] → [`Responder::reply`] → message 2 → [`Initiator::finish`].
 //! Each step consumes the one before, so steps in a wrong order do not compile, and no state is left to use twice.
+//!
+//! ```
+//! use spipe::proto::cipher::{Cipher, Ciphers};
+//! use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
+//! use spipe::proto::key::Key;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (key, label, ciphers) = (Key::from_bytes(&[7; 32])?, Label::default(), Ciphers::only(Cipher::Aes256Gcm));
+//! // Of the operating system's random generator, in real use.
+//! let (ours, theirs) =
+//!     (InitiatorRandomness { x25519: [1; 32], kem: [2; 64] }, ResponderRandomness { x25519: [3; 32], kem: [4; 32] });
+//!
+//! let (initiator, message_1) = Initiator::start(&key, &label, ciphers, &ours);
+//! let responder = Responder::read(&message_1, &[&key], &label)?;
+//! assert_eq!(responder.fingerprint(), key.fingerprint());
+//! let (mut message_2, established) = responder.reply(ciphers, &theirs);
+//! assert_eq!(established?.cipher, Cipher::Aes256Gcm);
+//! assert_eq!(initiator.finish(&mut message_2)?.cipher, Cipher::Aes256Gcm);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::borrow::Borrow;
 

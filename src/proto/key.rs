@@ -20,6 +20,17 @@ pub struct KeyTooShort(pub usize);
 
 /// The key that both ends share.
 ///
+/// ```
+/// use spipe::proto::key::Key;
+///
+/// let ours = Key::from_bytes(b"the whole content of a key file, 32 bytes or more")?;
+/// let theirs = Key::from_bytes(b"the whole content of a key file, 32 bytes or more")?;
+/// // What two administrators compare by telephone.
+/// assert_eq!(ours.fingerprint().to_string(), theirs.fingerprint().to_string());
+/// assert!(Key::from_bytes(b"too short").is_err());
+/// # Ok::<(), spipe::proto::key::KeyTooShort>(())
+/// ```
+///
 /// Neither `Debug` nor `Clone`: it cannot end in a log, and there is one copy to wipe.
 pub struct Key {
     psk: Zeroizing<[u8; 32]>,

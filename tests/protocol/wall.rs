@@ -93,6 +93,35 @@ fn no_room_reaches_into_the_rooms_before_it() {
 }
 
 #[test]
+fn the_map_in_lib_rs_has_every_arrow_and_no_other() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let map = fs::read_to_string(source.join("lib.rs")).unwrap();
+    let rows: Vec<Vec<&str>> = map
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | [`"))
+        .map(|row| row.split(" | ").collect())
+        .collect();
+    let drawn: Vec<&str> = rows.iter().map(|row| row[0].trim_end_matches("`]")).collect();
+    assert_eq!(drawn, ROOMS, "the rows are the rooms, in their order");
+    for row in &rows {
+        let room = row[0].trim_end_matches("`]");
+        let arrows: Vec<&str> = row[2].split('`').skip(1).step_by(2).collect();
+        let used = ROOMS.iter().filter(|other| **other != room && uses(room, other)).copied();
+        assert_eq!(arrows, used.collect::<Vec<_>>(), "what {room} uses");
+    }
+}
+
+/// Whether code of `room` names `other`.
+fn uses(room: &str, other: &str) -> bool {
+    let word = format!("crate::{other}");
+    let uses = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        text.lines().take_while(|line| *line != "#[cfg(test)]").any(|line| names(line, &word))
+    };
+    files_of(room).iter().any(uses)
+}
+
+#[test]
 fn only_proto_names_cryptography() {
     for room in ROOMS.iter().filter(|room| **room != "proto") {
         assert_names_none(room, CRYPTOGRAPHY);
@@ -138,10 +167,8 @@ fn assert_reaches_into_none(room: &str, others: &[&str]) {
 /// Fails for each place in `src/ROOM` that names one of `words`, and when there is no such room: a wall around nothing
 /// would stand for ever.
 fn assert_names_none(room: &str, words: &[&str]) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (directory, file) = (source.join(room), source.join(format!("{room}.rs")));
-    let files = if file.exists() { vec![file] } else { rust_files(&directory) };
-    assert!(!files.is_empty(), "no Rust files in {}", directory.display());
+    let files = files_of(room);
+    assert!(!files.is_empty(), "no Rust files in {room}");
     let mut found = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).unwrap();
@@ -152,6 +179,12 @@ fn assert_names_none(room: &str, words: &[&str]) {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+fn files_of(room: &str) -> Vec<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let file = source.join(format!("{room}.rs"));
+    if file.exists() { vec![file] } else { rust_files(&source.join(room)) }
 }
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {
