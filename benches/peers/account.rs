@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::Result;
+use crate::error::Result;
 use crate::load::float;
 
 /// One process as `/proc/PID/stat` has it.

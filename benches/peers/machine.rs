@@ -8,9 +8,12 @@ use std::thread::available_parallelism;
 
 use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 
+use crate::error::Result;
 use crate::peers::Peer;
 use crate::process::output;
-use crate::{Result, SPIPE};
+
+/// The program that all this is about.
+pub(crate) const SPIPE: &str = env!("CARGO_BIN_EXE_spipe");
 
 /// A program by its name, also where only root's `PATH` looks or where [`shadowsocks`] put it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {

@@ -9,6 +9,7 @@
 //! `cargo bench --bench peers -- --help` has the options.
 
 mod account;
+mod error;
 mod goals;
 mod load;
 mod machine;
@@ -20,13 +21,13 @@ mod results;
 mod secrets;
 mod work;
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use error::Result;
 use load::redis;
 use load::service::Service;
 use peers::{Backend, OPEN_FILES, Peer, Pipe};
@@ -35,10 +36,6 @@ use secrets::Secrets;
 use tempfile::TempDir;
 use work::{Effort, Kind, Work};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-/// The program that all this is about.
-const SPIPE: &str = env!("CARGO_BIN_EXE_spipe");
 const FULL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks");
 /// A run that leaves something out does not replace the published one.
 const PARTIAL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers/results");

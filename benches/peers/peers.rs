@@ -20,11 +20,12 @@ use clap::ValueEnum;
 use rustix::process::getuid;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::command;
+use crate::account;
+use crate::error::Result;
+use crate::machine::{SPIPE, command};
 use crate::process::{Process, output};
 use crate::secrets::Secrets;
 use crate::work::Work;
-use crate::{Result, SPIPE, account};
 
 /// More than any work opens, counting both sides of each connection.
 pub(crate) const OPEN_FILES: u64 = 12_000;

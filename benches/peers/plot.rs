@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::Result;
+use crate::error::Result;
 use crate::peers::Peer;
 use crate::report::number;
 use crate::results::{Results, Spread};

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use crate::error::Result;
 use crate::machine::command;
 use crate::peers::Peer;
 use crate::process::output;

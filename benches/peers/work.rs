@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::error::Result;
 use crate::load::bulk::Size;
 use crate::load::service::Service;
 use crate::load::{bulk, connect, idle, redis, round_trip};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::service::{CHUNK, Request, exchange};
 use super::{float_len, request, whole};
-use crate::Result;
+use crate::error::Result;
 use crate::peers::Pipe;
 use crate::work::{Direction, Metric, Values};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::service::{Request, Service};
 use super::{float_len, request};
-use crate::Result;
+use crate::error::Result;
 use crate::peers::Pipe;
 use crate::work::{Metric, Values};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{float_len, timed, whole};
-use crate::Result;
+use crate::error::Result;
 use crate::machine::command;
 use crate::peers::{Backend, Pipe};
 use crate::process::{Process, output};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::service::Request;
 use super::{float_len, percentile, request, timed};
-use crate::Result;
+use crate::error::Result;
 use crate::peers::Pipe;
 use crate::work::{Metric, Values};
 
