@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use crate::count::float;
 use crate::error::Result;
-use crate::load::float;
 
 /// One process as `/proc/PID/stat` has it.
 struct Stat {

@@ -9,6 +9,7 @@
 //! `cargo bench --bench peers -- --help` has the options.
 
 mod account;
+mod count;
 mod error;
 mod goals;
 mod load;

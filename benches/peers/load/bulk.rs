@@ -6,8 +6,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::request;
 use super::service::{CHUNK, Request, exchange};
-use super::{float_len, request, whole};
+use crate::count::{float_len, whole};
 use crate::error::Result;
 use crate::peers::Pipe;
 use crate::work::{Direction, Metric, Values};

@@ -5,7 +5,8 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use super::service::Request;
-use super::{float_len, percentile, request, timed};
+use super::{percentile, request, timed};
+use crate::count::float_len;
 use crate::error::Result;
 use crate::peers::Pipe;
 use crate::work::{Metric, Values};

@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use super::request;
 use super::service::{Request, Service};
-use super::{float_len, request};
+use crate::count::float_len;
 use crate::error::Result;
 use crate::peers::Pipe;
 use crate::work::{Metric, Values};

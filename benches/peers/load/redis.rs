@@ -4,7 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{float_len, timed, whole};
+use super::timed;
+use crate::count::{float_len, whole};
 use crate::error::Result;
 use crate::machine::command;
 use crate::peers::{Backend, Pipe};
