@@ -1,6 +1,6 @@
 //! What spipe is meant to reach in every run, and whether it did.
 
-use crate::peers::Peer;
+use crate::peer::Peer;
 use crate::report::{best_rival, number, table};
 use crate::results::Results;
 use crate::work::{Direction, Metric, Work};

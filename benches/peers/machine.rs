@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 
 use crate::error::Result;
-use crate::peers::Peer;
+use crate::peer::Peer;
 use crate::process::output;
 
 /// The program that all this is about.

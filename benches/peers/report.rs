@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::peers::Peer;
+use crate::peer::Peer;
 use crate::results::{Results, Spread};
 use crate::work::{Metric, Work};
 use crate::{goals, plot};

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::peers::Peer;
+use crate::peer::Peer;
 use crate::work::{Metric, Values, Work};
 
 #[derive(Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::load::bulk::Size;
 use crate::load::service::Service;
 use crate::load::{bulk, connect, idle, redis, round_trip};
-use crate::peers::Pipe;
+use crate::pipe::Pipe;
 
 /// What the command line chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

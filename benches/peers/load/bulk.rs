@@ -10,7 +10,7 @@ use super::request;
 use super::service::{CHUNK, Request, exchange};
 use crate::count::{float_len, whole};
 use crate::error::Result;
-use crate::peers::Pipe;
+use crate::pipe::Pipe;
 use crate::work::{Direction, Metric, Values};
 
 /// What a run carries at most, and how long it may take: slow peers carry less.

@@ -8,7 +8,7 @@ use super::service::Request;
 use super::{percentile, request, timed};
 use crate::count::float_len;
 use crate::error::Result;
-use crate::peers::Pipe;
+use crate::pipe::Pipe;
 use crate::work::{Metric, Values};
 
 const CLIENTS: usize = 8;

@@ -8,7 +8,7 @@ use super::request;
 use super::service::{Request, Service};
 use crate::count::float_len;
 use crate::error::Result;
-use crate::peers::Pipe;
+use crate::pipe::Pipe;
 use crate::work::{Metric, Values};
 
 /// How many connections are opened at a time.

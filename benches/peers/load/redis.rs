@@ -8,7 +8,7 @@ use super::timed;
 use crate::count::{float_len, whole};
 use crate::error::Result;
 use crate::machine::command;
-use crate::peers::{Backend, Pipe};
+use crate::pipe::{Backend, Pipe};
 use crate::process::{Process, output};
 use crate::work::{Metric, Values};
 

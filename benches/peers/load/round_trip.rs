@@ -7,7 +7,7 @@ use super::service::Request;
 use super::{percentile, request, timed};
 use crate::count::float_len;
 use crate::error::Result;
-use crate::peers::Pipe;
+use crate::pipe::Pipe;
 use crate::work::{Metric, Values};
 
 /// A peer that holds messages back needs minutes for all exchanges; so many seconds' worth say as much.
