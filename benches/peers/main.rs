@@ -30,14 +30,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use error::Result;
-use load::redis;
 use load::service::Service;
+use load::{Effort, redis};
 use peer::Peer;
 use pipe::{Backend, OPEN_FILES, Pipe};
 use results::{Record, Results};
 use secrets::Secrets;
 use tempfile::TempDir;
-use work::{Effort, Kind, Work};
+use work::{Kind, Work};
 
 const FULL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks");
 /// A run that leaves something out does not replace the published one.
@@ -199,8 +199,7 @@ impl Bench {
             _ => own,
         };
         let pipe = Pipe::start(peer, backend, &self.secrets, &directory, self.other.as_deref())?;
-        let values = work
-            .measure(&pipe, &self.service, &self.effort)
+        let values = load::measure(work, &pipe, &self.service, &self.effort)
             .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
         Ok(Record { round, work: work.id(), peer, values })
     }

@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::request;
+use super::client::request;
 use super::service::{CHUNK, Request, exchange};
 use crate::count::{float_len, whole};
 use crate::error::Result;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
+use super::client::{percentile, request, timed};
 use super::service::Request;
-use super::{percentile, request, timed};
 use crate::count::float_len;
 use crate::error::Result;
 use crate::pipe::Pipe;

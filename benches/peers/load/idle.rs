@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use super::request;
+use super::client::request;
 use super::service::{Request, Service};
 use crate::count::float_len;
 use crate::error::Result;

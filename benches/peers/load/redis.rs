@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use super::timed;
+use super::client::timed;
 use crate::count::{float_len, whole};
 use crate::error::Result;
 use crate::machine::command;

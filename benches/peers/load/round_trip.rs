@@ -3,8 +3,8 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
+use super::client::{percentile, request, timed};
 use super::service::Request;
-use super::{percentile, request, timed};
 use crate::count::float_len;
 use crate::error::Result;
 use crate::pipe::Pipe;
