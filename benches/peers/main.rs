@@ -11,6 +11,7 @@
 mod account;
 mod count;
 mod error;
+mod format;
 mod goals;
 mod load;
 mod machine;

@@ -6,8 +6,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::error::Result;
+use crate::format::number;
 use crate::peer::Peer;
-use crate::report::number;
 use crate::results::{Results, Spread};
 use crate::work::{Direction, Metric, Work};
 

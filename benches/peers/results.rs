@@ -88,4 +88,19 @@ impl Results {
         };
         Some(Spread { median, min, max })
     }
+
+    /// The encrypted peer that is best at this, of those that are `eligible`.
+    pub(crate) fn best_rival(
+        &self,
+        work: Work,
+        metric: Metric,
+        eligible: impl Fn(Peer) -> bool,
+    ) -> Option<(Peer, Spread)> {
+        let rivals = self.peers().into_iter().filter(|&peer| peer.is_rival() && eligible(peer));
+        let values = rivals.filter_map(|peer| Some((peer, self.spread(work, peer, metric)?)));
+        values.min_by(|(_, a), (_, b)| {
+            let order = a.median.total_cmp(&b.median);
+            if metric.is_cost() { order } else { order.reverse() }
+        })
+    }
 }
