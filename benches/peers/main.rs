@@ -7,6 +7,30 @@
 //! `cargo bench --bench peers` installs what is missing from Debian's packages, prints a table for each work, and writes
 //! tables, raw values and plots to `docs/benchmarks`. It takes root, or sudo to install and root to see spipe's memory.
 //! `cargo bench --bench peers -- --help` has the options.
+//!
+//! A file uses only files on lines below its own, and the left and the right column use nothing of each other:
+//!
+//! ```text
+//!                             main
+//!
+//!  load/mod                                      report
+//!  load/bulk, connect, idle,                     goals, plot
+//!    redis, round_trip                           format, results
+//!  load/client
+//!  load/service
+//!  pipe
+//!  secrets
+//!  machine
+//!  process
+//!  account
+//!  count
+//!
+//!                             peer
+//!                             work
+//!                             error
+//! ```
+//!
+//! So a report takes nothing but results, wherever they come from: a measurement or a `results.json`.
 
 mod account;
 mod count;
