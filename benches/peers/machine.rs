@@ -100,6 +100,7 @@ pub(crate) fn describe(peers: &[Peer]) -> Vec<(String, String)> {
         ("CPU", format!("{}, {cores} cores", field(&read("/proc/cpuinfo"), "model name"))),
         ("Memory", field(&read("/proc/meminfo"), "MemTotal")),
         ("Kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
+        ("TCP congestion control", read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned()),
         ("System", field(&read("/etc/os-release"), "PRETTY_NAME")),
         ("Load average at the start", load),
     ];
