@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::Result;
-use crate::load::float;
+use crate::count::float;
+use crate::error::Result;
 
 /// One process as `/proc/PID/stat` has it.
 struct Stat {

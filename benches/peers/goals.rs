@@ -1,7 +1,7 @@
 //! What spipe is meant to reach in every run, and whether it did.
 
-use crate::peers::Peer;
-use crate::report::{best_rival, number, table};
+use crate::format::{number, table};
+use crate::peer::Peer;
 use crate::results::Results;
 use crate::work::{Direction, Metric, Work};
 
@@ -63,7 +63,7 @@ fn verdict(results: &Results, work: Work, metric: Metric, goal: &Goal) -> Option
     };
     let (goal, measured, met) = match *goal {
         Goal::TimesBest(limit) => {
-            let (peer, theirs) = best_rival(results, work, metric, |_| true)?;
+            let (peer, theirs) = results.best_rival(work, metric, |_| true)?;
             times(limit, peer, theirs.median)
         }
         Goal::Times(limit, peer) => times(limit, peer, value(peer)?),

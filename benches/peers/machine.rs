@@ -8,9 +8,12 @@ use std::thread::available_parallelism;
 
 use rustix::process::{Resource, Rlimit, getrlimit, getuid, setrlimit};
 
-use crate::peers::Peer;
+use crate::error::Result;
+use crate::peer::Peer;
 use crate::process::output;
-use crate::{Result, SPIPE};
+
+/// The program that all this is about.
+pub(crate) const SPIPE: &str = env!("CARGO_BIN_EXE_spipe");
 
 /// A program by its name, also where only root's `PATH` looks or where [`shadowsocks`] put it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
@@ -97,6 +100,7 @@ pub(crate) fn describe(peers: &[Peer]) -> Vec<(String, String)> {
         ("CPU", format!("{}, {cores} cores", field(&read("/proc/cpuinfo"), "model name"))),
         ("Memory", field(&read("/proc/meminfo"), "MemTotal")),
         ("Kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
+        ("TCP congestion control", read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned()),
         ("System", field(&read("/etc/os-release"), "PRETTY_NAME")),
         ("Load average at the start", load),
     ];

@@ -7,12 +7,40 @@
 //! `cargo bench --bench peers` installs what is missing from Debian's packages, prints a table for each work, and writes
 //! tables, raw values and plots to `docs/benchmarks`. It takes root, or sudo to install and root to see spipe's memory.
 //! `cargo bench --bench peers -- --help` has the options.
+//!
+//! A file uses only files on lines below its own, and the left and the right column use nothing of each other:
+//!
+//! ```text
+//!                             main
+//!
+//!  load/mod                                      report
+//!  load/bulk, connect, idle,                     goals, plot
+//!    redis, round_trip                           format, results
+//!  load/client
+//!  load/service
+//!  pipe
+//!  secrets
+//!  machine
+//!  process
+//!  account
+//!  count
+//!
+//!                             peer
+//!                             work
+//!                             error
+//! ```
+//!
+//! So a report takes nothing but results, wherever they come from: a measurement or a `results.json`.
 
 mod account;
+mod count;
+mod error;
+mod format;
 mod goals;
 mod load;
 mod machine;
-mod peers;
+mod peer;
+mod pipe;
 mod plot;
 mod process;
 mod report;
@@ -20,25 +48,22 @@ mod results;
 mod secrets;
 mod work;
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use load::redis;
+use error::Result;
 use load::service::Service;
-use peers::{Backend, OPEN_FILES, Peer, Pipe};
+use load::{Effort, redis};
+use peer::Peer;
+use pipe::{Backend, OPEN_FILES, Pipe};
 use results::{Record, Results};
 use secrets::Secrets;
 use tempfile::TempDir;
-use work::{Effort, Kind, Work};
+use work::{Kind, Work};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-/// The program that all this is about.
-const SPIPE: &str = env!("CARGO_BIN_EXE_spipe");
 const FULL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks");
 /// A run that leaves something out does not replace the published one.
 const PARTIAL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers/results");
@@ -199,8 +224,7 @@ impl Bench {
             _ => own,
         };
         let pipe = Pipe::start(peer, backend, &self.secrets, &directory, self.other.as_deref())?;
-        let values = work
-            .measure(&pipe, &self.service, &self.effort)
+        let values = load::measure(work, &pipe, &self.service, &self.effort)
             .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
         Ok(Record { round, work: work.id(), peer, values })
     }

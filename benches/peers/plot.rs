@@ -5,9 +5,9 @@ use std::path::Path;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::Result;
-use crate::peers::Peer;
-use crate::report::number;
+use crate::error::Result;
+use crate::format::number;
+use crate::peer::Peer;
 use crate::results::{Results, Spread};
 use crate::work::{Direction, Metric, Work};
 

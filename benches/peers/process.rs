@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Result, account};
+use crate::account;
+use crate::error::Result;
 
 /// A running program. Killed on drop, with all its descendants.
 pub(crate) struct Process {

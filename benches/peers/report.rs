@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::peers::Peer;
+use crate::format::{number, table};
+use crate::peer::Peer;
 use crate::results::{Results, Spread};
 use crate::work::{Metric, Work};
 use crate::{goals, plot};
@@ -27,26 +28,6 @@ const JUDGED: [(Work, Metric); 14] = [
     (Work::Redis { pipeline: 16 }, Metric::CpuMicrosPerRequest),
 ];
 
-/// Three significant digits, and thousands apart.
-pub(crate) fn number(value: f64) -> String {
-    let size = value.abs();
-    let decimals = match size {
-        _ if size >= 100.0 || size == 0.0 => 0,
-        _ if size >= 10.0 => 1,
-        _ if size >= 0.1 => 2,
-        _ => 3,
-    };
-    let text = format!("{value:.decimals$}");
-    let mut grouped = String::new();
-    for (index, digit) in text.char_indices() {
-        if decimals == 0 && index > 0 && digit != '-' && (text.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
 fn cell(spread: Option<Spread>) -> String {
     spread.map_or_else(
         || ABSENT.to_owned(),
@@ -61,33 +42,6 @@ fn ratio(of: Option<Spread>, to: Option<Spread>) -> String {
     of.zip(to)
         .filter(|(_, to)| to.median > 0.0)
         .map_or_else(|| ABSENT.to_owned(), |(of, to)| format!("{:.2}", of.median / to.median))
-}
-
-/// Rows of cells, the first one the heading, with columns that line up.
-pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let mut text = String::new();
-    for (index, row) in rows.iter().enumerate() {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            let _ = if column == 0 {
-                write!(text, "| {cell:<width$} |")
-            } else {
-                write!(text, " {cell:>width$} |")
-            };
-        }
-        text.push('\n');
-        if index == 0 {
-            for (column, width) in widths.iter().enumerate() {
-                let dashes = "-".repeat(*width);
-                let _ = if column == 0 { write!(text, "|-{dashes}-|") } else { write!(text, "-{dashes}:|") };
-            }
-            text.push('\n');
-        }
-    }
-    text
 }
 
 /// The table of one work.
@@ -115,21 +69,6 @@ pub(crate) fn work(results: &Results, work: Work) -> String {
     format!("### {}\n\n{}", work.title(), table(&rows))
 }
 
-/// The encrypted peer that is best at this, of those that are `eligible`.
-pub(crate) fn best_rival(
-    results: &Results,
-    work: Work,
-    metric: Metric,
-    eligible: impl Fn(Peer) -> bool,
-) -> Option<(Peer, Spread)> {
-    let rivals = results.peers().into_iter().filter(|&peer| peer.is_rival() && eligible(peer));
-    let values = rivals.filter_map(|peer| Some((peer, results.spread(work, peer, metric)?)));
-    values.min_by(|(_, a), (_, b)| {
-        let order = a.median.total_cmp(&b.median);
-        if metric.is_cost() { order } else { order.reverse() }
-    })
-}
-
 /// spipe beside the best of its kind.
 pub(crate) fn judgement(results: &Results) -> String {
     let heading = ["work", "measure", "spipe", "best encrypted peer", "its value", "spipe ÷ it"];
@@ -137,8 +76,8 @@ pub(crate) fn judgement(results: &Results) -> String {
     for (work, metric) in JUDGED {
         let Some(spipe) = results.spread(work, Peer::Spipe, metric) else { continue };
         // A peer that does less than a pipe does is no measure of one, but is not kept quiet either.
-        let best = best_rival(results, work, metric, |_| true);
-        let equal = best_rival(results, work, metric, |peer| peer.does_less_at(work).is_none());
+        let best = results.best_rival(work, metric, |_| true);
+        let equal = results.best_rival(work, metric, |peer| peer.does_less_at(work).is_none());
         let mut shown: Vec<_> = best.into_iter().chain(equal).collect();
         shown.dedup_by_key(|(peer, _)| *peer);
         for (peer, value) in shown {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
-use crate::peers::Peer;
+use crate::error::Result;
+use crate::peer::Peer;
 use crate::work::{Metric, Values, Work};
 
 #[derive(Serialize, Deserialize)]
@@ -87,5 +87,20 @@ impl Results {
             f64::midpoint(values[middle - 1], values[middle])
         };
         Some(Spread { median, min, max })
+    }
+
+    /// The encrypted peer that is best at this, of those that are `eligible`.
+    pub(crate) fn best_rival(
+        &self,
+        work: Work,
+        metric: Metric,
+        eligible: impl Fn(Peer) -> bool,
+    ) -> Option<(Peer, Spread)> {
+        let rivals = self.peers().into_iter().filter(|&peer| peer.is_rival() && eligible(peer));
+        let values = rivals.filter_map(|peer| Some((peer, self.spread(work, peer, metric)?)));
+        values.min_by(|(_, a), (_, b)| {
+            let order = a.median.total_cmp(&b.median);
+            if metric.is_cost() { order } else { order.reverse() }
+        })
     }
 }

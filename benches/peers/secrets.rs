@@ -6,9 +6,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use crate::error::Result;
 use crate::machine::command;
-use crate::peers::Peer;
+use crate::peer::Peer;
 use crate::process::output;
 
 /// Files, where not said otherwise; those of peers that do not take part do not exist.

@@ -1,15 +1,7 @@
 //! The work that every peer does, and what is measured at it.
 
-use std::time::Duration;
-
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-
-use crate::Result;
-use crate::load::bulk::Size;
-use crate::load::service::Service;
-use crate::load::{bulk, connect, idle, redis, round_trip};
-use crate::peers::Pipe;
 
 /// What the command line chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -98,49 +90,6 @@ impl Work {
             Self::Idle { count } => format!("{count} idle connections"),
             Self::Redis { pipeline: 1 } => "Redis, 50 clients".to_owned(),
             Self::Redis { pipeline } => format!("Redis, 50 clients, -P {pipeline}"),
-        }
-    }
-
-    /// Does it through `pipe`, at whose far end `service` is (or a Redis server, for [`Work::Redis`]).
-    pub(crate) fn measure(self, pipe: &Pipe, service: &Service, effort: &Effort) -> Result<Values> {
-        match self {
-            Self::Bulk { streams, direction } => bulk::run(pipe, streams, direction, effort.bulk),
-            Self::RoundTrip { size } => round_trip::run(pipe, size, effort.exchanges),
-            Self::Connect => connect::run(pipe, effort.connect),
-            Self::Idle { count } => idle::run(pipe, service, count, effort.settle),
-            Self::Redis { pipeline } => redis::run(pipe, pipeline, effort.redis),
-        }
-    }
-}
-
-/// How much of each work there is.
-pub(crate) struct Effort {
-    bulk: Size,
-    exchanges: usize,
-    connect: Duration,
-    /// Between the last connection and the measuring of memory.
-    settle: Duration,
-    redis: Duration,
-}
-
-impl Effort {
-    pub(crate) fn full() -> Self {
-        Self {
-            bulk: Size { bytes: 2 << 30, time: Duration::from_secs(2) },
-            exchanges: 20_000,
-            connect: Duration::from_secs(2),
-            settle: Duration::from_secs(1),
-            redis: Duration::from_secs(3),
-        }
-    }
-
-    pub(crate) fn quick() -> Self {
-        Self {
-            bulk: Size { bytes: 1 << 30, time: Duration::from_millis(600) },
-            exchanges: 5_000,
-            connect: Duration::from_secs(1),
-            settle: Duration::from_millis(500),
-            redis: Duration::from_secs(1),
         }
     }
 }

@@ -6,10 +6,11 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::client::request;
 use super::service::{CHUNK, Request, exchange};
-use super::{float_len, request, whole};
-use crate::Result;
-use crate::peers::Pipe;
+use crate::count::{float_len, whole};
+use crate::error::Result;
+use crate::pipe::Pipe;
 use crate::work::{Direction, Metric, Values};
 
 /// What a run carries at most, and how long it may take: slow peers carry less.

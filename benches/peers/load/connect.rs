@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
+use super::client::{percentile, request, timed};
 use super::service::Request;
-use super::{float_len, percentile, request, timed};
-use crate::Result;
-use crate::peers::Pipe;
+use crate::count::float_len;
+use crate::error::Result;
+use crate::pipe::Pipe;
 use crate::work::{Metric, Values};
 
 const CLIENTS: usize = 8;

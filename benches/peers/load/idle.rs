@@ -4,10 +4,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use super::client::request;
 use super::service::{Request, Service};
-use super::{float_len, request};
-use crate::Result;
-use crate::peers::Pipe;
+use crate::count::float_len;
+use crate::error::Result;
+use crate::pipe::Pipe;
 use crate::work::{Metric, Values};
 
 /// How many connections are opened at a time.

@@ -3,69 +3,62 @@
 //! Plain threads with blocking sockets: the least that can stand between the clock and the pipe. Their CPU time is the
 //! benchmark's own and never counted.
 
-pub(crate) mod bulk;
-pub(crate) mod connect;
-pub(crate) mod idle;
+mod bulk;
+mod client;
+mod connect;
+mod idle;
 pub(crate) mod redis;
-pub(crate) mod round_trip;
+mod round_trip;
 pub(crate) mod service;
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use service::Request;
+use bulk::Size;
+use service::Service;
 
-/// How long any one step may take before it counts as failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::error::Result;
+use crate::pipe::Pipe;
+use crate::work::{Values, Work};
 
-/// A connection with `TCP_NODELAY` and patience that ends.
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    prepare(&stream)?;
-    Ok(stream)
+/// Does `work` through `pipe`, at whose far end `service` is (or a Redis server, for [`Work::Redis`]).
+pub(crate) fn measure(work: Work, pipe: &Pipe, service: &Service, effort: &Effort) -> Result<Values> {
+    match work {
+        Work::Bulk { streams, direction } => bulk::run(pipe, streams, direction, effort.bulk),
+        Work::RoundTrip { size } => round_trip::run(pipe, size, effort.exchanges),
+        Work::Connect => connect::run(pipe, effort.connect),
+        Work::Idle { count } => idle::run(pipe, service, count, effort.settle),
+        Work::Redis { pipeline } => redis::run(pipe, pipeline, effort.redis),
+    }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))
+/// How much of each work there is.
+pub(crate) struct Effort {
+    bulk: Size,
+    exchanges: usize,
+    connect: Duration,
+    /// Between the last connection and the measuring of memory.
+    settle: Duration,
+    redis: Duration,
 }
 
-/// A connection whose service has taken `request`.
-fn request(address: SocketAddr, request: Request) -> io::Result<TcpStream> {
-    let mut stream = connect(address)?;
-    stream.write_all(&request.to_bytes())?;
-    stream.read_exact(&mut [0])?;
-    Ok(stream)
-}
+impl Effort {
+    pub(crate) fn full() -> Self {
+        Self {
+            bulk: Size { bytes: 2 << 30, time: Duration::from_secs(2) },
+            exchanges: 20_000,
+            connect: Duration::from_secs(2),
+            settle: Duration::from_secs(1),
+            redis: Duration::from_secs(3),
+        }
+    }
 
-/// How long it took, and what came of it.
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let start = Instant::now();
-    let result = work();
-    (start.elapsed(), result)
-}
-
-/// The time that `percent` of `sorted` took at most.
-fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get(last * percent / 100).copied().unwrap_or_default()
-}
-
-/// A count as a factor: none here comes near the 2⁵³ where this would round.
-#[expect(clippy::cast_precision_loss, reason = "none comes near 2⁵³")]
-pub(crate) fn float(count: u64) -> f64 {
-    count as f64
-}
-
-/// [`float`] for what std counts.
-pub(crate) fn float_len(count: usize) -> f64 {
-    float(u64::try_from(count).expect("a length fits"))
-}
-
-/// The whole part of a count.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a count")]
-fn whole(count: f64) -> usize {
-    count as usize
+    pub(crate) fn quick() -> Self {
+        Self {
+            bulk: Size { bytes: 1 << 30, time: Duration::from_millis(600) },
+            exchanges: 5_000,
+            connect: Duration::from_secs(1),
+            settle: Duration::from_millis(500),
+            redis: Duration::from_secs(1),
+        }
+    }
 }

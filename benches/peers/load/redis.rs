@@ -4,10 +4,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{float_len, timed, whole};
-use crate::Result;
+use super::client::timed;
+use crate::count::{float_len, whole};
+use crate::error::Result;
 use crate::machine::command;
-use crate::peers::{Backend, Pipe};
+use crate::pipe::{Backend, Pipe};
 use crate::process::{Process, output};
 use crate::work::{Metric, Values};
 

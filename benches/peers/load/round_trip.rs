@@ -3,10 +3,11 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
+use super::client::{percentile, request, timed};
 use super::service::Request;
-use super::{float_len, percentile, request, timed};
-use crate::Result;
-use crate::peers::Pipe;
+use crate::count::float_len;
+use crate::error::Result;
+use crate::pipe::Pipe;
 use crate::work::{Metric, Values};
 
 /// A peer that holds messages back needs minutes for all exchanges; so many seconds' worth say as much.

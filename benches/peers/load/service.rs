@@ -4,13 +4,14 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
-
-use super::prepare;
+use std::time::Duration;
 
 /// More than the clients ever keep busy: some pipes connect here before their client has proved who it is.
 const THREADS: usize = 64;
 /// Of reads and writes in bulk.
 pub(crate) const CHUNK: usize = 256 << 10;
+/// How long any one step may take before it counts as failed.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,13 @@ impl Service {
     pub(crate) fn release(&self) {
         self.held.lock().expect("no thread panics with it").clear();
     }
+}
+
+/// Gives a connection `TCP_NODELAY` and patience that ends, at either side of the pipe.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))
 }
 
 fn serve(mut stream: TcpStream, held: &Mutex<Vec<TcpStream>>) -> io::Result<()> {

@@ -1,0 +1,5 @@
+//! What goes wrong, in words: nothing here tells one kind of error from another.
+
+use std::error::Error;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;

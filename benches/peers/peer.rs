@@ -1,0 +1,102 @@
+//! The peers: what each is called, what it does and leaves out, and what it takes.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::work::Work;
+
+pub(crate) const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// What may lie between a client and a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Peer {
+    Direct,
+    NginxPlain,
+    Spipe,
+    /// Another build of spipe, for a comparison with an earlier one.
+    #[value(skip)]
+    Other,
+    Spiped,
+    Stunnel,
+    Haproxy,
+    NginxTls,
+    Ssh,
+    Shadowsocks,
+}
+
+impl Peer {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Direct,
+        Self::NginxPlain,
+        Self::Spipe,
+        Self::Other,
+        Self::Spiped,
+        Self::Stunnel,
+        Self::Haproxy,
+        Self::NginxTls,
+        Self::Ssh,
+        Self::Shadowsocks,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::NginxPlain => "nginx stream, plain",
+            Self::Spipe => "spipe",
+            Self::Other => "spipe, other build",
+            Self::Spiped => "spiped",
+            Self::Stunnel => "stunnel PSK",
+            Self::Haproxy => "HAProxy TLS",
+            Self::NginxTls => "nginx stream TLS",
+            Self::Ssh => "ssh -L",
+            Self::Shadowsocks => "shadowsocks-rust",
+        }
+    }
+
+    pub(crate) fn is_encrypted(self) -> bool {
+        !matches!(self, Self::Direct | Self::NginxPlain)
+    }
+
+    /// Whether spipe is to be measured by it.
+    pub(crate) fn is_rival(self) -> bool {
+        self.is_encrypted() && !matches!(self, Self::Spipe | Self::Other)
+    }
+
+    /// What it leaves out of what the other encrypted peers do for this work.
+    pub(crate) fn does_less_at(self, work: Work) -> Option<&'static str> {
+        match (self, work) {
+            (Self::Ssh, Work::Connect) => Some("all over one connection"),
+            (Self::Shadowsocks, _) => Some("no forward secrecy"),
+            _ => None,
+        }
+    }
+
+    /// Programs or files, each with the Debian package that brings it.
+    pub(crate) fn needs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Direct | Self::Spipe | Self::Other | Self::Shadowsocks => &[],
+            Self::NginxPlain => &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream")],
+            Self::NginxTls => {
+                &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream"), ("openssl", "openssl")]
+            }
+            Self::Spiped => &[("spiped", "spiped")],
+            Self::Stunnel => &[("stunnel", "stunnel4")],
+            Self::Haproxy => &[("haproxy", "haproxy"), ("openssl", "openssl")],
+            Self::Ssh => &[("ssh", "openssh-client"), ("sshd", "openssh-server")],
+        }
+    }
+
+    /// What prints its version.
+    pub(crate) fn version_command(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Direct | Self::Spipe | Self::Other => None,
+            Self::NginxPlain | Self::NginxTls => Some(("nginx", "-v")),
+            Self::Spiped => Some(("spiped", "-v")),
+            Self::Stunnel => Some(("stunnel", "-version")),
+            Self::Haproxy => Some(("haproxy", "-v")),
+            Self::Ssh => Some(("ssh", "-V")),
+            Self::Shadowsocks => Some(("ssserver", "--version")),
+        }
+    }
+}
