@@ -59,7 +59,7 @@ fn assert_refused(command: &Command, names: Option<&str>, sockets: Vec<OwnedFd>,
 
 fn listener() -> (OwnedFd, std::net::SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("the socket is bound");
     (listener.into(), address)
 }
 
@@ -179,7 +179,7 @@ fn two_pipes_cannot_have_the_same_passed_socket() {
 #[test]
 fn a_socket_that_does_not_listen_is_refused() {
     let (key, (socket, address)) = (Key::new(), listener());
-    let connected = TcpStream::connect(address).expect("it listens");
+    let connected = TcpStream::connect(address).expect("the socket listens");
     drop(socket);
     assert_refused(
         &responder(&key, &["systemd"]),
@@ -209,7 +209,7 @@ fn a_datagram_socket_is_refused() {
 #[test]
 fn a_file_is_refused() {
     let key = Key::new();
-    let file = std::fs::File::open("/dev/null").expect("every Linux has it");
+    let file = std::fs::File::open("/dev/null").expect("Linux has this file");
     assert_refused(
         &responder(&key, &["systemd"]),
         Some("door"),
@@ -269,13 +269,14 @@ fn who_connects_between_two_runs_is_served_by_the_second() {
     let site = Site::with_key();
     // The manager holds the socket all the time, and passes a copy to each run.
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = socket.local_addr().expect("it is bound");
+    let address = socket.local_addr().expect("the socket is bound");
     let front = site.encrypt("front", site.socket("back"));
     site.configure(
         front.replace(&format!("\"{}\"", site.socket("front")), "\"systemd\"")
             + &site.decrypt("back", echo()),
     );
-    let run_once = || start(&site.command(), None, vec![socket.try_clone().expect("a copy").into()]);
+    let run_once =
+        || start(&site.command(), None, vec![socket.try_clone().expect("descriptors are left").into()]);
     let mut first = run_once();
     assert_echoes(&mut connect(address), "the first run");
     first.signal(Signal::TERM);

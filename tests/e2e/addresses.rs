@@ -83,8 +83,8 @@ fn the_outgoing_address_is_what_the_service_sees() {
     let pipe = Pipe::to(service.address()).responder_args(&["-b", "127.0.0.2"]).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    assert_eq!(served.peer_addr().expect("it is connected").ip().to_string(), "127.0.0.2");
-    client.write_all(b"hello").expect("the pipe takes it");
+    assert_eq!(served.peer_addr().expect("the socket is connected").ip().to_string(), "127.0.0.2");
+    client.write_all(b"hello").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "hello");
 }
 

@@ -31,7 +31,7 @@ impl Background {
     #[track_caller]
     fn of(site: Site, ended: Ended) -> Self {
         ended.succeeded();
-        let pid = std::fs::read_to_string(site.path("pid")).expect("it has written its pid file");
+        let pid = std::fs::read_to_string(site.path("pid")).expect("the process has written its pid file");
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("a process id");
         Self { pid, site }
     }
@@ -61,7 +61,7 @@ impl Background {
 
     /// Stops it, and waits until it is gone.
     fn stop(&self) {
-        kill_process(self.pid, Signal::TERM).expect("it runs");
+        kill_process(self.pid, Signal::TERM).expect("the process runs");
         poll_until("the process in the background ends", || (!self.runs()).then_some(()));
     }
 }
@@ -94,15 +94,15 @@ fn the_command_says_nothing_on_standard_output() {
 #[test]
 fn the_pid_file_has_the_id_of_the_process_in_the_background() {
     let background = Background::start();
-    let arguments = std::fs::read_to_string(background.proc("cmdline")).expect("it runs");
+    let arguments = std::fs::read_to_string(background.proc("cmdline")).expect("the process runs");
     assert!(arguments.contains("spipe\0run\0"), "{arguments}");
-    assert_eq!(std::fs::read_to_string(background.proc("comm")).expect("it runs"), "spipe\n");
+    assert_eq!(std::fs::read_to_string(background.proc("comm")).expect("the process runs"), "spipe\n");
 }
 
 #[test]
 fn the_process_is_in_a_session_of_its_own_without_a_terminal() {
     let background = Background::start();
-    let stat = background.stat().expect("it runs");
+    let stat = background.stat().expect("the process runs");
     let (group, session, terminal) = (&stat[2], &stat[3], &stat[4]);
     assert_eq!((group, session), (&background.pid.to_string(), &background.pid.to_string()));
     assert_eq!(terminal, "0");
@@ -115,9 +115,12 @@ fn the_process_keeps_neither_directory_nor_standard_streams() {
         // Its memory is kept from others of the same user, and so are these (proc_pid_cwd(5)).
         return;
     }
-    assert_eq!(std::fs::read_link(background.proc("cwd")).expect("it runs"), PathBuf::from("/"));
+    assert_eq!(std::fs::read_link(background.proc("cwd")).expect("the process runs"), PathBuf::from("/"));
     for stream in ["fd/0", "fd/1", "fd/2"] {
-        assert_eq!(std::fs::read_link(background.proc(stream)).expect("it runs"), PathBuf::from("/dev/null"));
+        assert_eq!(
+            std::fs::read_link(background.proc(stream)).expect("the process runs"),
+            PathBuf::from("/dev/null")
+        );
     }
 }
 
@@ -126,10 +129,10 @@ fn sigterm_lets_connections_finish_and_removes_pid_file_and_socket() {
     let background = Background::start();
     let mut client = background.site.connect("a");
     assert_echoes(&mut client, "before");
-    kill_process(background.pid, Signal::TERM).expect("it runs");
+    kill_process(background.pid, Signal::TERM).expect("the process runs");
     poll_until("it listens no more", || background.site.try_connect("a").is_err().then_some(()));
     assert_echoes(&mut client, "after");
-    client.shutdown(std::net::Shutdown::Write).expect("it is connected");
+    client.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     poll_until("it ends", || (!background.runs()).then_some(()));
     assert!(!background.site.path("pid").exists());
@@ -223,7 +226,7 @@ fn a_second_one_with_the_same_pid_file_is_told_to_who_called() {
 fn a_key_from_standard_input_is_read_before() {
     let site = Site::with_key();
     site.configure(site.both_ends("a", echo()).replace("\"test.key\"", "\"-\""));
-    let key = std::fs::read(site.path("test.key")).expect("it is ours");
+    let key = std::fs::read(site.path("test.key")).expect("the file can be read");
     let ended = run_with_input(daemon(&mut site.command(), &site), key);
     let background = Background::of(site, ended);
     assert_echoes(&mut background.site.connect("a"), "hello");
@@ -250,7 +253,7 @@ fn relative_names_of_file_and_keys_are_read_again_from_where_they_were() {
     manager.await_line("READY=1");
     let site = &background.site;
     site.configure(site.both_ends("a", echo()) + &site.both_ends("b", echo()));
-    kill_process(background.pid, Signal::HUP).expect("it runs");
+    kill_process(background.pid, Signal::HUP).expect("the process runs");
     manager.await_line("RELOADING=1");
     assert!(manager.await_line("READY=1").contains(&"STATUS=4 pipes, no connections".to_owned()));
     assert_echoes(&mut site.connect("b"), "from the new state");
@@ -275,7 +278,7 @@ fn a_relative_key_of_the_command_line_is_read_again_from_where_it_was() {
     let ended = run(command.current_dir(site.path("")).env("NOTIFY_SOCKET", manager.address()));
     let background = Background::of(site, ended);
     manager.await_line("READY=1");
-    kill_process(background.pid, Signal::HUP).expect("it runs");
+    kill_process(background.pid, Signal::HUP).expect("the process runs");
     manager.await_line("RELOADING=1");
     assert!(manager.await_line("READY=1").contains(&"STATUS=1 pipe, no connections".to_owned()));
 }

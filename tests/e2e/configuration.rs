@@ -140,7 +140,7 @@ fn an_option_of_the_process_in_a_pipe_is_refused_with_where_it_belongs() {
 #[test]
 fn options_that_only_the_command_line_has_are_unknown_in_a_file() {
     for option in ["encrypt = true", "decrypt = true", "foreground = true", "no-forward-secrecy = true"] {
-        let name = option.split(' ').next().expect("it has a name");
+        let name = option.split(' ').next().expect("the option has a name");
         assert_refused(&format!("{VALID}{option}"), 6, &[&format!("unknown field `{name}`")]);
     }
 }
@@ -325,7 +325,7 @@ fn a_missing_key_file_is_refused_at_the_line_that_names_it() {
 #[test]
 fn a_short_key_file_is_refused_at_the_line_that_names_it() {
     let site = Site::with_key();
-    std::fs::write(site.path("test.key"), [7; 31]).expect("it is ours");
+    std::fs::write(site.path("test.key"), [7; 31]).expect("the file can be written");
     site.configure(VALID);
     assert_refused_at(
         &site,
@@ -335,7 +335,7 @@ fn a_short_key_file_is_refused_at_the_line_that_names_it() {
 
 fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("the mode can be changed");
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn a_key_file_that_others_can_read_is_refused_at_the_line_that_names_it_with_the
 #[test]
 fn a_directory_without_keys_is_refused_at_the_line_that_names_it() {
     let site = Site::new();
-    std::fs::create_dir(site.path("keys")).expect("it is ours");
+    std::fs::create_dir(site.path("keys")).expect("the directory can be created");
     site.configure(with_line(5, "key = \"keys\""));
     assert_refused_at(&site, &[&format!("{}:5: ", site.file().display()), "has no key"]);
 }
@@ -421,7 +421,7 @@ fn a_file_that_may_not_be_read_is_refused() {
 #[test]
 fn a_directory_is_no_configuration() {
     let site = Site::new();
-    std::fs::create_dir(site.file()).expect("it is ours");
+    std::fs::create_dir(site.file()).expect("the directory can be created");
     assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "directory"]);
 }
 
@@ -464,7 +464,7 @@ fn a_source_in_use_is_one_line_and_exit_code_1() {
 fn keys_are_found_beside_the_file_wherever_the_command_is_run() {
     let site = Site::new();
     let expected = site.add_key("keys/mine.key");
-    std::fs::create_dir(site.path("elsewhere")).expect("it is ours");
+    std::fs::create_dir(site.path("elsewhere")).expect("the directory can be created");
     site.configure(with_line(5, "key = \"keys/mine.key\""));
     for (directory, file) in [("elsewhere", "../pipes.toml"), ("", "pipes.toml"), ("keys", "./../pipes.toml")]
     {
@@ -494,7 +494,7 @@ impl Configured {
     /// A pipe on a port that the system chooses; `lines` are added to it. The key is a copy of `key`.
     fn start(mode: &str, key: &Key, target: SocketAddr, lines: &str) -> Self {
         let site = Site::new();
-        std::fs::copy(key.path(), site.path("test.key")).expect("it is ours");
+        std::fs::copy(key.path(), site.path("test.key")).expect("the file can be copied");
         let pipe = format!(
             "mode = \"{mode}\"\nsource = \"127.0.0.1:0\"\ntarget = \"{target}\"\nkey = \"test.key\"\n"
         );
@@ -586,7 +586,7 @@ fn the_outgoing_address_of_a_file_is_the_outgoing_address() {
     let responder = Configured::start("decrypt", &key, service.address(), "bind = \"127.0.0.9\"");
     let initiator = End::initiator(&key, responder.address()).start();
     let _client = initiator.connect();
-    assert_eq!(service.accept().peer_addr().expect("it is connected").ip().to_string(), "127.0.0.9");
+    assert_eq!(service.accept().peer_addr().expect("the socket is connected").ip().to_string(), "127.0.0.9");
 }
 
 #[test]
@@ -664,7 +664,7 @@ fn a_key_is_read_from_standard_input_once_for_all_pipes_of_a_file() {
     let site = Site::with_key();
     site.configure(site.both_ends("a", echo()).replace("\"test.key\"", "\"-\""));
     let mut command = site.command();
-    command.stdin(std::fs::File::open(site.path("test.key")).expect("it is ours"));
+    command.stdin(std::fs::File::open(site.path("test.key")).expect("the file can be read"));
     let process = Process::start_piped(
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()),
     );
@@ -730,7 +730,7 @@ fn the_pid_file_of_the_command_line_goes_before_that_of_the_file() {
 fn the_pid_file_of_a_file_is_written() {
     let site = Site::with_key();
     let process = site.serve(format!("pid-file = \"{}\"\n{}", site.name("pid"), site.both_ends("a", echo())));
-    let written = std::fs::read_to_string(site.path("pid")).expect("it is there");
+    let written = std::fs::read_to_string(site.path("pid")).expect("the file exists");
     assert_eq!(written, format!("{}\n", process.pid()));
 }
 

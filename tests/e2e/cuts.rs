@@ -49,7 +49,7 @@ fn these_tests_know_the_sizes_on_the_wire() {
     for _ in 0..3 {
         assert_echoes(&mut client, WORDS);
     }
-    let wire = pipe.relay.as_ref().expect("it was asked for").recorded();
+    let wire = pipe.relay.as_ref().expect("the pipe has a relay").recorded();
     assert_eq!(wire.forth.len(), MESSAGE_1 + OPEN + 3 * DATA);
     assert_eq!(wire.back.len(), MESSAGE_2 + 3 * DATA);
 }
@@ -95,12 +95,12 @@ fn assert_service_is_reset_after_words(rule: Rule) {
     let pipe = Pipe::to(service.address()).through(Plan::forth(rule)).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    client.write_all(WORDS.as_bytes()).expect("the pipe takes it");
+    client.write_all(WORDS.as_bytes()).expect("the pipe accepts the bytes");
     let mut words = [0; WORDS.len()];
     if matches!(rule, Rule::CutAfter(length) | Rule::FlipAt(length) if length > MESSAGE_1 + OPEN + DATA) {
-        served.read_exact(&mut words).expect("the first frame is whole");
+        served.read_exact(&mut words).expect("the first frame arrives whole");
         assert_eq!(&words, WORDS.as_bytes());
-        client.write_all(WORDS.as_bytes()).expect("the pipe takes it");
+        client.write_all(WORDS.as_bytes()).expect("the pipe accepts the bytes");
     }
     let rest = assert_reset(&mut served);
     assert!(WORDS.as_bytes().starts_with(&rest), "nothing altered is delivered");
@@ -126,7 +126,7 @@ fn altered_in_the_second_frame_the_service_is_reset() {
 fn cut_exactly_between_frames_the_client_is_reset() {
     let pipe = pipe_through(Plan::back(Rule::CutAfter(MESSAGE_2 + DATA)));
     let mut client = pipe.connect();
-    client.write_all(WORDS.as_bytes()).expect("the pipe takes it");
+    client.write_all(WORDS.as_bytes()).expect("the pipe accepts the bytes");
     // The frame before the cut is whole, and delivered.
     assert_eq!(assert_reset(&mut client), WORDS.as_bytes());
     pipe.initiator.await_line(&["closed", "cut short"]);
@@ -139,7 +139,7 @@ fn a_connection_beside_an_altered_one_lives_on() {
     assert_echoes(&mut doomed, WORDS);
     let mut survivor = pipe.connect();
     assert_echoes(&mut survivor, "before");
-    doomed.write_all(WORDS.as_bytes()).expect("the pipe takes it");
+    doomed.write_all(WORDS.as_bytes()).expect("the pipe accepts the bytes");
     assert_reset(&mut doomed);
     pipe.responder.await_line(&["closed", "does not authenticate"]);
     assert_echoes(&mut survivor, "after");

@@ -9,7 +9,8 @@ use crate::support::process::{run, spipe};
 use crate::support::site::Site;
 
 fn document(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect("it is in the tree")
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
+        .expect("the document is in the repository")
 }
 
 /// The indented lines of `document` from the one that starts with `first`, without the indentation.
@@ -38,7 +39,7 @@ fn the_configuration_of_the_readme_is_valid() {
 fn the_command_that_shows_the_sandbox_shows_it() {
     let end = End::initiator(&Key::new(), "127.0.0.1:9").start();
     let shown = example(&document("docs/SANDBOX.md"), "$ grep");
-    let (command, output) = shown.split_first().expect("a command and what it prints");
+    let (command, output) = shown.split_first().expect("a command and its output");
     let command = command.trim_start_matches("$ ").replace("$(pidof spipe)", &end.process.pid().to_string());
     let said = run(Command::new("sh").args(["-c", &command])).succeeded().text();
     let fields = |line: &str| line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
@@ -55,7 +56,7 @@ fn the_log_line_of_the_sandbox_is_as_the_document_has_it() {
     let line = end.await_line(&["sandboxed"]);
     let shown = example(&document("docs/SANDBOX.md"), "INFO sandboxed").remove(0);
     let names = |line: &str| -> Vec<String> {
-        let fields = line.split_once("sandboxed").expect("it is that line").1.split_whitespace();
+        let fields = line.split_once("sandboxed").expect("the line has 'sandboxed'").1.split_whitespace();
         fields.map(|field| field.split('=').next().unwrap_or_default().to_owned()).collect()
     };
     assert_eq!(names(&line), names(&shown));

@@ -23,7 +23,7 @@ fn conversation(args: &[&str]) -> (Pipe, TcpStream, TcpStream) {
     let pipe = Pipe::to(service.address()).args(args).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    std::io::Write::write_all(&mut client, b"half a requ").expect("the pipe takes it");
+    std::io::Write::write_all(&mut client, b"half a requ").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "half a requ");
     (pipe, client, served)
 }
@@ -86,7 +86,7 @@ fn a_connection_that_ends_in_time_ends_in_order_and_the_process_at_once() {
     pipe.initiator.process.signal(Signal::TERM);
     pipe.initiator.await_line(&["stopping", "connections=1"]);
     assert_echoes(&mut client, "after");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(pipe.initiator.process.wait().code(), Some(0));
 }
@@ -100,9 +100,9 @@ fn only_those_are_cut_that_have_not_ended() {
     }
     pipe.initiator.process.signal(Signal::TERM);
     pipe.initiator.await_line(&["stopping", "connections=3"]);
-    let mut stays = clients.pop().expect("there are three");
+    let mut stays = clients.pop().expect("three clients");
     for mut client in clients {
-        client.shutdown(Shutdown::Write).expect("it is connected");
+        client.shutdown(Shutdown::Write).expect("the socket is connected");
         assert_ends(&mut client);
     }
     assert_echoes(&mut stays, "still running");
@@ -149,7 +149,7 @@ fn sighup_while_connections_finish_does_nothing() {
         assert_echoes(&mut client, &format!("round {round}"));
     }
     assert!(TcpStream::connect(pipe.initiator.address()).is_err(), "nobody is accepted again");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(pipe.initiator.process.wait().code(), Some(0));
     assert!(!pipe.initiator.process.log().contains("reloaded"), "{}", pipe.initiator.process.log());
@@ -173,7 +173,7 @@ fn all_pipes_stop_to_listen_at_once_and_each_ones_connection_finishes() {
     }
     for mut client in clients {
         assert_echoes(&mut client, "after");
-        client.shutdown(Shutdown::Write).expect("it is connected");
+        client.shutdown(Shutdown::Write).expect("the socket is connected");
         assert_ends(&mut client);
     }
     assert_eq!(process.wait().code(), Some(0));
@@ -192,7 +192,7 @@ fn a_connection_of_a_pipe_that_a_reload_has_removed_is_waited_for_as_well() {
     process.signal(Signal::TERM);
     process.await_line(&["stopping", "connections=2"]);
     assert_echoes(&mut client, "after");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(process.wait().code(), Some(0));
 }
@@ -207,7 +207,7 @@ fn a_client_that_waits_for_a_place_is_refused_and_does_not_hang() {
     pipe.initiator.process.signal(Signal::TERM);
     assert_reset(&mut waiting);
     assert_echoes(&mut only, "undisturbed");
-    only.shutdown(Shutdown::Write).expect("it is connected");
+    only.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut only);
     assert_eq!(pipe.initiator.process.wait().code(), Some(0));
 }
@@ -218,7 +218,7 @@ fn a_silent_stranger_holds_up_the_end_for_no_longer_than_a_handshake_may_take() 
     let _stranger = connect(responder.address());
     // It is accepted when the one after it is.
     let mut second = connect(responder.address());
-    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the kernel takes it");
+    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the socket buffer has room");
     responder.await_line(&["refused"]);
     responder.process.signal(Signal::TERM);
     responder.await_line(&["stopping"]);
@@ -232,7 +232,7 @@ fn a_silent_stranger_is_not_among_the_connections_that_are_cut() {
     let mut stranger = connect(responder.address());
     // It is accepted when the one after it is.
     let mut second = connect(responder.address());
-    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the kernel takes it");
+    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the socket buffer has room");
     responder.await_line(&["refused"]);
     responder.process.signal(Signal::TERM);
     assert_eq!(responder.process.wait().code(), Some(0), "{}", responder.process.log());
@@ -246,7 +246,7 @@ fn a_silent_stranger_of_a_pipe_that_a_reload_has_removed_is_not_cut_either() {
     let target = echo();
     let a = site.both_ends("a", target);
     let mut process = site.serve("drain-timeout = 0\n".to_owned() + &a + &site.both_ends("b", target));
-    let mut stranger = site.try_connect("b-sealed").expect("it listens");
+    let mut stranger = site.try_connect("b-sealed").expect("the socket listens");
     // The stranger has been accepted when the one after it has been served.
     assert_echoes(&mut site.connect("b"), "hello");
     process.await_lines(2, " closed ");

@@ -10,7 +10,7 @@ use crate::support::socket::{assert_echoes, echo};
 /// keep-alive, `01` a retransmission that will be over in a moment, and `00` none (proc_pid_net(5)).
 pub(crate) fn timers(port: u16) -> Vec<String> {
     let port = format!(":{port:04X}");
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has this file");
     let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
     rows.filter(|row| row[1].ends_with(&port) && row[3] == "01").map(|row| row[5][..2].to_owned()).collect()
 }

@@ -15,7 +15,7 @@ fn fingerprint(key: &Key) -> String {
 #[test]
 fn keygen_writes_32_bytes_for_the_owner_alone() {
     let key = Key::new();
-    let metadata = std::fs::metadata(key.path()).expect("it is there");
+    let metadata = std::fs::metadata(key.path()).expect("the file exists");
     assert_eq!(metadata.len(), 32);
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
 }
@@ -27,13 +27,13 @@ fn keygen_makes_the_file_private_whatever_the_umask() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "umask 0 && exec \"$0\" keygen \"$1\""]).arg(spipe().get_program()).arg(&path);
     run(&mut shell).succeeded();
-    let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+    let mode = std::fs::metadata(&path).expect("the file exists").permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
 }
 
 #[test]
 fn keygen_makes_another_key_each_time() {
-    let read = |key: Key| std::fs::read(key.path()).expect("it is ours");
+    let read = |key: Key| std::fs::read(key.path()).expect("the file can be read");
     assert_ne!(read(Key::new()), read(Key::new()));
 }
 
@@ -50,7 +50,7 @@ fn keygen_prints_the_fingerprint() {
 fn keygen_never_overwrites() {
     let key = Key::of(b"whatever it is, it is precious to somebody");
     run(spipe().arg("keygen").arg(key.path())).failed_with(1, &["exists already", "left as it is"]);
-    let content = std::fs::read(key.path()).expect("it is there");
+    let content = std::fs::read(key.path()).expect("the file exists");
     assert_eq!(content, b"whatever it is, it is precious to somebody");
 }
 
@@ -58,7 +58,7 @@ fn keygen_never_overwrites() {
 fn keygen_does_not_write_through_a_dangling_link() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, behind) = (directory.path().join("link"), directory.path().join("behind"));
-    std::os::unix::fs::symlink(&behind, &link).expect("it can be made");
+    std::os::unix::fs::symlink(&behind, &link).expect("the link can be created");
     run(spipe().arg("keygen").arg(&link)).failed_with(1, &["exists already"]);
     assert!(!behind.exists());
 }
@@ -94,7 +94,7 @@ fn a_key_is_not_read_from_a_terminal() {
 #[test]
 fn a_copy_of_a_key_has_the_same_fingerprint_and_another_key_another() {
     let key = Key::new();
-    let copy = Key::of(&std::fs::read(key.path()).expect("it is ours"));
+    let copy = Key::of(&std::fs::read(key.path()).expect("the file can be read"));
     assert_eq!(fingerprint(&key), fingerprint(&copy));
     assert_ne!(fingerprint(&key), fingerprint(&Key::new()));
 }
@@ -112,7 +112,7 @@ fn a_fingerprint_is_short_enough_for_the_telephone_and_shows_nothing_of_the_key(
 #[test]
 fn a_fingerprint_of_standard_input_is_the_same() {
     let key = Key::new();
-    let bytes = std::fs::read(key.path()).expect("it is ours");
+    let bytes = std::fs::read(key.path()).expect("the file can be read");
     let ended = run_with_input(spipe().args(["fingerprint", "-"]), bytes).succeeded();
     assert_eq!(ended.text(), fingerprint(&key));
 }
@@ -131,7 +131,7 @@ fn a_key_is_read_from_standard_input() {
     let responder = End::responder(&key, echo()).start();
     let mut command = spipe();
     command.args(["-e", "-s", "127.0.0.1:0", "-t", &responder.address().to_string(), "-k", "-"]);
-    command.stdin(std::fs::File::open(key.path()).expect("it is ours"));
+    command.stdin(std::fs::File::open(key.path()).expect("the file can be read"));
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let initiator = Process::start_piped(&mut command);
     let line = initiator.await_line(&["listening"]);
@@ -146,7 +146,7 @@ fn a_key_made_by_dd_works() {
     let mut dd = Command::new("dd");
     run(dd.args(["if=/dev/urandom", "bs=32", "count=1"]).arg(format!("of={}", key.path().display())))
         .succeeded();
-    assert_eq!(std::fs::metadata(key.path()).expect("it is there").len(), 32);
+    assert_eq!(std::fs::metadata(key.path()).expect("the file exists").len(), 32);
     let pipe = Pipe::to(echo()).start_with(key);
     assert_echoes(&mut pipe.connect(), "hello");
 }
@@ -221,7 +221,7 @@ fn a_device_is_not_taken_for_a_key() {
 #[test]
 fn a_directory_without_keys_is_refused_with_how_to_make_one() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    std::fs::write(directory.path().join("README"), [7; 32]).expect("it is ours");
+    std::fs::write(directory.path().join("README"), [7; 32]).expect("the file can be written");
     let mut command = stdio("127.0.0.1:9", directory.path());
     run(&mut command).failed_with(1, &["has no key", "*.key", "spipe keygen"]);
 }
@@ -244,7 +244,7 @@ fn one_bad_key_in_a_directory_is_named() {
     run(spipe().arg("keygen").arg(directory.path().join("good.key"))).succeeded();
     let short = directory.path().join("short.key");
     run(spipe().arg("keygen").arg(&short)).succeeded();
-    std::fs::write(&short, "short").expect("it is ours");
+    std::fs::write(&short, "short").expect("the file can be written");
     run(&mut stdio("127.0.0.1:9", directory.path())).failed_with(1, &["short.key", "at least 32 bytes"]);
 }
 
@@ -253,7 +253,7 @@ fn fingerprint_of_credential(mode: u32) -> Ended {
     let key = Key::new();
     key.set_mode(mode);
     let directory = key.path();
-    let directory = directory.parent().expect("it is in one");
+    let directory = directory.parent().expect("the path has a parent");
     run(spipe().arg("fingerprint").arg(key.path()).env("CREDENTIALS_DIRECTORY", directory))
 }
 

@@ -20,8 +20,8 @@ fn a_client_beyond_the_initiators_limit_waits_and_is_served_when_one_ends() {
     let (_, _) = (service.accept(), service.accept());
     pipe.initiator.await_line(&["as many connections as -n allows"]);
     let mut third = pipe.connect();
-    third.write_all(b"me too").expect("the kernel takes it");
-    third.set_read_timeout(Some(Duration::from_millis(300))).expect("it is open");
+    third.write_all(b"me too").expect("the socket buffer has room");
+    third.set_read_timeout(Some(Duration::from_millis(300))).expect("the socket is open");
     let waiting = third.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(waiting, Err(ErrorKind::WouldBlock), "neither served nor refused");
     service.assert_unvisited();
@@ -41,7 +41,7 @@ fn a_free_slot_is_for_whichever_source_a_client_comes_to() {
         assert_echoes(&mut initiator.connect(), &format!("round {round} at the first"));
     }
     for round in 0..5 {
-        let mut client = connect_unix(&other).expect("it listens");
+        let mut client = connect_unix(&other).expect("the socket listens");
         assert_echoes(&mut client, &format!("round {round} at the second"));
     }
 }
@@ -63,7 +63,7 @@ fn a_client_beyond_the_responders_limit_is_served_when_one_ends_in_time() {
     let mut first = pipe.connect();
     assert_echoes(&mut first, "the first");
     let mut second = pipe.connect();
-    second.write_all(b"the second").expect("the pipe takes it");
+    second.write_all(b"the second").expect("the pipe accepts the bytes");
     drop(first);
     assert_reads(&mut second, "the second");
 }

@@ -29,7 +29,7 @@ fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
     let responder = Process::start(&mut End::responder(&key, echo()).args(&args).command());
     let line = json(&responder, "listening");
     let address: SocketAddr =
-        line["source"].as_str().expect("a text").replace(['[', ']'], "").parse().expect("an address");
+        line["source"].as_str().expect("a string").replace(['[', ']'], "").parse().expect("an address");
     assert_eq!((&line["role"], &line["version"]), (&"decrypt".into(), &env!("CARGO_PKG_VERSION").into()));
     let initiator = End::initiator(&key, address).start();
     let mut client = initiator.connect();
@@ -56,7 +56,7 @@ fn an_error_for_programs_is_one_object_with_the_reason() {
     let nobody = key.path().with_extension("nobody");
     let initiator =
         Process::start(&mut End::initiator(&key, nobody.display()).args(&["--log-format", "json"]).command());
-    let source = json(&initiator, "listening")["source"].as_str().expect("a text").replace(['[', ']'], "");
+    let source = json(&initiator, "listening")["source"].as_str().expect("a string").replace(['[', ']'], "");
     drop(connect(source.parse().expect("an address")));
     let line = json(&initiator, "failed");
     assert_eq!(line["level"], "WARN");
@@ -90,7 +90,7 @@ fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
     drop(connect(source.parse().expect("an address")));
     let line = process.await_line(&["failed"]);
     assert!(line.starts_with("<4>failed peer="), "{line}");
-    std::fs::remove_file(key.path()).expect("it is ours");
+    std::fs::remove_file(key.path()).expect("the file can be removed");
     process.signal(Signal::HUP);
     let line = process.await_line(&["not reloaded"]);
     assert!(line.starts_with("<3>not reloaded: "), "{line}");
@@ -102,7 +102,8 @@ fn in_the_journal_a_line_for_programs_is_an_object_behind_its_level() {
     let process =
         in_the_journal(&End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]).command());
     let line = process.await_line(&["listening"]);
-    let object: Value = serde_json::from_str(line.strip_prefix("<6>").expect("its level")).expect("JSON");
+    let object: Value =
+        serde_json::from_str(line.strip_prefix("<6>").expect("a level prefix")).expect("valid JSON");
     assert_eq!(object["message"], "listening");
 }
 
@@ -128,10 +129,10 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let site = Site::with_key();
-        std::fs::create_dir(site.path("dev")).expect("it is ours");
-        std::fs::write(site.path("dev/null"), "").expect("it is ours");
+        std::fs::create_dir(site.path("dev")).expect("the directory can be created");
+        std::fs::write(site.path("dev/null"), "").expect("the file can be written");
         let daemon = UnixDatagram::bind(site.path("dev/log")).expect("the name is free");
-        daemon.set_read_timeout(Some(DEADLINE)).expect("it is open");
+        daemon.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
         Self { site, daemon }
     }
 
@@ -193,8 +194,8 @@ fn a_line_for_programs_is_an_object_in_syslog_as_well() {
     let mut command = host.site.command();
     let _process = Process::start(&mut host.command(command.args(["--syslog", "--log-format", "json"])));
     let line = host.await_line("listening");
-    let object = line.split_once("]: ").expect("what syslog puts before it").1;
-    let object: Value = serde_json::from_str(object.trim_end_matches(['\0', '\n'])).expect("JSON");
+    let object = line.split_once("]: ").expect("the syslog header").1;
+    let object: Value = serde_json::from_str(object.trim_end_matches(['\0', '\n'])).expect("valid JSON");
     assert_eq!(object["pipe"], "a");
 }
 
@@ -207,11 +208,11 @@ fn a_process_in_the_background_logs_to_syslog() {
     let ended = run(&mut host.command(command.arg("--daemon").arg("-p").arg(site.path("pid"))));
     let pid = std::fs::read_to_string(site.path("pid"));
     ended.succeeded();
-    let pid: i32 = pid.expect("it is written").trim().parse().expect("a number");
+    let pid: i32 = pid.expect("the pid file exists").trim().parse().expect("a number");
     let stop = Stop(rustix::process::Pid::from_raw(pid).expect("a process id"));
     let line = host.await_line("listening");
     assert!(line.contains(&format!(" spipe[{pid}]: ")), "{line}");
-    assert_echoes(&mut connect_unix(&site.path("a.sock")).expect("it listens"), "hello");
+    assert_echoes(&mut connect_unix(&site.path("a.sock")).expect("the socket listens"), "hello");
     host.await_line("closed");
     drop(stop);
     host.await_line("stopped");
@@ -231,7 +232,7 @@ impl Drop for Stop {
 fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
     let host = Host::new();
     let site = &host.site;
-    std::fs::remove_file(site.path("dev/log")).expect("it is ours");
+    std::fs::remove_file(site.path("dev/log")).expect("the file can be removed");
     site.configure("syslog = true\n".to_owned() + &site.both_ends("a", echo()));
     let process = Process::start(&mut host.command(&site.command()));
     process.await_line(&["spipe: nobody listens at /dev/log"]);
@@ -245,8 +246,8 @@ fn a_log_daemon_that_comes_back_is_found_again() {
     let process = Process::start(&mut host.command(&host.site.command()));
     host.await_line("listening");
     let new = UnixDatagram::bind(host.site.path("dev/new")).expect("the name is free");
-    new.set_read_timeout(Some(DEADLINE)).expect("it is open");
-    std::fs::rename(host.site.path("dev/new"), host.site.path("dev/log")).expect("it is ours");
+    new.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
+    std::fs::rename(host.site.path("dev/new"), host.site.path("dev/log")).expect("the file can be renamed");
     host.daemon = new;
     // Several, for syslog(3) loses what it had in its hands.
     for _ in 0..3 {

@@ -30,14 +30,14 @@ fn a_connections_end_is_one_line_with_exact_counts_on_both_ends() {
     let service = Service::start().serve(|mut stream| {
         let mut asked = Vec::new();
         stream.read_to_end(&mut asked).expect("an orderly end");
-        stream.write_all(&vec![7; 100_000]).expect("the pipe takes it");
+        stream.write_all(&vec![7; 100_000]).expect("the pipe accepts the bytes");
     });
     let pipe = Pipe::to(service).start();
     let mut client = pipe.connect();
-    let client_address = client.local_addr().expect("it is connected");
-    client.write_all(&[7; 12_345]).expect("the pipe takes it");
-    client.shutdown(Shutdown::Write).expect("it is connected");
-    client.read_exact(&mut vec![0; 100_000]).expect("all of it comes");
+    let client_address = client.local_addr().expect("the socket is connected");
+    client.write_all(&[7; 12_345]).expect("the pipe accepts the bytes");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
+    client.read_exact(&mut vec![0; 100_000]).expect("all bytes arrive");
     assert_ends(&mut client);
 
     let initiator = pipe.initiator.await_line(&[" closed "]);

@@ -12,7 +12,7 @@ const MANY: usize = 200;
 #[test]
 fn two_hundred_pipes_of_two_processes_carry_bytes_all_at_once() {
     let (here, there, target) = (Site::with_key(), Site::with_key(), echo());
-    std::fs::copy(there.path("test.key"), here.path("test.key")).expect("it is ours");
+    std::fs::copy(there.path("test.key"), here.path("test.key")).expect("the file can be copied");
     let (mut initiators, mut responders) = (String::new(), String::new());
     for number in 0..MANY {
         let name = format!("pipe-{number}");

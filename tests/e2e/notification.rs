@@ -88,7 +88,7 @@ fn the_status_counts_connections_by_key() {
     let _process = Process::start(site.command().env("NOTIFY_SOCKET", manager.address()));
     manager.await_line("READY=1");
     let client_of = |name: &str| {
-        let key = Key::of(&std::fs::read(site.path(name)).expect("it is ours"));
+        let key = Key::of(&std::fs::read(site.path(name)).expect("the file can be read"));
         let end = End::initiator(&key, site.socket("door")).start();
         let mut client = end.connect();
         assert_echoes(&mut client, "hello");
@@ -117,7 +117,7 @@ fn a_reload_is_told_with_its_time_and_ready_follows() {
     process.signal(Signal::HUP);
     let message = manager.await_line("RELOADING=1");
     let stamp = message.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    let stamp: i128 = stamp.expect("the time of it").parse().expect("a number");
+    let stamp: i128 = stamp.expect("a time stamp").parse().expect("a number");
     assert!((before..=monotonic_microseconds()).contains(&stamp), "{stamp} is not between");
     let message = manager.await_line("READY=1");
     assert_has(&message, "STATUS=3 pipes, no connections");
@@ -289,7 +289,7 @@ fn a_manager_that_is_not_there_stops_nothing() {
 fn a_manager_that_does_not_listen_holds_up_nothing() {
     let Managed { manager, site, process, .. } = Managed::ready();
     // More messages than a queue has places for (net.unix.max_dgram_qlen).
-    let places = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("Linux has it");
+    let places = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("Linux has this file");
     let places: usize = places.trim().parse().expect("a number");
     for _ in 0..=places / 2 {
         process.reload_well();

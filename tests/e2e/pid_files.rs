@@ -15,7 +15,7 @@ fn start(site: &Site, key: &Key) -> End {
 }
 
 fn content(site: &Site) -> String {
-    std::fs::read_to_string(site.path("pid")).expect("it is there")
+    std::fs::read_to_string(site.path("pid")).expect("the file exists")
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn everybody_may_read_it_if_the_umask_does_not_mind() {
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name("pid")]);
     let process = crate::support::process::Process::start(&mut after("umask 022;", &end.command()));
     process.await_line(&["listening"]);
-    let mode = std::fs::metadata(site.path("pid")).expect("it is there").permissions().mode();
+    let mode = std::fs::metadata(site.path("pid")).expect("the file exists").permissions().mode();
     assert_eq!(mode & 0o7777, 0o644);
 }
 
@@ -87,7 +87,7 @@ fn one_that_a_killed_process_left_behind_is_taken_over() {
 fn a_file_that_is_no_pid_file_is_left_as_it_is() {
     let (site, key) = (Site::new(), Key::new());
     for precious in ["precious", "12 monkeys", "-5", "99999999999999999999999999999999999999"] {
-        std::fs::write(site.path("pid"), precious).expect("it is ours");
+        std::fs::write(site.path("pid"), precious).expect("the file can be written");
         let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name("pid")]);
         run(&mut end.command()).failed_with_last_line(1, &["is not a pid file", "is left as it is"]);
         assert_eq!(content(&site), precious);
@@ -97,16 +97,16 @@ fn a_file_that_is_no_pid_file_is_left_as_it_is() {
 #[test]
 fn a_key_is_never_taken_for_a_pid_file() {
     let key = Key::new();
-    let before = std::fs::read(key.path()).expect("it is ours");
+    let before = std::fs::read(key.path()).expect("the file can be read");
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &key.path().display().to_string()]);
     run(&mut end.command()).failed_with_last_line(1, &["is not a pid file"]);
-    assert_eq!(std::fs::read(key.path()).expect("it is there"), before);
+    assert_eq!(std::fs::read(key.path()).expect("the file exists"), before);
 }
 
 #[test]
 fn places_where_no_file_can_be_are_refused() {
     let (site, key) = (Site::new(), Key::new());
-    std::os::unix::fs::symlink(site.path("elsewhere"), site.path("link")).expect("it can be made");
+    std::os::unix::fs::symlink(site.path("elsewhere"), site.path("link")).expect("the link can be created");
     for (name, part) in [("", "directory"), ("no/such/pid", "No such file"), ("link", "symbolic link")] {
         let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name(name)]);
         run(&mut end.command()).failed_with_last_line(1, &["cannot write the pid file", part]);
@@ -135,8 +135,8 @@ fn a_process_that_cannot_listen_writes_none() {
 fn one_that_somebody_put_in_its_place_is_not_removed() {
     let (site, key) = (Site::new(), Key::new());
     let mut end = start(&site, &key);
-    std::fs::write(site.path("other"), "1\n").expect("it is ours");
-    std::fs::rename(site.path("other"), site.path("pid")).expect("it is ours");
+    std::fs::write(site.path("other"), "1\n").expect("the file can be written");
+    std::fs::rename(site.path("other"), site.path("pid")).expect("the file can be renamed");
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));
     assert_eq!(content(&site), "1\n");
@@ -146,7 +146,7 @@ fn one_that_somebody_put_in_its_place_is_not_removed() {
 fn one_that_somebody_has_removed_is_not_missed() {
     let (site, key) = (Site::new(), Key::new());
     let mut end = start(&site, &key);
-    std::fs::remove_file(site.path("pid")).expect("it is ours");
+    std::fs::remove_file(site.path("pid")).expect("the file can be removed");
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));
     assert!(!end.process.log().contains("WARN"), "{}", end.process.log());
@@ -155,7 +155,7 @@ fn one_that_somebody_has_removed_is_not_missed() {
 #[test]
 fn a_relative_name_in_a_file_is_beside_the_file() {
     let site = Site::with_key();
-    std::fs::create_dir(site.path("elsewhere")).expect("it is ours");
+    std::fs::create_dir(site.path("elsewhere")).expect("the directory can be created");
     site.configure("pid-file = \"pid\"\n".to_owned() + &site.encrypt("a", "127.0.0.1:9"));
     let mut command = site.command();
     let process = crate::support::process::Process::start(command.current_dir(site.path("elsewhere")));

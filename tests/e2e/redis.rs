@@ -186,7 +186,7 @@ fn the_demo_says_when_there_is_no_redis() {
 fn a_redis_that_comes_back_is_reached_again() {
     let socket = tempfile::tempdir().expect("a temporary directory");
     let path = socket.path().join("redis.sock");
-    let path = path.to_str().expect("a plain path");
+    let path = path.to_str().expect("a UTF-8 path");
     let key = Key::new();
     let responder = End::responder(&key, path).start();
     let initiator = End::initiator(&key, responder.address()).start();

@@ -74,7 +74,7 @@ fn a_pipe_is_removed_while_its_own_connection_and_another_ones_go_on() {
     assert_gone(&site, "b");
     assert_echoes(&mut staying, "still there");
     assert_echoes(&mut orphan, "although its pipe is gone");
-    orphan.shutdown(std::net::Shutdown::Write).expect("it is connected");
+    orphan.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut orphan);
     let line = process.await_line(&[" closed ", "pipe=\"b\""]);
     assert_eq!(field(&line, "reason"), "finished");
@@ -223,7 +223,7 @@ fn whoever_waits_in_the_queue_is_served_by_the_new_pipe() {
     assert_echoes(&mut only, "the only one");
     process.await_line(&["as many connections as -n allows"]);
     let mut waiting = site.connect("a");
-    waiting.write_all(b"hello").expect("the kernel takes it");
+    waiting.write_all(b"hello").expect("the socket buffer has room");
     site.configure(full.replace("max-connections = 1", "max-connections = 2") + &sealed);
     process.reload_well();
     assert_reads(&mut waiting, "hello");
@@ -351,7 +351,7 @@ fn a_key_that_others_can_read_keeps_the_old_state() {
             use std::os::unix::fs::PermissionsExt;
             site.add_key("open.key");
             let open = std::fs::Permissions::from_mode(0o644);
-            std::fs::set_permissions(site.path("open.key"), open).expect("it is ours");
+            std::fs::set_permissions(site.path("open.key"), open).expect("the mode can be changed");
             a.replace("test.key", "open.key").into()
         },
         &["pipes.toml:6: ", "can be read by others (mode 0644)"],
@@ -389,7 +389,7 @@ fn a_new_place_in_use_keeps_even_what_else_has_changed_from_changing() {
 #[test]
 fn a_file_that_is_gone_keeps_the_old_state() {
     let (site, process, _) = one_pipe();
-    std::fs::remove_file(site.file()).expect("it is ours");
+    std::fs::remove_file(site.file()).expect("the file can be removed");
     process.reload_in_vain(&["cannot read the configuration", "No such file"]);
     assert_echoes(&mut site.connect("a"), "as before");
 }
@@ -515,7 +515,7 @@ fn a_key_of_the_command_line_that_is_gone_keeps_the_old_state() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).start();
     let initiator = End::initiator(&key, responder.address()).start();
-    std::fs::remove_file(key.path()).expect("it is ours");
+    std::fs::remove_file(key.path()).expect("the file can be removed");
     for end in [&initiator, &responder] {
         end.process.reload_in_vain(&["cannot read the key"]);
     }
@@ -528,7 +528,7 @@ fn a_key_from_standard_input_survives_a_reload() {
     let responder = End::responder(&key, echo()).start();
     let mut command = crate::support::process::spipe();
     command.args(["-e", "-s", "127.0.0.1:0", "-t", &responder.address().to_string(), "-k", "-"]);
-    command.stdin(std::fs::File::open(key.path()).expect("it is ours"));
+    command.stdin(std::fs::File::open(key.path()).expect("the file can be read"));
     let initiator = Process::start_piped(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
     let line = initiator.await_line(&["listening"]);
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address");
@@ -548,7 +548,7 @@ fn a_key_by_a_relative_path_is_read_again() {
     let process = Process::start(&mut command);
     process.await_line(&["listening"]);
     process.reload_well();
-    std::fs::write(site.path("test.key"), "short").expect("it is ours");
+    std::fs::write(site.path("test.key"), "short").expect("the file can be written");
     process.reload_in_vain(&["at least 32 bytes"]);
 }
 
@@ -561,8 +561,8 @@ fn bytes_that_are_on_the_way_arrive_in_spite_of_reloads() {
     let mut reader = client;
     let arrived = thread::scope(|scope| {
         scope.spawn(|| {
-            writer.write_all(&bytes).expect("the pipe takes it");
-            writer.shutdown(std::net::Shutdown::Write).expect("it is connected");
+            writer.write_all(&bytes).expect("the pipe accepts the bytes");
+            writer.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
         });
         let arriving = scope.spawn(move || {
             let mut arrived = Vec::new();
@@ -572,7 +572,7 @@ fn bytes_that_are_on_the_way_arrive_in_spite_of_reloads() {
         for _ in 0..10 {
             process.reload_well();
         }
-        arriving.join().expect("all of it comes")
+        arriving.join().expect("all bytes arrive")
     });
     assert!(arrived == bytes, "the bytes were altered");
 }
@@ -583,15 +583,16 @@ fn a_stranger_who_is_shaking_hands_is_let_go_on() {
     let site = Site::with_key();
     let process = site.serve(site.decrypt("sealed", echo()));
     let hole = Service::start();
-    let key = Key::of(&std::fs::read(site.path("test.key")).expect("it is ours"));
+    let key = Key::of(&std::fs::read(site.path("test.key")).expect("the file can be read"));
     let initiator = End::initiator(&key, hole.address()).args(&["-o", "60"]).start();
     let mut client = initiator.connect();
     // The test is the wire: the first message goes on only after the reload.
     let wire: TcpStream = hole.accept();
     let far = site.connect("sealed");
-    wire.set_read_timeout(Some(Duration::from_secs(60))).expect("it is open");
+    wire.set_read_timeout(Some(Duration::from_secs(60))).expect("the socket is open");
     process.reload_well();
-    let (mut wire_out, mut far_out) = (wire.try_clone().expect("a copy"), far.try_clone().expect("a copy"));
+    let (mut wire_out, mut far_out) =
+        (wire.try_clone().expect("descriptors are left"), far.try_clone().expect("descriptors are left"));
     let (mut wire_in, mut far_in) = (wire, far);
     thread::spawn(move || std::io::copy(&mut wire_in, &mut far_out));
     thread::spawn(move || std::io::copy(&mut far_in, &mut wire_out));
@@ -604,12 +605,12 @@ fn a_reload_that_hangs_at_a_key_holds_up_neither_clients_nor_the_end() {
     let mut process = site.serve(site.both_ends("a", greeter("hello")));
     // A named pipe gives nothing as long as nobody writes.
     let key = site.path("test.key");
-    std::fs::remove_file(&key).expect("it is ours");
+    std::fs::remove_file(&key).expect("the file can be removed");
     let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
-    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("it is ours");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("the fifo can be created");
     process.signal(Signal::HUP);
     // This waits until it is opened for reading.
-    let _silent = std::fs::File::options().write(true).open(&key).expect("the reload reads it");
+    let _silent = std::fs::File::options().write(true).open(&key).expect("the reload reads the key");
     assert_leads_to(&site, "a", "hello");
     process.signal(Signal::TERM);
     process.await_line(&["stopping"]);
@@ -621,19 +622,20 @@ fn what_changes_while_a_reload_reads_is_read_by_the_next_one() {
     let site = Site::with_key();
     let process = site.serve(site.encrypt("a", "127.0.0.1:9"));
     let key = site.path("test.key");
-    let content = std::fs::read(&key).expect("it is ours");
-    std::fs::remove_file(&key).expect("it is ours");
+    let content = std::fs::read(&key).expect("the file can be read");
+    std::fs::remove_file(&key).expect("the file can be removed");
     let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
-    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("it is ours");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("the fifo can be created");
     process.signal(Signal::HUP);
-    let mut slow = std::fs::File::options().write(true).open(&key).expect("the reload reads it");
+    let mut slow = std::fs::File::options().write(true).open(&key).expect("the reload reads the key");
     // The file has been read by now, and only the key is waited for.
-    std::fs::remove_file(&key).expect("it is ours");
-    std::fs::write(&key, &content).expect("it is ours");
-    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+    std::fs::remove_file(&key).expect("the file can be removed");
+    std::fs::write(&key, &content).expect("the file can be written");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("the mode can be changed");
     site.configure(site.encrypt("b", "127.0.0.1:9"));
     process.signal(Signal::HUP);
-    slow.write_all(&content).expect("the reload reads it");
+    slow.write_all(&content).expect("the reload reads the key");
     drop(slow);
     process.await_lines(2, "reloaded:");
     assert_gone(&site, "a");

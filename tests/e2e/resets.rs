@@ -15,9 +15,9 @@ fn conversation() -> (Pipe, TcpStream, TcpStream) {
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    client.write_all(b"half a requ").expect("the pipe takes it");
+    client.write_all(b"half a requ").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "half a requ");
-    served.write_all(b"half an ans").expect("the pipe takes it");
+    served.write_all(b"half an ans").expect("the pipe accepts the bytes");
     assert_reads(&mut client, "half an ans");
     (pipe, client, served)
 }
@@ -93,7 +93,7 @@ fn one_connections_failure_does_not_touch_another() {
     let mut served = service.accept();
     reset(doomed);
     assert_reset(&mut served);
-    survivor.write_all(b"still here").expect("the pipe takes it");
+    survivor.write_all(b"still here").expect("the pipe accepts the bytes");
     assert_reads(&mut surviving, "still here");
 }
 

@@ -13,11 +13,11 @@ use crate::support::socket::{assert_echoes, connect, connect_unix, echo};
 
 /// What the kernel says of each thread of `process`: its filters, and whether it can gain rights.
 fn threads(process: &Process) -> Vec<(bool, bool)> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("it runs");
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("the process runs");
     tasks
         .map(|task| {
-            let status = fs::read_to_string(task.expect("it can be listed").path().join("status"));
-            let status = status.expect("its threads stay");
+            let status = fs::read_to_string(task.expect("the directory can be listed").path().join("status"));
+            let status = status.expect("no thread ends");
             (status.contains("\nSeccomp:\t2\n"), status.contains("\nNoNewPrivs:\t1\n"))
         })
         .collect()
@@ -73,8 +73,8 @@ fn a_service_by_name_is_reached() {
 /// A key in the place of the one at `path`, as `mv` puts it there.
 fn replace(path: &Path, with: &Key) {
     let new = path.with_extension("new");
-    fs::copy(with.path(), &new).expect("it can be copied");
-    fs::rename(new, path).expect("it is ours");
+    fs::copy(with.path(), &new).expect("the file can be copied");
+    fs::rename(new, path).expect("the file can be renamed");
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_key_that_was_replaced_is_read_at_a_reload() {
 fn reload_with_a_key_elsewhere(args: &[&str]) -> (End, [Key; 2]) {
     let (key, another) = (Key::new(), Key::new());
     let end = End::initiator(&key, "127.0.0.1:9").args(args).start();
-    fs::remove_file(key.path()).expect("it is ours");
+    fs::remove_file(key.path()).expect("the file can be removed");
     symlink(another.path(), key.path()).expect("the name is free");
     end.process.signal(Signal::HUP);
     (end, [key, another])
@@ -134,8 +134,8 @@ impl Configuration {
             )
         };
         let new = self.directory.path().join("new");
-        fs::write(&new, pipes.iter().map(table).collect::<String>()).expect("it can be written");
-        fs::rename(new, self.path()).expect("it is ours");
+        fs::write(&new, pipes.iter().map(table).collect::<String>()).expect("the file can be written");
+        fs::rename(new, self.path()).expect("the file can be renamed");
     }
 
     fn path(&self) -> std::path::PathBuf {
@@ -166,7 +166,7 @@ fn a_reload_brings_pipes_with_ports_and_sockets_that_nobody_knew() {
     let line = process.await_line(&["listening", "source=[127.0.0.1]"]);
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an address");
     assert_echoes(&mut connect(address), "a port");
-    assert_echoes(&mut connect_unix(&path("new")).expect("it listens"), "a socket");
+    assert_echoes(&mut connect_unix(&path("new")).expect("the socket listens"), "a socket");
     assert!(!path("old").exists());
 }
 

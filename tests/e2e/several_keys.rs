@@ -172,7 +172,7 @@ fn a_key_that_is_taken_away_lets_in_its_client_no_more_and_every_other_one_still
     assert_let_in(&alice);
     assert_let_in(&bob);
 
-    std::fs::remove_file(site.path("keys/alice.key")).expect("it is ours");
+    std::fs::remove_file(site.path("keys/alice.key")).expect("the file can be removed");
     // Not yet: what has been read is in force until it is read again.
     assert_let_in(&alice);
     responder.reload_well();
@@ -187,7 +187,7 @@ fn a_key_that_is_added_lets_in_its_client() {
     let responder = responder(&[&site.path("keys")]);
     let newcomer = initiator(&[&later.path()], &responder);
     assert_refused(&newcomer);
-    std::fs::copy(later.path(), site.path("keys/later.key")).expect("it is ours");
+    std::fs::copy(later.path(), site.path("keys/later.key")).expect("the file can be copied");
     responder.reload_well();
     assert_let_in(&newcomer);
     assert_let_in(&initiator(&[&site.path("keys/first.key")], &responder));
@@ -196,11 +196,11 @@ fn a_key_that_is_added_lets_in_its_client() {
 #[test]
 fn a_key_that_is_replaced_in_its_file_lets_in_no_more() {
     let (key, copy) = (Key::new(), Key::new());
-    std::fs::copy(key.path(), copy.path()).expect("it is ours");
+    std::fs::copy(key.path(), copy.path()).expect("the file can be copied");
     let responder = responder(&[&key.path()]);
     let old = initiator(&[&copy.path()], &responder);
     assert_let_in(&old);
-    std::fs::write(key.path(), [9; 32]).expect("it is ours");
+    std::fs::write(key.path(), [9; 32]).expect("the file can be written");
     responder.reload_well();
     assert_refused(&old);
     assert_let_in(&initiator(&[&key.path()], &responder));
@@ -212,7 +212,8 @@ fn the_last_key_of_a_directory_cannot_be_taken_away() {
     site.add_key("keys/only.key");
     let responder = responder(&[&site.path("keys")]);
     let initiator = initiator(&[&site.path("keys/only.key")], &responder);
-    std::fs::rename(site.path("keys/only.key"), site.path("keys/only.key.old")).expect("it is ours");
+    std::fs::rename(site.path("keys/only.key"), site.path("keys/only.key.old"))
+        .expect("the file can be renamed");
     responder.reload_in_vain(&["has no key"]);
     assert_let_in(&initiator);
 }
@@ -232,7 +233,7 @@ fn a_running_connection_outlives_its_key_and_the_log_says_so() {
     let mut other = connect(address(&with_stays));
     assert_echoes(&mut other, "before");
 
-    std::fs::remove_file(site.path("keys/gone.key")).expect("it is ours");
+    std::fs::remove_file(site.path("keys/gone.key")).expect("the file can be removed");
     responder.reload_well();
     let line = responder.await_line(&["running connections have a key that new ones cannot use any more"]);
     assert_eq!((field(&line, "key"), field(&line, "connections")), (&*gone, "2"));
@@ -280,7 +281,7 @@ impl Loop {
     fn await_more(&self, count: u64) {
         let goal = self.answered.load(Ordering::Relaxed) + count;
         poll_until("requests are answered", || {
-            assert!(!self.thread.as_ref().expect("it runs").is_finished(), "a request failed");
+            assert!(!self.thread.as_ref().expect("the process runs").is_finished(), "a request failed");
             (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
         });
     }
@@ -288,7 +289,7 @@ impl Loop {
     /// Asserts that no request has failed.
     fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().expect("it runs").join().expect("no request failed");
+        self.thread.take().expect("the process runs").join().expect("no request failed");
     }
 }
 
@@ -296,9 +297,9 @@ impl Loop {
 fn from_an_old_key_to_a_new_one_no_request_fails() {
     let (server, client) = (Site::new(), Site::new());
     let old = server.add_key("keys/old.key");
-    std::fs::create_dir(client.path("keys")).expect("it is ours");
+    std::fs::create_dir(client.path("keys")).expect("the directory can be created");
     let copy = |from: &Path, to: &Path| {
-        std::fs::copy(from, to).expect("it is ours");
+        std::fs::copy(from, to).expect("the file can be copied");
     };
     for name in ["keys/the.key", "keys/old.key"] {
         copy(&server.path("keys/old.key"), &client.path(name));
@@ -314,12 +315,12 @@ fn from_an_old_key_to_a_new_one_no_request_fails() {
     requests.await_more(10);
     // … then where it is used …
     copy(&server.path("keys/new.key"), &client.path("keys/next"));
-    std::fs::rename(client.path("keys/next"), client.path("keys/the.key")).expect("it is ours");
+    std::fs::rename(client.path("keys/next"), client.path("keys/the.key")).expect("the file can be renamed");
     initiator.reload_well();
     requests.await_more(10);
     responder.await_line(&[" closed ", &new]);
     // … and at last the old one goes.
-    std::fs::remove_file(server.path("keys/old.key")).expect("it is ours");
+    std::fs::remove_file(server.path("keys/old.key")).expect("the file can be removed");
     responder.reload_well();
     requests.await_more(10);
     requests.finish();
@@ -336,7 +337,7 @@ fn redis_benchmark_does_not_notice_a_change_of_keys() {
     let redis = crate::support::redis::Redis::start();
     let (server, client) = (Site::new(), Site::new());
     server.add_key("keys/old.key");
-    std::fs::copy(server.path("keys/old.key"), client.path("the.key")).expect("it is ours");
+    std::fs::copy(server.path("keys/old.key"), client.path("the.key")).expect("the file can be copied");
     let mut command = spipe();
     command.args(["-d", "-s", "127.0.0.1:0", "-t", &redis.address(), "-k"]).arg(server.path("keys"));
     let responder = Process::start(&mut command);
@@ -350,14 +351,14 @@ fn redis_benchmark_does_not_notice_a_change_of_keys() {
     responder.await_lines(50, " closed ");
     let new = server.add_key("keys/new.key");
     responder.reload_well();
-    std::fs::copy(server.path("keys/new.key"), client.path("the.key")).expect("it is ours");
+    std::fs::copy(server.path("keys/new.key"), client.path("the.key")).expect("the file can be copied");
     initiator.reload_well();
     responder.await_line(&[" closed ", &new]);
     benchmark.wait();
     let report = benchmark.log();
     assert!(report.contains("4000 requests completed") && !report.contains("rror"), "{report}");
     assert!(redis.ask(&["INFO", "commandstats"]).contains("cmdstat_set:calls=4000,"));
-    std::fs::remove_file(server.path("keys/old.key")).expect("it is ours");
+    std::fs::remove_file(server.path("keys/old.key")).expect("the file can be removed");
     responder.reload_well();
     assert!(crate::support::redis::cli(&port, &["PING"]).succeeded().text().contains("PONG"));
 }
@@ -368,14 +369,17 @@ fn keys_of_a_file_of_pipes_are_read_again_too() {
     site.add_key("keys/a.key");
     let process = site.serve(site.decrypt("door", echo()).replace("test.key", "keys"));
     let with = |name: &str| {
-        End::initiator(&Key::of(&std::fs::read(site.path(name)).expect("it is ours")), site.socket("door"))
-            .start()
+        End::initiator(
+            &Key::of(&std::fs::read(site.path(name)).expect("the file can be read")),
+            site.socket("door"),
+        )
+        .start()
     };
     let a = with("keys/a.key");
     site.add_key("keys/b.key");
     process.reload_well();
     assert_echoes(&mut with("keys/b.key").connect(), "the new one");
-    std::fs::remove_file(site.path("keys/a.key")).expect("it is ours");
+    std::fs::remove_file(site.path("keys/a.key")).expect("the file can be removed");
     process.reload_well();
     a.assert_resets_a_client();
 }

@@ -18,7 +18,7 @@ fn assert_drains(end: &mut End, signal: Signal, mut client: TcpStream) {
     let refused = TcpStream::connect(end.address()).map(|_| ()).map_err(|error| error.kind());
     assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
     assert_echoes(&mut client, "still running");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(end.process.wait().code(), Some(0));
     end.await_line(&["stopped"]);
@@ -90,7 +90,7 @@ fn assert_serves_with_stderr(stderr: Stdio) {
 
 #[test]
 fn a_full_disk_under_the_log_stops_nothing() {
-    let full = std::fs::File::options().write(true).open("/dev/full").expect("every Linux has it");
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has this file");
     assert_serves_with_stderr(full.into());
 }
 

@@ -45,13 +45,13 @@ fn output_ends_when_the_service_ends_though_input_stays_open() {
     let mut input = process.take_input();
 
     let mut served = service.accept();
-    served.write_all(b"goodbye").expect("the pipe takes it");
-    served.shutdown(std::net::Shutdown::Write).expect("it is connected");
+    served.write_all(b"goodbye").expect("the pipe accepts the bytes");
+    served.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
     process.await_end_of_output();
     assert_eq!(process.log(), "goodbye");
 
     // The other direction lives on.
-    input.write_all(b"not so fast").expect("it is read");
+    input.write_all(b"not so fast").expect("the process reads its input");
     assert_reads(&mut served, "not so fast");
     drop(input);
     assert_ends(&mut served);
@@ -68,7 +68,7 @@ fn the_services_reset_is_a_failure() {
     let mut served = service.accept();
     // Once this has come, the responder is surely connected, and sees a reset and not a failure to connect.
     let mut input = process.take_input();
-    input.write_all(b"hello").expect("it is read");
+    input.write_all(b"hello").expect("the process reads its input");
     assert_reads(&mut served, "hello");
     crate::support::socket::reset(served);
     assert_eq!(process.wait().code(), Some(1));
@@ -98,7 +98,7 @@ fn a_reader_that_goes_away_ends_it_with_a_failure_and_without_a_word() {
     drop(command);
     drop(reader);
     let mut served = service.accept();
-    served.write_all(b"is anybody there?").expect("the pipe takes it");
+    served.write_all(b"is anybody there?").expect("the pipe accepts the bytes");
     assert_eq!(process.wait().code(), Some(1));
     assert_reset(&mut served);
     process.await_end_of_output();
@@ -144,8 +144,9 @@ impl Ssh {
             let mut keygen = Command::new("ssh-keygen");
             run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path(name))).succeeded();
         }
-        std::fs::copy(path("user.pub"), path("authorized_keys")).expect("it can be copied");
-        std::fs::set_permissions(path("authorized_keys"), Permissions::from_mode(0o600)).expect("it is ours");
+        std::fs::copy(path("user.pub"), path("authorized_keys")).expect("the file can be copied");
+        std::fs::set_permissions(path("authorized_keys"), Permissions::from_mode(0o600))
+            .expect("the mode can be changed");
         // Where Debian's sshd goes without privileges; the service makes it, and here there is no service.
         let _ = std::fs::create_dir_all("/run/sshd");
 
@@ -214,7 +215,7 @@ fn ssh_copies_a_file_in() {
     let bytes = Random::bytes(4, 8 << 20);
     let copy = ssh.path("copy");
     run_with_input(&mut ssh.command(&format!("cat > {}", copy.display())), bytes.clone()).succeeded();
-    assert!(std::fs::read(copy).expect("it was written") == bytes, "altered on the way");
+    assert!(std::fs::read(copy).expect("the file exists") == bytes, "altered on the way");
 }
 
 #[test]
@@ -222,7 +223,7 @@ fn ssh_copies_a_file_out() {
     let ssh = Ssh::start();
     let bytes = Random::bytes(5, 8 << 20);
     let original = ssh.path("original");
-    std::fs::write(&original, &bytes).expect("it can be written");
+    std::fs::write(&original, &bytes).expect("the file can be written");
     let ended = run(&mut ssh.command(&format!("cat {}", original.display()))).succeeded();
     assert!(ended.stdout == bytes, "altered on the way");
 }

@@ -44,7 +44,7 @@ fn record_message_1(key: &Key) -> Vec<u8> {
     let initiator = End::initiator(key, recorder.address()).start();
     let _client = initiator.connect();
     let mut message = vec![0; MESSAGE_1];
-    recorder.accept().read_exact(&mut message).expect("the initiator speaks first");
+    recorder.accept().read_exact(&mut message).expect("the initiator sends first");
     message
 }
 

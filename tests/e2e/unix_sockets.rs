@@ -33,7 +33,8 @@ impl Directory {
 
     /// A name that nobody else uses, in the abstract namespace, which all tests share.
     fn abstract_name(&self, name: &str) -> String {
-        let unique = self.0.path().file_name().expect("it has one").to_string_lossy().into_owned();
+        let unique =
+            self.0.path().file_name().expect("the path has a file name").to_string_lossy().into_owned();
         format!("{unique}.{name}")
     }
 }
@@ -58,7 +59,7 @@ fn connect(path: &Path) -> UnixStream {
 /// Asserts that bytes and both half-closes pass.
 fn assert_carries(mut client: UnixStream) {
     assert_echoes(&mut client, "through files");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
 }
 
@@ -80,7 +81,7 @@ fn a_unix_socket_is_a_target() {
     let initiator = End::initiator(&key, responder.address()).start();
     let mut client = initiator.connect();
     assert_echoes(&mut client, "through files");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
 }
 
@@ -110,7 +111,7 @@ fn all_three_places_have_abstract_names() {
     let _responder = End::responder(&key, name("service")).source(name("sealed")).start();
     let initiator = End::initiator(&key, name("sealed")).source(name("plain")).start();
     assert_eq!(initiator.source(), name("plain"));
-    let client = UnixStream::connect_addr(&address("plain")).expect("it listens");
+    let client = UnixStream::connect_addr(&address("plain")).expect("the socket listens");
     guard_unix(&client);
     assert_carries(client);
 }
@@ -120,17 +121,17 @@ fn the_outgoing_name_is_what_the_service_sees() {
     let (key, directory) = (Key::new(), Directory::new());
     let listener = UnixListener::bind(directory.path("service")).expect("the name is free");
     // accept(2) on Linux minds the timeout for reading.
-    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
+    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("the socket is open");
     let from = directory.name("from");
     let responder = End::responder(&key, directory.name("service")).args(&["-b", &from]).start();
     let initiator = End::initiator(&key, responder.address()).start();
     // Twice: the first connection's name must not be in the way of the second's.
     for _ in 0..2 {
         let mut client = initiator.connect();
-        let (mut served, peer) = listener.accept().expect("somebody connects in time");
+        let (mut served, peer) = listener.accept().expect("a client connects in time");
         guard_unix(&served);
         assert_eq!(peer.as_pathname(), Some(directory.path("from").as_path()));
-        client.write_all(b"hello").expect("the pipe takes it");
+        client.write_all(b"hello").expect("the pipe accepts the bytes");
         assert_reads(&mut served, "hello");
     }
     assert!(!directory.path("from").exists(), "it is left in nobody's way");
@@ -143,7 +144,7 @@ fn an_outgoing_name_that_a_killed_process_left_behind_is_replaced() {
     // Bound, and its owner is gone before it removed the file.
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("a socket");
     let from = directory.path("from");
-    socket.bind(&socket2::SockAddr::unix(&from).expect("it is short")).expect("the name is free");
+    socket.bind(&socket2::SockAddr::unix(&from).expect("a short path")).expect("the name is free");
     drop(socket);
     let responder =
         End::responder(&key, directory.name("service")).args(&["-b", &directory.name("from")]).start();
@@ -210,10 +211,10 @@ fn an_abstract_name_in_use_is_an_error() {
 #[test]
 fn a_file_in_the_way_is_an_error_and_is_left_alone() {
     let (key, directory) = (Key::new(), Directory::new());
-    std::fs::write(directory.path("plain"), "precious").expect("it can be written");
+    std::fs::write(directory.path("plain"), "precious").expect("the file can be written");
     let end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain"));
     run(&mut end.command()).failed_with(1, &["a file that is not a socket"]);
-    assert_eq!(std::fs::read_to_string(directory.path("plain")).expect("it is there"), "precious");
+    assert_eq!(std::fs::read_to_string(directory.path("plain")).expect("the file exists"), "precious");
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn a_socket_that_another_process_put_in_its_place_is_not_removed() {
     let mut end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain")).start();
     // A new file first: the old one's inode must not be free for it.
     let _other = UnixListener::bind(directory.path("other")).expect("the name is free");
-    std::fs::rename(directory.path("other"), directory.path("plain")).expect("it is ours");
+    std::fs::rename(directory.path("other"), directory.path("plain")).expect("the file can be renamed");
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));
     assert!(directory.path("plain").exists());

@@ -22,8 +22,9 @@ fn start_as(user: &str, end: EndBuilder) -> Option<End> {
 
 /// What the kernel says of `process`.
 fn status(process: &Process, name: &str) -> Vec<String> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("/proc has this field");
     line.trim_start_matches(':').split_whitespace().map(ToOwned::to_owned).collect()
 }
 
@@ -58,9 +59,10 @@ fn every_thread_changes() {
     assert_echoes(&mut initiator.connect(), "hello");
     let tasks = format!("/proc/{}/task", responder.process.pid());
     let mut threads = 0;
-    for task in std::fs::read_dir(tasks).expect("it runs") {
-        let status = std::fs::read_to_string(task.expect("it runs").path().join("status")).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("Uid:")).expect("the kernel tells");
+    for task in std::fs::read_dir(tasks).expect("the process runs") {
+        let status = std::fs::read_to_string(task.expect("the process runs").path().join("status"))
+            .expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with("Uid:")).expect("/proc has this field");
         assert_eq!(line, format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"));
         threads += 1;
     }
@@ -105,7 +107,7 @@ fn the_user_of_a_file_is_the_user() {
 fn memory_is_kept_from_the_new_user() {
     let Some(end) = start_as("nobody", End::initiator(&Key::new(), "127.0.0.1:9")) else { return };
     // The files of a process that cannot be dumped belong to root, whoever it runs as (proc(5)).
-    let memory = std::fs::metadata(format!("/proc/{}/mem", end.process.pid())).expect("it runs");
+    let memory = std::fs::metadata(format!("/proc/{}/mem", end.process.pid())).expect("the process runs");
     assert_eq!((memory.uid(), memory.gid()), (0, 0));
 }
 
@@ -125,9 +127,9 @@ fn a_key_of_the_new_user_is_read_again() {
         return;
     }
     let owner: u32 = number("passwd", "nobody").parse().expect("a number");
-    std::fs::copy(key.path(), site.path("test.key")).expect("it is ours");
-    std::os::unix::fs::chown(site.path("test.key"), Some(owner), None).expect("root may");
-    std::os::unix::fs::chown(site.path(""), Some(owner), None).expect("root may");
+    std::fs::copy(key.path(), site.path("test.key")).expect("the file can be copied");
+    std::os::unix::fs::chown(site.path("test.key"), Some(owner), None).expect("root may change the owner");
+    std::os::unix::fs::chown(site.path(""), Some(owner), None).expect("root may change the owner");
     let mut command = crate::support::process::spipe();
     command.args(["-d", "-s", "127.0.0.1:0", "-t", &echo().to_string(), "-u", "nobody", "-k"]);
     let process = Process::start(command.arg(site.path("test.key")));
@@ -141,7 +143,8 @@ fn a_key_of_the_new_user_is_read_again() {
 /// A directory where everybody may look, and nobody but its owner write: as /run is.
 fn open_to_look() -> Site {
     let site = Site::new();
-    std::fs::set_permissions(site.path(""), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    std::fs::set_permissions(site.path(""), std::fs::Permissions::from_mode(0o755))
+        .expect("the mode can be changed");
     site
 }
 
@@ -150,7 +153,7 @@ fn a_pid_file_that_the_new_user_cannot_remove_names_nobody_at_the_end() {
     let (site, key) = (open_to_look(), Key::new());
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name("pid")]);
     let Some(mut end) = start_as("nobody", end) else { return };
-    let content = || std::fs::read_to_string(site.path("pid")).expect("it is there");
+    let content = || std::fs::read_to_string(site.path("pid")).expect("the file exists");
     assert_eq!(content(), format!("{}\n", end.process.pid()));
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));

@@ -118,7 +118,7 @@ async fn a_replayed_message_1_is_answered_and_opens_nothing() {
     let deadline = Instant::now() + Duration::from_secs(5);
     let (established, _) = tunnel::respond(&mut wire, &keys, &label, Ciphers::auto(true), deadline)
         .await
-        .expect("it is authentic");
+        .expect("the frame is authentic");
     // The recording ends here: without the ephemeral secrets the attacker cannot seal Open. Silence, or noise.
     attacker.write_all(&[0, 40]).await.unwrap();
     attacker.write_all(&[7; 40]).await.unwrap();

@@ -24,7 +24,7 @@ impl Seal for Sealer {
 
     fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
         slot[payload..PAYLOAD].fill(0);
-        slot[PAYLOAD] = u8::try_from(payload).expect("it fits a packet");
+        slot[PAYLOAD] = u8::try_from(payload).expect("the payload fits into a packet");
         let sum = sum(&slot[..=PAYLOAD]);
         slot[PAYLOAD + 1..PACKET].copy_from_slice(&sum);
         Ok(PACKET)
@@ -67,7 +67,7 @@ async fn run(
 }
 
 fn bytes(length: usize) -> Vec<u8> {
-    (0..length).map(|i| u8::try_from(i % 251).expect("it is small")).collect()
+    (0..length).map(|i| u8::try_from(i % 251).expect("a value below 251")).collect()
 }
 
 fn packets(text: &[u8]) -> Vec<u8> {
@@ -84,13 +84,13 @@ fn packets(text: &[u8]) -> Vec<u8> {
 /// direction has ended already.
 async fn receive(wire: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (mut service, local) = duplex(1 << 16);
-    service.shutdown().await.expect("it is open");
+    service.shutdown().await.expect("the socket is open");
     let (mut far, near) = duplex(1 << 16);
-    far.write_all(wire).await.expect("it has room");
-    far.shutdown().await.expect("it is open");
+    far.write_all(wire).await.expect("the buffer has room");
+    far.shutdown().await.expect("the socket is open");
     let result = run(split(local), near).await;
     let mut got = Vec::new();
-    service.read_to_end(&mut got).await.expect("it is memory");
+    service.read_to_end(&mut got).await.expect("the stream can be read");
     (got, result)
 }
 

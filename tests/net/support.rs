@@ -42,8 +42,9 @@ pub(crate) async fn establish(
 ) -> (End, End) {
     let (label, ciphers, keys) = (Label::default(), Ciphers::only(cipher), [key()]);
     let initiate = async {
-        let established =
-            tunnel::initiate(&mut near, &keys[0], &label, ciphers, deadline()).await.expect("the keys agree");
+        let established = tunnel::initiate(&mut near, &keys[0], &label, ciphers, deadline())
+            .await
+            .expect("both ends hold the key");
         let mut open = vec![0; FRAME_MAX];
         let (sealer, length) = established.sealer.open(&ConnectionInfo::default(), &mut open);
         tokio::io::AsyncWriteExt::write_all(&mut near, &open[..length])
@@ -52,8 +53,9 @@ pub(crate) async fn establish(
         End { sealer, opener: established.opener, inbox: Inbox::new() }
     };
     let respond = async {
-        let (established, _) =
-            tunnel::respond(&mut far, &keys, &label, ciphers, deadline()).await.expect("the keys agree");
+        let (established, _) = tunnel::respond(&mut far, &keys, &label, ciphers, deadline())
+            .await
+            .expect("both ends hold the key");
         let (opener, _, inbox) =
             tunnel::await_open(&mut far, established.opener, deadline()).await.expect("Open comes");
         End { sealer: established.sealer, opener, inbox }

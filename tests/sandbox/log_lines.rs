@@ -56,7 +56,7 @@ fn needs_of_a_fixed_pipe() -> Needs {
 fn one_line_says_what_is_on() {
     isolated(|_| {
         let [line] = &logged(&needs_of_a_fixed_pipe())[..] else { panic!("one line") };
-        let rest = line.strip_prefix("INFO sandboxed landlock=abi").expect("landlock is there");
+        let rest = line.strip_prefix("INFO sandboxed landlock=abi").expect("landlock is available");
         assert!(rest.contains(" seccomp=on memory="), "{line}");
     });
 }

@@ -13,7 +13,7 @@ use crate::isolated::{isolated, lock_in};
 fn locked_kilobytes(mut status: File) -> u64 {
     let mut text = String::new();
     status.read_to_string(&mut text).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:")).expect("every status has it");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmLck:")).expect("every status has VmLck");
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 

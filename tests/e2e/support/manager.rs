@@ -35,7 +35,7 @@ impl Manager {
     }
 
     fn of(mailbox: UnixDatagram, address: String, directory: Option<TempDir>) -> Self {
-        mailbox.set_read_timeout(Some(DEADLINE)).expect("it is open");
+        mailbox.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
         Self { mailbox, address, _directory: directory }
     }
 
@@ -48,7 +48,7 @@ impl Manager {
     #[track_caller]
     pub(crate) fn hear(&self) -> Vec<String> {
         let mut message = vec![0; 4096];
-        let length = self.mailbox.recv(&mut message).expect("something is told in time");
+        let length = self.mailbox.recv(&mut message).expect("a message arrives in time");
         String::from_utf8_lossy(&message[..length]).lines().map(ToOwned::to_owned).collect()
     }
 
@@ -67,18 +67,18 @@ impl Manager {
 
     /// Everything that has been told and not heard yet.
     pub(crate) fn rest(&self) -> Vec<String> {
-        self.mailbox.set_nonblocking(true).expect("it is open");
+        self.mailbox.set_nonblocking(true).expect("the socket is open");
         let mut rest = Vec::new();
         let mut message = vec![0; 4096];
         while let Ok(length) = self.mailbox.recv(&mut message) {
             rest.extend(String::from_utf8_lossy(&message[..length]).lines().map(ToOwned::to_owned));
         }
-        self.mailbox.set_nonblocking(false).expect("it is open");
+        self.mailbox.set_nonblocking(false).expect("the socket is open");
         rest
     }
 
     /// Takes its file away, so that nobody can tell it anything.
     pub(crate) fn vanish(&self) {
-        std::fs::remove_file(Path::new(&self.address)).expect("it is ours");
+        std::fs::remove_file(Path::new(&self.address)).expect("the file can be removed");
     }
 }

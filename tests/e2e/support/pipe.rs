@@ -27,7 +27,7 @@ impl Key {
     /// A key file with this content, readable by its owner alone.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let key = Self { directory: tempfile::tempdir().expect("a temporary directory") };
-        std::fs::write(key.path(), bytes).expect("it can be written");
+        std::fs::write(key.path(), bytes).expect("the file can be written");
         key.set_mode(0o600);
         key
     }
@@ -38,7 +38,8 @@ impl Key {
 
     pub(crate) fn set_mode(&self, mode: u32) {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(mode))
+            .expect("the mode can be changed");
     }
 }
 
@@ -66,7 +67,7 @@ impl End {
 
     /// The same, as an IP address and a port.
     pub(crate) fn address(&self) -> SocketAddr {
-        let port = self.source.rsplit_once(':').expect("it listens on a port").1;
+        let port = self.source.rsplit_once(':').expect("the source has a port").1;
         format!("127.0.0.1:{port}").parse().expect("a port")
     }
 

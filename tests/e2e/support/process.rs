@@ -161,11 +161,11 @@ impl Process {
 
     /// Its standard input, if that is piped: closing it is then up to the test.
     pub(crate) fn take_input(&mut self) -> ChildStdin {
-        self.child.stdin.take().expect("it is piped, and is taken once")
+        self.child.stdin.take().expect("standard input is piped and taken only once")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).expect("the process is there until it is waited for");
+        kill_process(self.pid(), signal).expect("the process exists until it is waited for");
     }
 
     /// Sends SIGHUP and waits until it is obeyed; gives the line that says how that went.
@@ -197,8 +197,8 @@ impl Process {
 
     /// Ends it without any chance to say goodbye.
     pub(crate) fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
+        self.child.kill().expect("the process can be killed");
+        self.child.wait().expect("the process ends");
     }
 
     /// Waits until everything that is recorded of it has ended.
@@ -211,13 +211,14 @@ impl Process {
     pub(crate) fn wait(&mut self) -> ExitStatus {
         // Its output ends a moment before it does, or long before, if it closes it itself.
         self.await_end_of_output();
-        poll_until("the process ends", || self.child.try_wait().expect("it is our child"))
+        poll_until("the process ends", || self.child.try_wait().expect("the process is a child"))
     }
 
     /// What it takes of memory now, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel tells");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("/proc has this field");
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
 }
@@ -283,7 +284,7 @@ pub(crate) fn run(command: &mut Command) -> Ended {
 pub(crate) fn run_with_input(command: &mut Command, input: Vec<u8>) -> Ended {
     let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     let pid = Pid::from_child(&child);
-    let mut stdin = child.stdin.take().expect("piped");
+    let mut stdin = child.stdin.take().expect("the stream is piped");
     // A command that does not read all of it is no failure here.
     thread::spawn(move || {
         let _ = stdin.write_all(&input);
@@ -294,7 +295,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: Vec<u8>) -> Ended {
         let _ = kill_process(pid, Signal::KILL);
         panic!("{command:?} does not end");
     };
-    let output = output.expect("it can be waited for");
+    let output = output.expect("the process can be waited for");
     Ended {
         code: output.status.code(),
         stdout: output.stdout,

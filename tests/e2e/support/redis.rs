@@ -83,5 +83,5 @@ pub(crate) fn command(port: &str) -> Command {
 /// A port that nobody has, for programs that cannot listen on port 0 and say what they got.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    listener.local_addr().expect("the socket is bound").port()
 }

@@ -63,7 +63,7 @@ impl Relay {
             let far = socket::connect(to);
             // An idle test is no failure of the relay's.
             for stream in [&near, &far] {
-                stream.set_read_timeout(None).expect("it is open");
+                stream.set_read_timeout(None).expect("the socket is open");
             }
             let clone = |stream: &TcpStream| stream.try_clone().expect("descriptors are left");
             let (near_too, far_too) = (clone(&near), clone(&far));

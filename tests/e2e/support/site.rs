@@ -37,7 +37,8 @@ impl Site {
 
     /// Makes a key, and gives its fingerprint.
     pub(crate) fn add_key(&self, name: &str) -> String {
-        std::fs::create_dir_all(self.path(name).parent().expect("it is in a directory")).expect("it is ours");
+        std::fs::create_dir_all(self.path(name).parent().expect("the path has a parent"))
+            .expect("the directory can be created");
         run(spipe().arg("keygen").arg(self.path(name))).succeeded();
         fingerprint(&self.path(name))
     }
@@ -48,7 +49,7 @@ impl Site {
     }
 
     pub(crate) fn configure(&self, text: impl AsRef<[u8]>) {
-        std::fs::write(self.file(), text).expect("it is ours");
+        std::fs::write(self.file(), text).expect("the file can be written");
     }
 
     /// `spipe run` of the configuration.

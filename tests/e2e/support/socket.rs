@@ -52,16 +52,16 @@ impl Service {
     pub(crate) fn start_on(address: &str) -> Self {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
         // accept(2) on Linux minds the timeout for reading.
-        SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
+        SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("the socket is open");
         Self(listener)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.0.local_addr().expect("it is bound")
+        self.0.local_addr().expect("the socket is bound")
     }
 
     pub(crate) fn accept(&self) -> TcpStream {
-        let (stream, _) = self.0.accept().expect("somebody connects in time");
+        let (stream, _) = self.0.accept().expect("a client connects in time");
         guard(&stream);
         stream
     }
@@ -70,16 +70,16 @@ impl Service {
     /// connect(2) returns at the other side, so there is nothing to wait for.
     #[track_caller]
     pub(crate) fn assert_unvisited(&self) {
-        self.0.set_nonblocking(true).expect("it is open");
+        self.0.set_nonblocking(true).expect("the socket is open");
         let accepted = self.0.accept();
-        self.0.set_nonblocking(false).expect("it is open");
+        self.0.set_nonblocking(false).expect("the socket is open");
         assert_eq!(accepted.map(|(_, peer)| peer).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
     }
 
     /// Serves every connection with `serve` on a thread of its own, for as long as the test runs.
     pub(crate) fn serve(self, serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
         let address = self.address();
-        SockRef::from(&self.0).set_read_timeout(None).expect("it is open");
+        SockRef::from(&self.0).set_read_timeout(None).expect("the socket is open");
         thread::spawn(move || {
             while let Ok((stream, _)) = self.0.accept() {
                 guard(&stream);
@@ -105,7 +105,7 @@ pub(crate) fn send_back(mut stream: TcpStream) {
 /// Sends `text`, and asserts that the far end sends it back.
 #[track_caller]
 pub(crate) fn assert_echoes(stream: &mut (impl Read + Write), text: &str) {
-    stream.write_all(text.as_bytes()).expect("it can be written to");
+    stream.write_all(text.as_bytes()).expect("the stream can be written");
     assert_reads(stream, text);
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn assert_echoes(stream: &mut (impl Read + Write), text: &str) {
 #[track_caller]
 pub(crate) fn assert_reads(stream: &mut impl Read, text: &str) {
     let mut bytes = vec![0; text.len()];
-    stream.read_exact(&mut bytes).expect("it can be read from");
+    stream.read_exact(&mut bytes).expect("the stream can be read");
     assert_eq!(String::from_utf8_lossy(&bytes), text);
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn read_all(stream: &mut TcpStream) -> Vec<u8> {
 
 /// Closes it with a reset.
 pub(crate) fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("it is open");
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("the socket is open");
     drop(stream);
 }
 
@@ -160,8 +160,9 @@ impl BlackHole {
     pub(crate) fn start() -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
-        listener.listen(0).expect("it is bound");
-        let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("bound");
+        listener.listen(0).expect("the socket is bound");
+        let address =
+            listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound");
         let mut queued = Vec::new();
         // The kernel drops a SYN that it has no place for, so the first attempt that is not answered says "full".
         while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
@@ -171,6 +172,6 @@ impl BlackHole {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("bound")
+        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound")
     }
 }

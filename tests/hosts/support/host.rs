@@ -63,10 +63,10 @@ impl Host {
         let tree = image.tree();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let layers = directory.path().join("layers");
-        fs::create_dir(&layers).expect("it is ours");
+        fs::create_dir(&layers).expect("the directory can be created");
         let ready = follow_readiness(&directory.path().join("ready"));
         let groups = control_groups(name);
-        let console = File::create(directory.path().join("console")).expect("it is ours");
+        let console = File::create(directory.path().join("console")).expect("the file can be created");
         let mut command = Command::new("setpriv");
         command
             // Should this process be killed, the host is, too.
@@ -154,9 +154,9 @@ impl Host {
     #[track_caller]
     pub(crate) fn put(&self, path: &str, mode: &str, content: &[u8]) {
         let file = self.directory.path().join("put");
-        fs::write(&file, content).expect("it is ours");
+        fs::write(&file, content).expect("the file can be written");
         let mut command = self.command(&format!("install -D -m {mode} /dev/stdin '{path}'"));
-        let status = command.stdin(File::open(&file).expect("it is ours")).status();
+        let status = command.stdin(File::open(&file).expect("the file can be read")).status();
         assert!(status.expect("nsenter is in util-linux").success(), "{path} on {}", self.name);
     }
 
@@ -176,9 +176,13 @@ impl Host {
     #[track_caller]
     pub(crate) fn await_line(&self, unit: &str, parts: &[&str]) -> String {
         let script = format!("exec journalctl --output=cat --follow --lines=all -u {unit}");
-        let mut follow =
-            self.command(&script).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("nsenter");
-        let lines = BufReader::new(follow.stdout.take().expect("piped")).lines();
+        let mut follow = self
+            .command(&script)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nsenter is in util-linux");
+        let lines = BufReader::new(follow.stdout.take().expect("the stream is piped")).lines();
         // The end of the output, if there is none, comes with the end of the time.
         let found = lines.map_while(Result::ok).find(|line| parts.iter().all(|part| line.contains(part)));
         // Without a reader, journalctl ends by itself; the host does not wait for it.
@@ -225,7 +229,7 @@ impl Drop for Host {
 
 /// Reads what nspawn says at the socket `path`, all of it: the host's systemd waits for nspawn, which waits for us.
 fn follow_readiness(path: &Path) -> Receiver<()> {
-    let socket = UnixDatagram::bind(path).expect("the directory is ours");
+    let socket = UnixDatagram::bind(path).expect("the name is free");
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut message = [0; 4096];
@@ -271,8 +275,8 @@ pub(crate) fn connect(hosts: [(&Host, &str); 2]) {
 
 /// Control groups for one host, in each hierarchy that systemd uses: with one of their own, two do not meet.
 fn control_groups(name: &str) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("there is /proc");
-    let ours = fs::read_to_string("/proc/self/cgroup").expect("there is /proc");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let ours = fs::read_to_string("/proc/self/cgroup").expect("/proc is mounted");
     let hierarchies = ours.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);

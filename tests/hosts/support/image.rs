@@ -23,18 +23,18 @@ impl Image {
     /// The tree of this image, made now if it is not there yet. Nobody writes to it: hosts have layers of their own.
     pub(crate) fn tree(self) -> PathBuf {
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hosts");
-        fs::create_dir_all(&cache).expect("target/hosts can be made");
+        fs::create_dir_all(&cache).expect("target/hosts can be created");
         // The packages are the name, so that another list is another image.
         let tree = cache.join(format!("{}+{}", self.suite, self.packages.join("+")));
         let lock =
             File::create(cache.join(format!("{}.lock", self.suite))).expect("target/hosts can be written to");
-        flock(&lock, FlockOperation::LockExclusive).expect("it can be locked");
+        flock(&lock, FlockOperation::LockExclusive).expect("the file can be locked");
         if !tree.exists() {
             let unfinished = cache.join(format!("{}.unfinished", self.suite));
             here("rm", [OsStr::new("-rf"), unfinished.as_ref()]);
             self.bootstrap(&unfinished);
             // Only what is whole has its name.
-            fs::rename(&unfinished, &tree).expect("it can be renamed");
+            fs::rename(&unfinished, &tree).expect("the tree can be renamed");
         }
         tree
     }
