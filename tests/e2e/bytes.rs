@@ -1,4 +1,4 @@
-//! Bytes arrive exactly, in order, both ways at once, and no faster than they are read.
+//! Bytes arrive unchanged, in order, in both directions at once, and no faster than they are read.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -43,7 +43,7 @@ fn exchange(mut stream: TcpStream, sends: u64, receives: u64, length: usize) {
 }
 
 #[test]
-fn random_bytes_cross_both_ways_at_once_on_8_connections() {
+fn random_bytes_cross_in_both_directions_at_once_on_8_connections() {
     const CONNECTIONS: u64 = 8;
     // 256 MiB in all: 8 connections, 2 directions.
     const LENGTH: usize = (256 << 20) / 8 / 2;
@@ -51,7 +51,8 @@ fn random_bytes_cross_both_ways_at_once_on_8_connections() {
     let pipe = Pipe::to(service.address()).start();
     thread::scope(|scope| {
         for number in 0..CONNECTIONS {
-            // One after the other, so that the two streams belong to each other.
+            // One connection after the other, so that the client and the accepted stream belong to the same
+            // connection.
             let mut client = pipe.connect();
             client.write_all(&[0]).expect("the pipe accepts the bytes");
             let mut served = service.accept();
@@ -84,7 +85,7 @@ fn of_1000_short_connections_none_is_lost() {
 }
 
 #[test]
-fn the_server_may_speak_first() {
+fn the_target_may_send_first() {
     let smtp = Service::start().serve(|mut stream| {
         stream.write_all(b"220 mail.example ESMTP\r\n").expect("the pipe accepts the bytes");
         assert_reads(&mut stream, "QUIT\r\n");
@@ -99,7 +100,7 @@ fn the_server_may_speak_first() {
 }
 
 #[test]
-fn the_client_may_be_silent_from_the_start() {
+fn the_client_may_half_close_without_sending_a_byte() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let client = pipe.connect();
@@ -108,7 +109,7 @@ fn the_client_may_be_silent_from_the_start() {
 }
 
 #[test]
-fn after_the_clients_half_close_the_service_still_speaks() {
+fn after_the_clients_half_close_the_target_can_still_send() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
@@ -117,7 +118,7 @@ fn after_the_clients_half_close_the_service_still_speaks() {
     let mut served = service.accept();
     assert_reads(&mut served, "a question");
     assert_ends(&mut served);
-    // Only now: the direction to the client lives on.
+    // Only now: the direction to the client continues.
     for part in ["an ", "answer ", "in parts"] {
         served.write_all(part.as_bytes()).expect("the pipe accepts the bytes");
         assert_reads(&mut client, part);
@@ -127,14 +128,14 @@ fn after_the_clients_half_close_the_service_still_speaks() {
 }
 
 #[test]
-fn after_the_services_half_close_the_client_still_speaks() {
+fn after_the_targets_half_close_the_client_can_still_send() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    served.write_all(b"all I had to say").expect("the pipe accepts the bytes");
+    served.write_all(b"the whole message").expect("the pipe accepts the bytes");
     served.shutdown(Shutdown::Write).expect("the socket is connected");
-    assert_reads(&mut client, "all I had to say");
+    assert_reads(&mut client, "the whole message");
     assert_ends(&mut client);
     for part in ["but ", "I have ", "more"] {
         client.write_all(part.as_bytes()).expect("the pipe accepts the bytes");
@@ -156,7 +157,7 @@ fn a_slow_reader_stops_the_writer_and_memory_stays_bounded() {
     let ends = [&pipe.initiator.process, &pipe.responder.process];
     let before = ends.map(crate::support::process::Process::resident_kib);
 
-    // Nobody reads: what the kernel's buffers hold goes in, and then a write finds no room for two seconds.
+    // The target does not read: the writes fill the kernel's buffers, and then a write finds no room for two seconds.
     client.set_write_timeout(Some(Duration::from_secs(2))).expect("the socket is open");
     let mut random = Random::new(5);
     let mut piece = vec![0; PIECE];
@@ -172,13 +173,13 @@ fn a_slow_reader_stops_the_writer_and_memory_stays_bounded() {
             Err(_) => break,
         }
     }
-    assert!(written < FAR_TOO_MUCH, "nothing slowed the writer");
+    assert!(written < FAR_TOO_MUCH, "back-pressure did not stop the writer");
     for (end, before) in ends.iter().zip(before) {
         let growth = end.resident_kib().saturating_sub(before);
         assert!(growth < 8 * 1024, "{growth} KiB more after {written} bytes");
     }
 
-    // And nothing of it was lost.
+    // No byte was lost.
     client.shutdown(Shutdown::Write).expect("the socket is connected");
     let mut random = Random::new(5);
     let mut left = written;
@@ -194,7 +195,7 @@ fn a_slow_reader_stops_the_writer_and_memory_stays_bounded() {
 }
 
 #[test]
-fn the_wire_carries_no_plain_text() {
+fn the_wire_carries_no_plaintext() {
     use crate::support::relay::Plan;
     let pipe = Pipe::to(echo()).through(Plan::PASS).start();
     let secret = "correct horse battery staple";

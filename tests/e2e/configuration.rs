@@ -86,7 +86,7 @@ fn check_touches_no_socket() {
     let file = site.socket("file");
     site.configure(with_line(3, &format!("source = [\"{}\", \"{file}\", \"systemd\"]", taken.address())));
     run(spipe().arg("check").arg(site.file())).succeeded();
-    taken.assert_unvisited();
+    taken.assert_no_connection();
     assert!(!Path::new(&file).exists());
 }
 
@@ -676,8 +676,8 @@ fn a_key_is_read_from_standard_input_once_for_all_pipes_of_a_file() {
 
 // ── what concerns the whole process ──
 
-/// Serves `top` above a pipe, with `flags` on the command line, until the process has carried a connection and stopped;
-/// gives all that it has written.
+/// Serves `top` above a pipe, with `flags` on the command line, until the process has carried a connection and
+/// stopped; gives all that it has written.
 fn log_of(top: &str, flags: &[&str]) -> String {
     let site = Site::with_key();
     site.configure(format!("{top}\n{}", site.both_ends("a", echo())));

@@ -24,7 +24,7 @@ fn a_client_beyond_the_initiators_limit_waits_and_is_served_when_one_ends() {
     third.set_read_timeout(Some(Duration::from_millis(300))).expect("the socket is open");
     let waiting = third.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(waiting, Err(ErrorKind::WouldBlock), "neither served nor refused");
-    service.assert_unvisited();
+    service.assert_no_connection();
     drop(first);
     assert_reads(&mut service.accept(), "me too");
 }

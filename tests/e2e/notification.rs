@@ -47,7 +47,7 @@ fn assert_has(message: &[String], line: &str) {
 #[test]
 fn the_first_word_is_ready_and_then_everything_listens() {
     let Managed { manager, site, process: _process, .. } = Managed::start();
-    let message = manager.hear();
+    let message = manager.next_message();
     assert_has(&message, "READY=1");
     assert_has(&message, "STATUS=2 pipes, no connections");
     for name in ["a", "a-sealed"] {
@@ -58,7 +58,7 @@ fn the_first_word_is_ready_and_then_everything_listens() {
 #[test]
 fn an_abstract_address_is_told_as_well() {
     let Managed { manager, site, process: _process, .. } = Managed::start_by(Manager::start_abstract());
-    assert_has(&manager.hear(), "READY=1");
+    assert_has(&manager.next_message(), "READY=1");
     assert_echoes(&mut site.connect("a"), "hello");
 }
 
@@ -67,7 +67,7 @@ fn whoever_cannot_listen_is_never_ready() {
     let (manager, taken, key) = (Manager::start(), Service::start(), Key::new());
     let end = End::initiator(&key, "127.0.0.1:9").source(taken.address());
     run(end.command().env("NOTIFY_SOCKET", manager.address())).failed_with(1, &["cannot listen on"]);
-    assert_eq!(manager.rest(), [""; 0]);
+    assert_eq!(manager.remaining_lines(), [""; 0]);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn whoever_cannot_read_the_key_is_never_ready() {
     let (manager, key) = (Manager::start(), Key::of(b"short"));
     let end = End::initiator(&key, "127.0.0.1:9");
     run(end.command().env("NOTIFY_SOCKET", manager.address())).failed_with(1, &["at least 32 bytes"]);
-    assert_eq!(manager.rest(), [""; 0]);
+    assert_eq!(manager.remaining_lines(), [""; 0]);
 }
 
 #[test]
@@ -144,13 +144,13 @@ fn a_reload_that_fails_is_in_the_status_until_one_goes_well() {
 fn stopping_is_told_with_how_long_that_may_take() {
     let Managed { manager, site, text, mut process } = Managed::ready();
     site.configure(format!("drain-timeout = 7\n{text}"));
-    process.reload_well();
+    process.reload_successfully();
     process.signal(Signal::TERM);
     let message = manager.await_line("STOPPING=1");
     assert_has(&message, "STATUS=stopping; 2 pipes, no connections");
     assert_has(&message, "EXTEND_TIMEOUT_USEC=12000000");
     assert_eq!(process.wait().code(), Some(0));
-    assert!(!manager.rest().contains(&"READY=1".to_owned()));
+    assert!(!manager.remaining_lines().contains(&"READY=1".to_owned()));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_reload_while_stopping_is_not_told() {
     assert_echoes(&mut client, "after");
     drop(client);
     process.wait();
-    let rest = manager.rest();
+    let rest = manager.remaining_lines();
     assert!(!rest.iter().any(|line| line == "RELOADING=1" || line == "READY=1"), "{rest:?}");
 }
 
@@ -187,7 +187,7 @@ fn the_watchdog_gets_signs_of_life_again_and_again() {
         manager.await_line("WATCHDOG=1");
     }
     // Also of the loops that a reload has started.
-    process.reload_well();
+    process.reload_successfully();
     manager.await_line("READY=1");
     for _ in 0..5 {
         manager.await_line("WATCHDOG=1");
@@ -209,7 +209,7 @@ fn the_watchdog_gets_signs_of_life_from_a_pipe_that_is_full() {
     let mut only = site.connect("a");
     assert_echoes(&mut only, "the only one");
     process.await_line(&["as many connections as -n allows"]);
-    let _before = manager.rest();
+    let _before = manager.remaining_lines();
     for _ in 0..5 {
         manager.await_line("WATCHDOG=1");
     }
@@ -235,9 +235,9 @@ fn assert_unwatched(microseconds: &str, pid: &str) {
     let manager = Manager::start();
     let (_site, process) = watched(&manager, microseconds, pid);
     for _ in 0..20 {
-        process.reload_well();
+        process.reload_successfully();
     }
-    assert!(!manager.rest().contains(&"WATCHDOG=1".to_owned()));
+    assert!(!manager.remaining_lines().contains(&"WATCHDOG=1".to_owned()));
 }
 
 #[test]
@@ -278,10 +278,10 @@ fn a_name_too_long_for_a_manager_is_refused() {
 #[test]
 fn a_manager_that_is_not_there_stops_nothing() {
     let manager = Manager::start();
-    manager.vanish();
+    manager.remove_socket();
     let Managed { site, process, .. } = Managed::start_by(manager);
     process.await_line(&["listening"]);
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut site.connect("a"), "hello");
 }
 
@@ -292,10 +292,10 @@ fn a_manager_that_does_not_listen_holds_up_nothing() {
     let places = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("Linux has this file");
     let places: usize = places.trim().parse().expect("a number");
     for _ in 0..=places / 2 {
-        process.reload_well();
+        process.reload_successfully();
     }
     assert_echoes(&mut site.connect("a"), "hello");
-    assert!(manager.rest().len() > places, "the queue was full");
+    assert!(manager.remaining_lines().len() > places, "the queue was full");
 }
 
 #[test]
@@ -308,5 +308,5 @@ fn the_form_with_standard_input_and_output_tells_nothing() {
         b"hello".to_vec(),
     );
     assert_eq!(ended.succeeded().text(), "hello");
-    assert_eq!(manager.rest(), [""; 0]);
+    assert_eq!(manager.remaining_lines(), [""; 0]);
 }

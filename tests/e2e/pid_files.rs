@@ -42,7 +42,7 @@ fn everybody_may_read_it_if_the_umask_does_not_mind() {
 fn it_stays_through_a_reload() {
     let (site, key) = (Site::new(), Key::new());
     let end = start(&site, &key);
-    end.process.reload_well();
+    end.process.reload_successfully();
     assert_eq!(content(&site), format!("{}\n", end.process.pid()));
 }
 
@@ -162,7 +162,7 @@ fn a_relative_name_in_a_file_is_beside_the_file() {
     process.await_line(&["listening"]);
     assert_eq!(content(&site), format!("{}\n", process.pid()));
     // And a reload sees no change in that.
-    process.reload_well();
-    process.reload_well();
+    process.reload_successfully();
+    process.reload_successfully();
     assert!(!process.log().contains("takes a restart"), "{}", process.log());
 }

@@ -105,8 +105,8 @@ fn the_sealed_port_gives_an_error_and_nothing_reaches_redis() {
     assert_eq!(redis.connections_received(), before + 1);
 }
 
-/// Two hosts, as in the Redis guides: each has a Redis that listens on its loopback only, and a tunnel with a key of its own
-/// in each direction.
+/// Two hosts, as in the Redis guides: each has a Redis that listens on its loopback only, and a tunnel with a key of
+/// its own in each direction.
 struct TwoHosts {
     here: Redis,
     there: Redis,

@@ -53,7 +53,7 @@ fn a_pipe_is_added_while_another_ones_connection_goes_on() {
     assert_echoes(&mut running, "before");
     assert_gone(&site, "b");
     site.configure(a + &site.both_ends("b", greeter("b")));
-    process.reload_well();
+    process.reload_successfully();
     process.await_line(&["listening", "pipe=\"b\""]);
     assert_leads_to(&site, "b", "b");
     assert_echoes(&mut running, "after");
@@ -64,11 +64,11 @@ fn a_pipe_is_added_while_another_ones_connection_goes_on() {
 fn a_pipe_is_removed_while_its_own_connection_and_another_ones_go_on() {
     let (site, process, a) = one_pipe();
     site.configure(a.clone() + &site.both_ends("b", greeter("b")));
-    process.reload_well();
+    process.reload_successfully();
     let mut staying = site.connect("a");
     let mut orphan = assert_leads_to(&site, "b", "b");
     site.configure(a);
-    process.reload_well();
+    process.reload_successfully();
     let source = format!("source={}", site.socket("b"));
     process.await_line(&["no longer listening", &source]);
     assert_gone(&site, "b");
@@ -86,7 +86,7 @@ fn a_pipe_is_changed_while_its_own_connection_goes_on() {
     let process = site.serve(site.both_ends("a", greeter("old")));
     let mut running = assert_leads_to(&site, "a", "old");
     site.configure(site.both_ends("a", greeter("new")));
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut running, "to the old target");
     assert_leads_to(&site, "a", "new");
     assert_echoes(&mut running, "and still");
@@ -97,11 +97,11 @@ fn the_socket_of_a_removed_pipe_is_removed_and_that_of_one_that_stays_is_not_tou
     let (site, process, a) = one_pipe();
     let inode = |name: &str| std::fs::metadata(site.socket(name)).map(|file| file.ino()).ok();
     site.configure(a.clone() + &site.both_ends("b", echo()));
-    process.reload_well();
+    process.reload_successfully();
     let before = inode("a");
     assert!(before.is_some() && inode("b").is_some());
     site.configure(a);
-    process.reload_well();
+    process.reload_successfully();
     assert_eq!((inode("a"), inode("b")), (before, None));
 }
 
@@ -111,10 +111,10 @@ fn a_removed_pipe_can_come_back() {
     let both = a.clone() + &site.both_ends("b", greeter("b"));
     for _ in 0..3 {
         site.configure(&both);
-        process.reload_well();
+        process.reload_successfully();
         assert_leads_to(&site, "b", "b");
         site.configure(&a);
-        process.reload_well();
+        process.reload_successfully();
         assert_gone(&site, "b");
     }
 }
@@ -123,7 +123,7 @@ fn a_removed_pipe_can_come_back() {
 fn only_new_places_are_told_in_the_log() {
     let (site, process, a) = one_pipe();
     site.configure(a + &site.decrypt("b", echo()));
-    process.reload_well();
+    process.reload_successfully();
     let line = process.await_line(&["listening", "pipe=\"b\""]);
     assert_eq!(field(&line, "source"), site.socket("b"));
     // The two of the start, and the new one.
@@ -133,10 +133,10 @@ fn only_new_places_are_told_in_the_log() {
 #[test]
 fn a_pipe_that_has_become_another_is_told_in_the_log_with_the_place_that_it_keeps() {
     let (site, process, a) = one_pipe();
-    process.reload_well();
+    process.reload_successfully();
     assert_eq!(process.log().matches(" listening ").count(), 2, "nothing has changed: {}", process.log());
     site.configure(a.replace("name = \"a\"", "name = \"renamed\""));
-    process.reload_well();
+    process.reload_successfully();
     let line = process.await_line(&["listening", "pipe=\"renamed\""]);
     assert_eq!(field(&line, "source"), site.socket("a"));
     assert_eq!(process.log().matches(" listening ").count(), 3, "{}", process.log());
@@ -154,7 +154,7 @@ fn a_place_that_is_written_in_another_way_stays_the_same() {
     };
     let process = site.serve(front(&format!("127.77.0.2:{port}")));
     site.configure(front(&format!("[127.77.0.2]:{port}")));
-    process.reload_well();
+    process.reload_successfully();
     assert!(!process.log().contains("no longer listening"), "{}", process.log());
     assert_echoes(&mut connect(([127, 77, 0, 2], port).into()), "the same place");
 }
@@ -173,7 +173,7 @@ fn a_hundred_reloads_leave_no_descriptor_behind() {
     process.await_line(&["listening"]);
     for number in 0..100 {
         site.configure(if number & 1 == 0 { &both } else { &a });
-        process.reload_well();
+        process.reload_successfully();
         assert_echoes(&mut site.connect("a"), "still");
     }
     assert!(!process.log().contains("Too many open files"), "{}", process.log());
@@ -196,7 +196,7 @@ fn a_source_moves_from_one_pipe_to_another() {
     assert_leads_to(&site, "x", "one");
     assert_leads_to(&site, "y", "one");
     site.configure(initiators + &pipe("one", one, &["sealed-x"]) + &pipe("other", other, &["sealed-y"]));
-    process.reload_well();
+    process.reload_successfully();
     assert_leads_to(&site, "x", "one");
     assert_leads_to(&site, "y", "other");
     assert!(!process.log().contains("no longer listening"), "{}", process.log());
@@ -209,7 +209,7 @@ fn a_place_can_change_its_mode() {
     let process = site.serve(site.encrypt("front", site.socket("back")) + &site.decrypt("back", target));
     assert_echoes(&mut site.connect("front"), "one way");
     site.configure(site.encrypt("back", site.socket("front")) + &site.decrypt("front", target));
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut site.connect("back"), "the other way");
 }
 
@@ -225,13 +225,13 @@ fn whoever_waits_in_the_queue_is_served_by_the_new_pipe() {
     let mut waiting = site.connect("a");
     waiting.write_all(b"hello").expect("the socket buffer has room");
     site.configure(full.replace("max-connections = 1", "max-connections = 2") + &sealed);
-    process.reload_well();
+    process.reload_successfully();
     assert_reads(&mut waiting, "hello");
     assert_echoes(&mut only, "undisturbed");
 }
 
-/// Connects to `address` again and again while `step` is done again and again, each at least `times` times, and asserts that
-/// each connection is answered. Gives how often `step` was done.
+/// Connects to `address` again and again while `step` is done again and again, each at least `times` times, and
+/// asserts that each connection is answered. Gives how often `step` was done.
 fn with_clients_that_always_get_an_answer(
     address: SocketAddr,
     times: usize,
@@ -281,7 +281,7 @@ fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refus
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address");
     let last = with_clients_that_always_get_an_answer(address, 50, |number| {
         site.configure(state(number));
-        process.reload_well();
+        process.reload_successfully();
     });
     assert_echoes(&mut connect(address), "the last state");
     process.await_line(&[" closed ", &format!("\"front-{last}\"")]);
@@ -296,15 +296,15 @@ fn signals_that_come_faster_than_they_are_obeyed_do_no_harm() {
     for _ in 0..100 {
         process.signal(Signal::HUP);
     }
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut running, "after");
     assert_echoes(&mut site.connect("a"), "a new one, too");
 }
 
 // ── what is wrong in the new state leaves the old one as it is ──
 
-/// Asserts that `change` makes a reload of one pipe, `a`, fail with `parts` in the log; that the pipe and its connection go
-/// on; and that all is well again with what was there before. `change` gives the text of a new file.
+/// Asserts that `change` makes a reload of one pipe, `a`, fail with `parts` in the log; that the pipe and its
+/// connection go on; and that all is well again with what was there before. `change` gives the text of a new file.
 #[track_caller]
 fn assert_keeps_the_old(change: impl FnOnce(&Site, &str) -> Vec<u8>, parts: &[&str]) {
     let (site, process, a) = one_pipe();
@@ -312,12 +312,12 @@ fn assert_keeps_the_old(change: impl FnOnce(&Site, &str) -> Vec<u8>, parts: &[&s
     assert_echoes(&mut running, "before");
     let changed = change(&site, &a);
     site.configure(changed);
-    process.reload_in_vain(parts);
+    process.fail_to_reload(parts);
     assert_echoes(&mut running, "after");
     assert_echoes(&mut site.connect("a"), "a new one, too");
     assert_gone(&site, "new");
     site.configure(&a);
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut site.connect("a"), "as before");
 }
 
@@ -381,7 +381,7 @@ fn a_new_place_in_use_keeps_even_what_else_has_changed_from_changing() {
     let source = format!("\"{}\"", site.socket("broken"));
     let broken = site.encrypt("broken", "127.0.0.1:9").replace(&source, &format!("\"{}\"", taken.address()));
     site.configure(site.both_ends("a", new) + &broken);
-    process.reload_in_vain(&["cannot listen on"]);
+    process.fail_to_reload(&["cannot listen on"]);
     assert_leads_to(&site, "a", "old");
     assert_leads_to(&site, "removed", "old");
 }
@@ -390,7 +390,7 @@ fn a_new_place_in_use_keeps_even_what_else_has_changed_from_changing() {
 fn a_file_that_is_gone_keeps_the_old_state() {
     let (site, process, _) = one_pipe();
     std::fs::remove_file(site.file()).expect("the file can be removed");
-    process.reload_in_vain(&["cannot read the configuration", "No such file"]);
+    process.fail_to_reload(&["cannot read the configuration", "No such file"]);
     assert_echoes(&mut site.connect("a"), "as before");
 }
 
@@ -418,7 +418,7 @@ fn connections_from_before_count_towards_an_unchanged_limit_of_an_initiator() {
     let mut only = assert_leads_to(&site, "a", "old");
     process.await_line(&["as many connections as -n allows"]);
     site.configure(pipe(greeter("new")));
-    process.reload_well();
+    process.reload_successfully();
     // The new accept loop has found no place, either.
     process.await_lines(2, "as many connections as -n allows");
     assert_echoes(&mut only, "undisturbed");
@@ -433,7 +433,7 @@ fn connections_from_before_count_towards_an_unchanged_limit_of_a_responder() {
     let process = site.serve(site.encrypt("a", site.socket("sealed")) + &limited);
     let mut only = site.connect("a");
     assert_echoes(&mut only, "the only one");
-    process.reload_well();
+    process.reload_successfully();
     let _ = site.connect("a").read(&mut [0]);
     process.await_line(&["refused", "raise -n"]);
     assert_echoes(&mut only, "undisturbed");
@@ -448,7 +448,7 @@ fn a_limit_of_one_pipe_is_not_inherited_by_another_place() {
     let mut only = site.connect("a");
     assert_echoes(&mut only, "the only one of a");
     site.configure(limited("b") + &sealed);
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut site.connect("b"), "the first of b");
 }
 
@@ -460,7 +460,7 @@ fn a_changed_drain_timeout_is_in_force_without_a_restart() {
     let mut client = site.connect("a");
     assert_echoes(&mut client, "before");
     site.configure(format!("drain-timeout = 0\n{a}"));
-    process.reload_well();
+    process.reload_successfully();
     process.signal(Signal::TERM);
     assert_eq!(process.wait().code(), Some(0));
     process.await_line(&["WARN stopped", "connections=2"]);
@@ -474,7 +474,7 @@ fn other_changes_of_the_whole_process_are_reported_as_needing_a_restart() {
     {
         let (site, process, a) = one_pipe();
         site.configure(format!("{change}\n{a}"));
-        process.reload_well();
+        process.reload_successfully();
         process.await_line(&[" WARN ", "takes a restart"]);
         assert!(process.log().contains(" INFO "), "the log is as it was: {}", process.log());
     }
@@ -488,9 +488,9 @@ fn a_change_that_the_command_line_overrides_is_none() {
     let process = Process::start(site.command().args(["--log-format", "text"]));
     process.await_line(&["listening"]);
     site.configure(format!("log-format = \"json\"\n{a}"));
-    process.reload_well();
+    process.reload_successfully();
     // The next reload's line comes after all of the one before.
-    process.reload_well();
+    process.reload_successfully();
     assert!(!process.log().contains("takes a restart"), "{}", process.log());
 }
 
@@ -504,7 +504,7 @@ fn a_pipe_of_the_command_line_goes_on_through_a_reload() {
     let mut running = initiator.connect();
     assert_echoes(&mut running, "before");
     for end in [&initiator, &responder] {
-        end.process.reload_well();
+        end.process.reload_successfully();
     }
     assert_echoes(&mut running, "after");
     assert_echoes(&mut initiator.connect(), "a new one, too");
@@ -517,7 +517,7 @@ fn a_key_of_the_command_line_that_is_gone_keeps_the_old_state() {
     let initiator = End::initiator(&key, responder.address()).start();
     std::fs::remove_file(key.path()).expect("the file can be removed");
     for end in [&initiator, &responder] {
-        end.process.reload_in_vain(&["cannot read the key"]);
+        end.process.fail_to_reload(&["cannot read the key"]);
     }
     assert_echoes(&mut initiator.connect(), "as before");
 }
@@ -533,7 +533,7 @@ fn a_key_from_standard_input_survives_a_reload() {
     let line = initiator.await_line(&["listening"]);
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address");
     for _ in 0..2 {
-        initiator.reload_well();
+        initiator.reload_successfully();
         assert_echoes(&mut connect(address), "with the same key");
     }
 }
@@ -547,9 +547,9 @@ fn a_key_by_a_relative_path_is_read_again() {
         .current_dir(site.path(""));
     let process = Process::start(&mut command);
     process.await_line(&["listening"]);
-    process.reload_well();
+    process.reload_successfully();
     std::fs::write(site.path("test.key"), "short").expect("the file can be written");
-    process.reload_in_vain(&["at least 32 bytes"]);
+    process.fail_to_reload(&["at least 32 bytes"]);
 }
 
 #[test]
@@ -570,7 +570,7 @@ fn bytes_that_are_on_the_way_arrive_in_spite_of_reloads() {
             arrived
         });
         for _ in 0..10 {
-            process.reload_well();
+            process.reload_successfully();
         }
         arriving.join().expect("all bytes arrive")
     });
@@ -590,7 +590,7 @@ fn a_stranger_who_is_shaking_hands_is_let_go_on() {
     let wire: TcpStream = hole.accept();
     let far = site.connect("sealed");
     wire.set_read_timeout(Some(Duration::from_secs(60))).expect("the socket is open");
-    process.reload_well();
+    process.reload_successfully();
     let (mut wire_out, mut far_out) =
         (wire.try_clone().expect("descriptors are left"), far.try_clone().expect("descriptors are left"));
     let (mut wire_in, mut far_in) = (wire, far);

@@ -175,7 +175,7 @@ fn a_key_that_is_taken_away_lets_in_its_client_no_more_and_every_other_one_still
     std::fs::remove_file(site.path("keys/alice.key")).expect("the file can be removed");
     // Not yet: what has been read is in force until it is read again.
     assert_let_in(&alice);
-    responder.reload_well();
+    responder.reload_successfully();
     assert_refused(&alice);
     assert_let_in(&bob);
 }
@@ -188,7 +188,7 @@ fn a_key_that_is_added_lets_in_its_client() {
     let newcomer = initiator(&[&later.path()], &responder);
     assert_refused(&newcomer);
     std::fs::copy(later.path(), site.path("keys/later.key")).expect("the file can be copied");
-    responder.reload_well();
+    responder.reload_successfully();
     assert_let_in(&newcomer);
     assert_let_in(&initiator(&[&site.path("keys/first.key")], &responder));
 }
@@ -201,7 +201,7 @@ fn a_key_that_is_replaced_in_its_file_lets_in_no_more() {
     let old = initiator(&[&copy.path()], &responder);
     assert_let_in(&old);
     std::fs::write(key.path(), [9; 32]).expect("the file can be written");
-    responder.reload_well();
+    responder.reload_successfully();
     assert_refused(&old);
     assert_let_in(&initiator(&[&key.path()], &responder));
 }
@@ -214,7 +214,7 @@ fn the_last_key_of_a_directory_cannot_be_taken_away() {
     let initiator = initiator(&[&site.path("keys/only.key")], &responder);
     std::fs::rename(site.path("keys/only.key"), site.path("keys/only.key.old"))
         .expect("the file can be renamed");
-    responder.reload_in_vain(&["has no key"]);
+    responder.fail_to_reload(&["has no key"]);
     assert_let_in(&initiator);
 }
 
@@ -234,7 +234,7 @@ fn a_running_connection_outlives_its_key_and_the_log_says_so() {
     assert_echoes(&mut other, "before");
 
     std::fs::remove_file(site.path("keys/gone.key")).expect("the file can be removed");
-    responder.reload_well();
+    responder.reload_successfully();
     let line = responder.await_line(&["running connections have a key that new ones cannot use any more"]);
     assert_eq!((field(&line, "key"), field(&line, "connections")), (&*gone, "2"));
     for client in &mut running {
@@ -246,9 +246,9 @@ fn a_running_connection_outlives_its_key_and_the_log_says_so() {
     poll_until("nobody has the key any more", || {
         let said = || responder.log().matches("cannot use any more").count();
         let before = said();
-        responder.reload_well();
+        responder.reload_successfully();
         // The next reload's line comes after all of the one before.
-        responder.reload_well();
+        responder.reload_successfully();
         (said() == before).then_some(())
     });
     let log = responder.log();
@@ -311,17 +311,17 @@ fn from_an_old_key_to_a_new_one_no_request_fails() {
 
     // First the new key where it is accepted …
     let new = server.add_key("keys/new.key");
-    responder.reload_well();
+    responder.reload_successfully();
     requests.await_more(10);
     // … then where it is used …
     copy(&server.path("keys/new.key"), &client.path("keys/next"));
     std::fs::rename(client.path("keys/next"), client.path("keys/the.key")).expect("the file can be renamed");
-    initiator.reload_well();
+    initiator.reload_successfully();
     requests.await_more(10);
     responder.await_line(&[" closed ", &new]);
     // … and at last the old one goes.
     std::fs::remove_file(server.path("keys/old.key")).expect("the file can be removed");
-    responder.reload_well();
+    responder.reload_successfully();
     requests.await_more(10);
     requests.finish();
 
@@ -350,16 +350,16 @@ fn redis_benchmark_does_not_notice_a_change_of_keys() {
     let mut benchmark = Process::start(&mut benchmark);
     responder.await_lines(50, " closed ");
     let new = server.add_key("keys/new.key");
-    responder.reload_well();
+    responder.reload_successfully();
     std::fs::copy(server.path("keys/new.key"), client.path("the.key")).expect("the file can be copied");
-    initiator.reload_well();
+    initiator.reload_successfully();
     responder.await_line(&[" closed ", &new]);
     benchmark.wait();
     let report = benchmark.log();
     assert!(report.contains("4000 requests completed") && !report.contains("rror"), "{report}");
     assert!(redis.ask(&["INFO", "commandstats"]).contains("cmdstat_set:calls=4000,"));
     std::fs::remove_file(server.path("keys/old.key")).expect("the file can be removed");
-    responder.reload_well();
+    responder.reload_successfully();
     assert!(crate::support::redis::cli(&port, &["PING"]).succeeded().text().contains("PONG"));
 }
 
@@ -377,9 +377,9 @@ fn keys_of_a_file_of_pipes_are_read_again_too() {
     };
     let a = with("keys/a.key");
     site.add_key("keys/b.key");
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut with("keys/b.key").connect(), "the new one");
     std::fs::remove_file(site.path("keys/a.key")).expect("the file can be removed");
-    process.reload_well();
+    process.reload_successfully();
     a.assert_resets_a_client();
 }

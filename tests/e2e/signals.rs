@@ -70,7 +70,8 @@ fn sigterm_ends_an_idle_pipe_with_success() {
     }
 }
 
-/// A pipe whose initiator has `stderr` as its standard error. It cannot say where it listens, so it listens at a name.
+/// A pipe whose initiator has `stderr` as its standard error. It cannot say where it listens, so it listens at a
+/// name.
 fn assert_serves_with_stderr(stderr: Stdio) {
     let key = Key::new();
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,4 +1,5 @@
-//! Who does not hold the key gets nothing: no byte, no connection to the service, and no place that a key holder needs.
+//! Who does not hold the key gets nothing: no byte, no connection to the service, and no place that a key holder
+//! needs.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -34,7 +35,7 @@ impl Door {
         let _ = stranger.shutdown(Shutdown::Write);
         assert_eq!(read_all(&mut stranger), b"");
         self.responder.await_line(&[&["refused"], reason].concat());
-        self.service.assert_unvisited();
+        self.service.assert_no_connection();
     }
 }
 
@@ -81,7 +82,7 @@ fn a_silent_stranger_is_dismissed_in_time() {
     let mut stranger = door.responder.connect();
     assert_eq!(read_all(&mut stranger), b"");
     door.responder.await_line(&["refused", "nothing more in time"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn a_wrong_key_is_refused_with_the_likely_reason_on_both_ends() {
     initiator.assert_resets_a_client();
     door.responder.await_line(&["refused", "the keys differ"]);
     initiator.await_line(&["failed", "key or label differs"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
@@ -101,7 +102,7 @@ fn a_wrong_label_is_refused_with_the_likely_reason_on_both_ends() {
     initiator.assert_resets_a_client();
     door.responder.await_line(&["refused", "labels"]);
     initiator.await_line(&["failed", "key or label differs"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn a_replayed_message_1_reaches_nothing() {
     // It is a true message, so it is answered; but who replays it cannot go on from there.
     assert_eq!(read_all(&mut replay).len(), MESSAGE_2);
     door.responder.await_line(&["refused", "shook hands and then opened no connection"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Another user than the one who started it (-u). Root can have all of it tested; who is not root, that it is refused.
+//! Another user than the one who started it (-u). Root can have all of it tested; who is not root, that it is
+//! refused.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
@@ -116,7 +117,7 @@ fn a_key_that_only_root_can_read_has_been_read_and_a_reload_without_it_keeps_the
     let key = Key::new();
     let Some(responder) = start_as("nobody", End::responder(&key, echo())) else { return };
     let initiator = End::initiator(&key, responder.address()).start();
-    responder.process.reload_in_vain(&["cannot read the key", "Permission denied"]);
+    responder.process.fail_to_reload(&["cannot read the key", "Permission denied"]);
     assert_echoes(&mut initiator.connect(), "as before");
 }
 
@@ -134,7 +135,7 @@ fn a_key_of_the_new_user_is_read_again() {
     command.args(["-d", "-s", "127.0.0.1:0", "-t", &echo().to_string(), "-u", "nobody", "-k"]);
     let process = Process::start(command.arg(site.path("test.key")));
     let line = process.await_line(&["listening"]);
-    process.reload_well();
+    process.reload_successfully();
     let address = crate::support::pipe::field(&line, "source").to_owned();
     let initiator = End::initiator(&key, address).start();
     assert_echoes(&mut connect(initiator.address()), "hello");

@@ -213,8 +213,8 @@ pub(crate) fn the_unit_lines_of_older_guides_work_with_the_name_changed(hosts: &
     );
 }
 
-/// Whether this machine lets root lift limits (CAP_SYS_RESOURCE), as machines do; within a container it may not, and then
-/// the hosts cannot either.
+/// Whether this machine lets root lift limits (CAP_SYS_RESOURCE), as machines do; within a container it may not, and
+/// then the hosts cannot either.
 fn may_lift_limits() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("/proc has this field");

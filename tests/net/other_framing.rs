@@ -1,5 +1,5 @@
-//! Another wire protocol through the same pumps: packets of one small size, no frame that opens, ends or aborts a stream. Its
-//! end is the end of the stream below, and its failure is a reset.
+//! Another wire protocol through the same pumps: packets of one small size, no frame that opens, ends or aborts a
+//! stream. Its end is the end of the stream below, and its failure is a reset.
 
 use std::task::Poll;
 
@@ -80,8 +80,8 @@ fn packets(text: &[u8]) -> Vec<u8> {
     text.chunks(PAYLOAD).flat_map(seal).collect()
 }
 
-/// Runs a pump against a wire that brings `wire` and then ends. Gives what the local side got, and how that went; its other
-/// direction has ended already.
+/// Runs a pump against a wire that brings `wire` and then ends. Gives what the local side got, and how that went; its
+/// other direction has ended already.
 async fn receive(wire: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (mut service, local) = duplex(1 << 16);
     service.shutdown().await.expect("the socket is open");

@@ -122,8 +122,8 @@ fn a_flipped_bit_in_the_first_frame_is_refused() {
 
 #[test]
 fn a_stream_cut_anywhere_is_cut_short_and_never_ended() {
-    // Whoever owns the network can forge TCP's end of file. Only End ends a stream, also when the cut is just behind a
-    // whole frame, where spiped would see a clean end.
+    // Whoever owns the network can forge TCP's end of file. Only End ends a stream, also when the cut is just behind
+    // a whole frame, where spiped would see a clean end.
     for cipher in CIPHERS {
         let frames = frames(cipher, 1);
         let wire = frames.concat();
@@ -151,8 +151,8 @@ fn bytes_missing_inside_the_stream_are_refused_or_leave_it_waiting() {
 
 #[test]
 fn swapped_frames_are_refused() {
-    // A frame's number is its nonce and is nowhere on the wire, so there is nothing that could be renumbered. Among the
-    // pairs are those with Open and with End.
+    // A frame's number is its nonce and is nowhere on the wire, so there is nothing that could be renumbered. Among
+    // the pairs are those with Open and with End.
     for cipher in CIPHERS {
         for (one, two) in [(0, 1), (1, 2), (2, 3), (3, 4), (1, 3), (0, 4)] {
             let mut frames = frames(cipher, 1);
@@ -166,7 +166,8 @@ fn swapped_frames_are_refused() {
 
 #[test]
 fn a_replayed_frame_is_refused() {
-    // Of a replayed End or Abort only the test of what comes behind them can tell: the first already ended the stream.
+    // Of a replayed End or Abort only the test of what comes behind them can tell: the first already ended the
+    // stream.
     for cipher in CIPHERS {
         for replayed in 0..4 {
             let mut frames = frames(cipher, 1);
@@ -248,8 +249,8 @@ fn frames_under_the_other_cipher_are_refused() {
 
 #[test]
 fn a_first_frame_other_than_open_is_refused() {
-    // The responder dials when the first frame has opened. What is no Open must not get it that far, even from a holder
-    // of the key.
+    // The responder dials when the first frame has opened. What is no Open must not get it that far, even from a
+    // holder of the key.
     for cipher in CIPHERS {
         for text in [&[DATA][..], b"GET /\x02", &[END], &[1, ABORT], &[5], &[0]] {
             let read = read_raw(cipher, &[text]);
@@ -300,8 +301,8 @@ fn authentic_frames_that_the_specification_forbids_are_refused() {
 
 #[test]
 fn padding_and_unknown_reasons_and_fields_of_later_versions_are_accepted() {
-    // The room that the format leaves. Were it refused today, no later version could ever use it. The payload that ends
-    // in a zero shows that padding is found from the kind and not guessed from the zeros.
+    // The room that the format leaves. Were it refused today, no later version could ever use it. The payload that
+    // ends in a zero shows that padding is found from the kind and not guessed from the zeros.
     for cipher in CIPHERS {
         let read = read_raw(cipher, &[&[9, 0, 1, 7, OPEN, 0, 0], b"x\0\x02\0\0\0", &[99, ABORT, 0]]);
         let stop = Stop::Abort(AbortReason::Other(99));
@@ -311,8 +312,8 @@ fn padding_and_unknown_reasons_and_fields_of_later_versions_are_accepted() {
 
 #[test]
 fn a_frame_of_impossible_length_is_refused_from_its_header_alone() {
-    // Before a byte of the frame has come: otherwise a stranger on the wire could make the reader wait for, or reserve,
-    // what no frame can have.
+    // Before a byte of the frame has come: otherwise a stranger on the wire could make the reader wait for, or
+    // reserve, what no frame can have.
     for cipher in CIPHERS {
         for header in [[0, 0], [0, 16], [0xff, 0xff]] {
             assert!(read(cipher, &header).is_refused(), "{header:?}");

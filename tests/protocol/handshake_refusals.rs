@@ -1,8 +1,8 @@
 //! What the handshake refuses (PROTOCOL.md, sections 3 and 6), and beside it the few things near by that it must
 //! accept.
 //!
-//! There is no test of a truncated handshake message: the readers take arrays of the messages' exact sizes, so a short
-//! message is a read that never completes, and not one of them can be called with it.
+//! There is no test of a truncated handshake message: the readers take arrays of the messages' exact sizes, so a
+//! short message is a read that never completes, and not one of them can be called with it.
 
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
@@ -67,8 +67,8 @@ fn a_flipped_bit_in_message_2_is_refused() {
 
 #[test]
 fn bytes_that_are_no_handshake_are_refused() {
-    // All zeros is also the X25519 point of low order, whose shared secret everybody knows. It helps nobody without the
-    // key: the psk alone seals message 1.
+    // All zeros is also the X25519 point of low order, whose shared secret everybody knows. It helps nobody without
+    // the key: the psk alone seals message 1.
     for byte in [0, 0xff, b'\n'] {
         assert_eq!(read(&[byte; MESSAGE_1], "").err(), Some(FORGED));
         assert_eq!(finish(start(1).0, [byte; MESSAGE_2]).err(), Some(FORGED));

@@ -1,7 +1,7 @@
 //! The walls between the rooms of `src`: each uses only those behind it, and `proto` is pure.
 //!
-//! They are what makes every protocol test deterministic and every fuzz target a function call, and what lets a reader
-//! of the cryptography stop at one directory. A compiler cannot hold them inside one crate, so this test does.
+//! They are what makes every protocol test deterministic and every fuzz target a function call, and what lets a
+//! reader of the cryptography stop at one directory. A compiler cannot hold them inside one crate, so this test does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -134,8 +134,8 @@ fn assert_reaches_into_none(room: &str, others: &[&str]) {
     assert_names_none(room, &["crate::{", "super::super"]);
 }
 
-/// Fails for each place in `src/ROOM` that names one of `words`, and when there is no such room: a wall around nothing
-/// would stand for ever.
+/// Fails for each place in `src/ROOM` that names one of `words`, and when there is no such room: a wall around
+/// nothing would stand for ever.
 fn assert_names_none(room: &str, words: &[&str]) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (directory, file) = (source.join(room), source.join(format!("{room}.rs")));
@@ -169,8 +169,8 @@ fn names(line: &str, word: &str) -> bool {
         let before = code[..at].chars().next_back();
         let after = code[at + word.len()..].chars().next();
         let open = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric() && c != '_');
-        // A word that itself begins or ends in punctuation is bounded by it. `net::` in `core::net::IpAddr` is no word
-        // of its own: it continues a path.
+        // A word that itself begins or ends in punctuation is bounded by it. `net::` in `core::net::IpAddr` is no
+        // word of its own: it continues a path.
         let starts = open(before) && (before != Some(':') || word.starts_with(':'));
         let ends = open(after) || !word.ends_with(|c: char| c.is_alphanumeric());
         starts && ends

@@ -24,8 +24,9 @@ const END: &str = "the isolated test has come to its end";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs `body`, which is to be a closure of the test itself, in a process of its own: this program, started anew with
-/// nothing but that test. It is the thread of the test that is locked in, and those that it starts then; what it started
-/// before, such as a service to talk to, is free. What has to be there before goes in the directory that `body` gets.
+/// nothing but that test. It is the thread of the test that is locked in, and those that it starts then; what it
+/// started before, such as a service to talk to, is free. What has to be there before goes in the directory that
+/// `body` gets.
 pub(crate) fn isolated<F: FnOnce(&Path)>(body: F) {
     isolated_with(&[], body);
 }
@@ -35,8 +36,8 @@ pub(crate) fn isolated_with<F: FnOnce(&Path)>(environment: &[(&str, &str)], body
     start::<F>(Command::new(env::current_exe().unwrap()).envs(environment.iter().copied()), body);
 }
 
-/// The same, as root of namespaces of its own: a network with nothing but a loopback, and an `/etc` that is the directory
-/// `etc` of the test.
+/// The same, as root of namespaces of its own: a network with nothing but a loopback, and an `/etc` that is the
+/// directory `etc` of the test.
 pub(crate) fn isolated_in_namespaces<F: FnOnce(&Path)>(body: F) {
     let prepare = format!(
         "ip link set lo up && ip address add fe80::1/64 dev lo && mkdir ${DIRECTORY}/etc && mount --bind ${DIRECTORY}/etc /etc && exec \"$@\""
@@ -58,7 +59,8 @@ fn start<F: FnOnce(&Path)>(command: &mut Command, body: F) {
         return;
     }
     let directory = TempDir::with_prefix("spipe-sandbox-").unwrap();
-    // "sandbox::files::a_test::{{closure}}". Were this written otherwise one day, no test would run, and END not come.
+    // "sandbox::files::a_test::{{closure}}". Were this written otherwise one day, no test would run, and END not
+    // come.
     let closure = type_name::<F>();
     let test = closure.trim_end_matches("::{{closure}}").split_once("::").expect("the crate comes first").1;
     let output = command

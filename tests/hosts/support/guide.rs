@@ -1,7 +1,7 @@
 //! The guides of `docs/guides`, whose commands are run as they stand there.
 //!
-//! A block of commands names its host after the language (` ```sh server `); a block that follows it and is marked `text`
-//! is what the commands print, where a line of `…` stands for any lines, and `…` within a line for anything.
+//! A block of commands names its host after the language (` ```sh server `); a block that follows it and is marked
+//! `text` is what the commands print, where a line of `…` stands for any lines, and `…` within a line for anything.
 
 use std::path::Path;
 

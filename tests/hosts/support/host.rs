@@ -5,8 +5,9 @@
 //!                        namespaces                namespaces
 //! ```
 //!
-//! The shell is the first process of a namespace, and dies with this process, however that comes about; then the kernel
-//! ends all others in there, and with the last of them go the mounts and the network. So nothing is left behind.
+//! The shell is the first process of a namespace, and dies with this process, however that comes about; then the
+//! kernel ends all others in there, and with the last of them go the mounts and the network. So nothing is left
+//! behind.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -22,7 +23,8 @@ use tempfile::TempDir;
 use super::image::Image;
 use super::{DEADLINE, cannot_start, here, poll_until};
 
-/// Runs in namespaces of its own. What the host writes goes to a file system in memory, over an image that stays as it is.
+/// Runs in namespaces of its own. What the host writes goes to a file system in memory, over an image that stays as
+/// it is.
 const BOOT: &str = r#"
 name=$1 image=$2 layers=$3; shift 3
 for group; do echo $$ > "$group/cgroup.procs"; done
