@@ -13,7 +13,7 @@ fn fingerprint(key: &Key) -> String {
 }
 
 #[test]
-fn keygen_writes_32_bytes_for_the_owner_alone() {
+fn keygen_writes_32_bytes_that_only_the_owner_can_read() {
     let key = Key::new();
     let metadata = std::fs::metadata(key.path()).expect("the file exists");
     assert_eq!(metadata.len(), 32);
@@ -21,7 +21,7 @@ fn keygen_writes_32_bytes_for_the_owner_alone() {
 }
 
 #[test]
-fn keygen_makes_the_file_private_whatever_the_umask() {
+fn keygen_makes_the_file_private_with_any_umask() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("test.key");
     let mut shell = Command::new("sh");
@@ -47,11 +47,11 @@ fn keygen_prints_the_fingerprint() {
 }
 
 #[test]
-fn keygen_never_overwrites() {
-    let key = Key::of(b"whatever it is, it is precious to somebody");
+fn keygen_never_overwrites_a_file() {
+    let key = Key::of(b"an existing file of more than 32 bytes");
     run(spipe().arg("keygen").arg(key.path())).failed_with(1, &["exists already", "left as it is"]);
     let content = std::fs::read(key.path()).expect("the file exists");
-    assert_eq!(content, b"whatever it is, it is precious to somebody");
+    assert_eq!(content, b"an existing file of more than 32 bytes");
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn keygen_without_a_file_writes_the_key_to_a_pipe() {
     assert!(ended.stderr.contains(&fingerprint(&key)), "{}", ended.stderr);
 }
 
-/// Runs `spipe ARGUMENTS` with a terminal at all of its standard streams.
+/// Runs `spipe ARGUMENTS` with a terminal as all of its standard streams.
 fn on_a_terminal(arguments: &str) -> Ended {
     let command = format!("{} {arguments}", spipe().get_program().to_string_lossy());
     run(Command::new("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]))
@@ -92,7 +92,7 @@ fn a_key_is_not_read_from_a_terminal() {
 }
 
 #[test]
-fn a_copy_of_a_key_has_the_same_fingerprint_and_another_key_another() {
+fn copies_of_a_key_have_one_fingerprint_and_different_keys_have_different_ones() {
     let key = Key::new();
     let copy = Key::of(&std::fs::read(key.path()).expect("the file can be read"));
     assert_eq!(fingerprint(&key), fingerprint(&copy));
@@ -100,7 +100,7 @@ fn a_copy_of_a_key_has_the_same_fingerprint_and_another_key_another() {
 }
 
 #[test]
-fn a_fingerprint_is_short_enough_for_the_telephone_and_shows_nothing_of_the_key() {
+fn a_fingerprint_is_short_and_reveals_no_part_of_the_key() {
     let bytes = Random::bytes(6, 32);
     let fingerprint = fingerprint(&Key::of(&bytes));
     assert!(fingerprint.len() <= 20 && !fingerprint.contains(' '), "{fingerprint}");
@@ -110,7 +110,7 @@ fn a_fingerprint_is_short_enough_for_the_telephone_and_shows_nothing_of_the_key(
 }
 
 #[test]
-fn a_fingerprint_of_standard_input_is_the_same() {
+fn a_key_on_standard_input_has_the_same_fingerprint() {
     let key = Key::new();
     let bytes = std::fs::read(key.path()).expect("the file can be read");
     let ended = run_with_input(spipe().args(["fingerprint", "-"]), bytes).succeeded();
@@ -159,7 +159,7 @@ fn every_byte_of_a_long_key_file_counts() {
     assert_ne!(fingerprint(&key), fingerprint(&Key::of(&bytes)));
 }
 
-/// Runs the standard input and output form with `key` towards nobody: it must fail before it connects.
+/// Asserts that `key` is refused before a connection is made. Nothing listens at the target.
 #[track_caller]
 fn assert_refused(key: &Key, parts: &[&str]) {
     run(&mut stdio("127.0.0.1:9", &key.path())).failed_with(1, parts);
@@ -177,7 +177,7 @@ fn an_empty_key_is_refused() {
 }
 
 #[test]
-fn a_key_that_others_can_read_is_refused_with_the_chmod_to_type() {
+fn a_key_that_others_can_read_is_refused_with_the_chmod_command() {
     for mode in [0o640, 0o604, 0o660, 0o644] {
         let key = Key::new();
         key.set_mode(mode);
@@ -188,7 +188,7 @@ fn a_key_that_others_can_read_is_refused_with_the_chmod_to_type() {
 }
 
 #[test]
-fn a_key_that_others_can_read_works_when_asked_for() {
+fn a_key_that_others_can_read_works_with_the_override() {
     let key = Key::new();
     key.set_mode(0o644);
     run(spipe().args(["fingerprint", "--insecure-key-permissions"]).arg(key.path())).succeeded();
@@ -205,7 +205,7 @@ fn a_read_only_key_works() {
 }
 
 #[test]
-fn a_missing_key_is_refused_with_how_to_make_one() {
+fn a_missing_key_is_refused_with_the_keygen_command() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let missing = directory.path().join("missing.key");
     run(&mut stdio("127.0.0.1:9", &missing))
@@ -213,13 +213,13 @@ fn a_missing_key_is_refused_with_how_to_make_one() {
 }
 
 #[test]
-fn a_device_is_not_taken_for_a_key() {
+fn a_device_is_refused_as_a_key() {
     let mut command = stdio("127.0.0.1:9", std::path::Path::new("/dev/zero"));
     run(command.arg("--insecure-key-permissions")).failed_with(1, &["is a device"]);
 }
 
 #[test]
-fn a_directory_without_keys_is_refused_with_how_to_make_one() {
+fn a_directory_without_keys_is_refused_with_the_keygen_command() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     std::fs::write(directory.path().join("README"), [7; 32]).expect("the file can be written");
     let mut command = stdio("127.0.0.1:9", directory.path());
@@ -227,7 +227,7 @@ fn a_directory_without_keys_is_refused_with_how_to_make_one() {
 }
 
 #[test]
-fn the_fingerprints_of_a_directory_are_those_of_its_keys_in_the_order_of_their_names() {
+fn the_fingerprints_of_a_directory_are_sorted_by_file_name() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name| directory.path().join(name);
     for name in ["b.key", "a.key", "c.key.old"] {
@@ -239,7 +239,7 @@ fn the_fingerprints_of_a_directory_are_those_of_its_keys_in_the_order_of_their_n
 }
 
 #[test]
-fn one_bad_key_in_a_directory_is_named() {
+fn an_invalid_key_in_a_directory_is_named() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     run(spipe().arg("keygen").arg(directory.path().join("good.key"))).succeeded();
     let short = directory.path().join("short.key");
@@ -248,7 +248,7 @@ fn one_bad_key_in_a_directory_is_named() {
     run(&mut stdio("127.0.0.1:9", directory.path())).failed_with(1, &["short.key", "at least 32 bytes"]);
 }
 
-/// How `spipe` takes a key with `mode` of which systemd says that it is a credential.
+/// Runs `spipe fingerprint` on a key with `mode` in the directory of systemd's credentials.
 fn fingerprint_of_credential(mode: u32) -> Ended {
     let key = Key::new();
     key.set_mode(mode);
@@ -258,7 +258,7 @@ fn fingerprint_of_credential(mode: u32) -> Ended {
 }
 
 #[test]
-fn a_credential_that_an_access_control_list_opens_to_its_user_is_accepted() {
+fn a_credential_that_its_group_can_read_is_accepted() {
     fingerprint_of_credential(0o440).succeeded();
 }
 
@@ -268,7 +268,7 @@ fn a_credential_that_others_can_read_is_refused() {
 }
 
 #[test]
-fn a_key_beside_the_credentials_is_refused_as_ever() {
+fn a_key_outside_the_credentials_directory_is_still_refused() {
     let (key, elsewhere) = (Key::new(), tempfile::tempdir().expect("a temporary directory"));
     key.set_mode(0o440);
     let ended =

@@ -1,4 +1,4 @@
-//! Where log lines go and in which form: for programs, for the journal, to syslog.
+//! The destinations and formats of log lines: JSON, the journal, syslog.
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +13,7 @@ use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, connect, connect_unix, echo};
 use crate::support::{DEADLINE, poll_until};
 
-// ── for programs ──
+// ── JSON ──
 
 /// The line of `process` with the message `message`, as JSON.
 #[track_caller]
@@ -23,7 +23,7 @@ fn json(process: &Process, message: &str) -> Value {
 }
 
 #[test]
-fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
+fn each_json_line_is_an_object_with_the_values_as_fields() {
     let key = Key::new();
     let args = ["--log-format", "json", "--name", "front \"door\"\\"];
     let responder = Process::start(&mut End::responder(&key, echo()).args(&args).command());
@@ -51,7 +51,7 @@ fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
 }
 
 #[test]
-fn an_error_for_programs_is_one_object_with_the_reason() {
+fn an_error_in_json_is_one_object_with_the_reason() {
     let key = Key::new();
     let nobody = key.path().with_extension("nobody");
     let initiator =
@@ -64,15 +64,15 @@ fn an_error_for_programs_is_one_object_with_the_reason() {
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_a_line_for_people() {
+fn an_error_at_start_up_is_plain_text() {
     let key = Key::of(b"short");
     let end = End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]);
     run(&mut end.command()).failed_with(1, &["at least 32 bytes"]);
 }
 
-// ── for the journal ──
+// ── the journal ──
 
-/// Starts `command`, whose standard error is what JOURNAL_STREAM says.
+/// Starts `command` with a JOURNAL_STREAM that matches its standard error.
 fn in_the_journal(command: &Command) -> Process {
     let process = Process::start(&mut after("JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr)", command));
     process.await_line(&["listening"]);
@@ -80,7 +80,7 @@ fn in_the_journal(command: &Command) -> Process {
 }
 
 #[test]
-fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
+fn a_journal_line_has_a_level_prefix_and_no_time() {
     let key = Key::new();
     let nobody = key.path().with_extension("nobody");
     let process = in_the_journal(&End::initiator(&key, nobody.display()).args(&["--verbose"]).command());
@@ -97,7 +97,7 @@ fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
 }
 
 #[test]
-fn in_the_journal_a_line_for_programs_is_an_object_behind_its_level() {
+fn a_json_line_in_the_journal_has_a_level_prefix() {
     let key = Key::new();
     let process =
         in_the_journal(&End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]).command());
@@ -108,7 +108,7 @@ fn in_the_journal_a_line_for_programs_is_an_object_behind_its_level() {
 }
 
 #[test]
-fn a_journal_that_standard_error_does_not_lead_to_is_none() {
+fn a_journal_stream_other_than_standard_error_is_ignored() {
     let key = Key::new();
     for stream in ["", "1:1", "nonsense"] {
         let end = End::initiator(&key, "127.0.0.1:9");
@@ -118,9 +118,9 @@ fn a_journal_that_standard_error_does_not_lead_to_is_none() {
     }
 }
 
-// ── to syslog ──
+// ── syslog ──
 
-/// A host of its own, as far as /dev is concerned, and the log daemon that the test plays on it.
+/// A host with its own /dev, and a log daemon on it, played by the test.
 struct Host {
     site: Site,
     daemon: UnixDatagram,
@@ -136,7 +136,7 @@ impl Host {
         Self { site, daemon }
     }
 
-    /// `command` on it.
+    /// `command`, run on this host.
     fn command(&self, command: &Command) -> Command {
         let dev = self.site.name("dev");
         let mounted = after(
@@ -148,7 +148,7 @@ impl Host {
         unshared
     }
 
-    /// The next line that the daemon gets with `part` in it.
+    /// The next line with `part` that the daemon receives.
     #[track_caller]
     fn await_line(&self, part: &str) -> String {
         loop {
@@ -163,24 +163,24 @@ impl Host {
 }
 
 #[test]
-fn syslog_gets_each_line_with_level_name_and_process_id() {
+fn a_syslog_line_has_level_name_and_process_id() {
     let host = Host::new();
     let site = &host.site;
-    // Nobody is at this name.
+    // Nothing listens at this name.
     site.configure("syslog = true\n".to_owned() + &site.encrypt("a", site.socket("nobody")));
     let process = Process::start(&mut host.command(&site.command()));
-    // The facility "daemon" is 3, times 8, and the level is added: news is a notice, 5.
+    // The facility "daemon" is 3. The number is 3 × 8 plus the level, here 5 (notice).
     let line = host.await_line("listening");
     assert!(line.starts_with("<29>"), "{line}");
     assert!(line.contains(&format!(" spipe[{}]: listening pipe=\"a\" ", process.pid())), "{line}");
     drop(site.connect("a"));
     let line = host.await_line("failed");
     assert!(line.starts_with("<28>"), "{line}");
-    assert_eq!(process.log(), "", "standard error gets nothing");
+    assert_eq!(process.log(), "", "nothing is written to standard error");
 }
 
 #[test]
-fn the_command_line_asks_for_syslog_too() {
+fn syslog_can_be_chosen_on_the_command_line() {
     let host = Host::new();
     host.site.configure(host.site.encrypt("a", "127.0.0.1:9"));
     let _process = Process::start(&mut host.command(host.site.command().arg("--syslog")));
@@ -188,7 +188,7 @@ fn the_command_line_asks_for_syslog_too() {
 }
 
 #[test]
-fn a_line_for_programs_is_an_object_in_syslog_as_well() {
+fn a_json_line_in_syslog_is_an_object() {
     let host = Host::new();
     host.site.configure(host.site.encrypt("a", "127.0.0.1:9"));
     let mut command = host.site.command();
@@ -200,7 +200,7 @@ fn a_line_for_programs_is_an_object_in_syslog_as_well() {
 }
 
 #[test]
-fn a_process_in_the_background_logs_to_syslog() {
+fn a_background_process_logs_to_syslog() {
     let host = Host::new();
     let site = &host.site;
     site.configure(site.both_ends("a", echo()));
@@ -219,7 +219,7 @@ fn a_process_in_the_background_logs_to_syslog() {
     poll_until("the pid file is gone", || (!site.path("pid").exists()).then_some(()));
 }
 
-/// Ends a process in the background with the test.
+/// Stops a background process when the test ends.
 struct Stop(rustix::process::Pid);
 
 impl Drop for Stop {
@@ -229,7 +229,7 @@ impl Drop for Stop {
 }
 
 #[test]
-fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
+fn without_a_log_daemon_an_error_is_printed_and_the_pipe_serves() {
     let host = Host::new();
     let site = &host.site;
     std::fs::remove_file(site.path("dev/log")).expect("the file can be removed");
@@ -240,7 +240,7 @@ fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
 }
 
 #[test]
-fn a_log_daemon_that_comes_back_is_found_again() {
+fn a_restarted_log_daemon_is_used_again() {
     let mut host = Host::new();
     host.site.configure("syslog = true\n".to_owned() + &host.site.both_ends("a", echo()));
     let process = Process::start(&mut host.command(&host.site.command()));
@@ -249,7 +249,7 @@ fn a_log_daemon_that_comes_back_is_found_again() {
     new.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
     std::fs::rename(host.site.path("dev/new"), host.site.path("dev/log")).expect("the file can be renamed");
     host.daemon = new;
-    // Several, for syslog(3) loses what it had in its hands.
+    // Several connections, since syslog(3) loses the line that it was sending.
     for _ in 0..3 {
         assert_echoes(&mut host.site.connect("a"), "hello");
     }
@@ -258,10 +258,10 @@ fn a_log_daemon_that_comes_back_is_found_again() {
 }
 
 #[test]
-fn without_a_listening_pipe_errors_can_go_to_syslog_too() {
+fn a_pipe_on_standard_input_and_output_may_use_syslog() {
     let host = Host::new();
     let mut command = stdio(host.site.socket("nobody"), &host.site.path("test.key"));
     let ended = run(&mut host.command(command.arg("--syslog")));
-    // Whoever called is told in any case.
+    // The error goes to standard error as well.
     ended.failed_with(1, &["cannot connect to"]);
 }

@@ -1,4 +1,5 @@
-//! SIGHUP: pipes come, go and change while connections run, and nothing happens by halves.
+//! SIGHUP: pipes are added, removed and changed while connections run. A reload takes effect completely or not at
+//! all.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +17,7 @@ use crate::support::process::Process;
 use crate::support::site::Site;
 use crate::support::socket::{Service, assert_echoes, assert_ends, assert_reads, connect, echo, try_connect};
 
-/// A service that says `name` to whoever connects, and then sends back what it gets.
+/// A target that sends `name` on each connection, and then sends back the bytes that it receives.
 fn greeter(name: &'static str) -> SocketAddr {
     Service::start().serve(move |mut stream| {
         let _ = stream.write_all(name.as_bytes());
@@ -24,21 +25,21 @@ fn greeter(name: &'static str) -> SocketAddr {
     })
 }
 
-/// Connects to the pipe `name` of `site`, and asserts that it leads to the greeter `greeting`.
+/// Connects to the pipe `name` of `site`, and asserts that its target is the greeter `greeting`.
 #[track_caller]
-fn assert_leads_to(site: &Site, name: &str, greeting: &str) -> UnixStream {
+fn assert_dials(site: &Site, name: &str, greeting: &str) -> UnixStream {
     let mut client = site.connect(name);
     assert_reads(&mut client, greeting);
     client
 }
 
-/// Asserts that nobody listens for the pipe `name`.
+/// Asserts that no process listens for the pipe `name`.
 #[track_caller]
 fn assert_gone(site: &Site, name: &str) {
-    assert!(site.try_connect(name).is_err(), "somebody listens for {name}");
+    assert!(site.try_connect(name).is_err(), "{name} listens");
 }
 
-/// A process with one pipe, `a`, to an echo service.
+/// A process with one pipe, `a`, to an echo target.
 fn one_pipe() -> (Site, Process, String) {
     let site = Site::with_key();
     let a = site.both_ends("a", echo());
@@ -47,7 +48,7 @@ fn one_pipe() -> (Site, Process, String) {
 }
 
 #[test]
-fn a_pipe_is_added_while_another_ones_connection_goes_on() {
+fn a_pipe_is_added_while_another_pipes_connection_continues() {
     let (site, process, a) = one_pipe();
     let mut running = site.connect("a");
     assert_echoes(&mut running, "before");
@@ -55,25 +56,25 @@ fn a_pipe_is_added_while_another_ones_connection_goes_on() {
     site.configure(a + &site.both_ends("b", greeter("b")));
     process.reload_successfully();
     process.await_line(&["listening", "pipe=\"b\""]);
-    assert_leads_to(&site, "b", "b");
+    assert_dials(&site, "b", "b");
     assert_echoes(&mut running, "after");
     assert_echoes(&mut site.connect("a"), "a new one, too");
 }
 
 #[test]
-fn a_pipe_is_removed_while_its_own_connection_and_another_ones_go_on() {
+fn a_pipe_is_removed_while_connections_of_this_and_another_pipe_continue() {
     let (site, process, a) = one_pipe();
     site.configure(a.clone() + &site.both_ends("b", greeter("b")));
     process.reload_successfully();
     let mut staying = site.connect("a");
-    let mut orphan = assert_leads_to(&site, "b", "b");
+    let mut orphan = assert_dials(&site, "b", "b");
     site.configure(a);
     process.reload_successfully();
     let source = format!("source={}", site.socket("b"));
     process.await_line(&["no longer listening", &source]);
     assert_gone(&site, "b");
     assert_echoes(&mut staying, "still there");
-    assert_echoes(&mut orphan, "although its pipe is gone");
+    assert_echoes(&mut orphan, "its pipe is removed");
     orphan.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut orphan);
     let line = process.await_line(&[" closed ", "pipe=\"b\""]);
@@ -81,19 +82,19 @@ fn a_pipe_is_removed_while_its_own_connection_and_another_ones_go_on() {
 }
 
 #[test]
-fn a_pipe_is_changed_while_its_own_connection_goes_on() {
+fn a_pipe_is_changed_while_its_connection_continues() {
     let site = Site::with_key();
     let process = site.serve(site.both_ends("a", greeter("old")));
-    let mut running = assert_leads_to(&site, "a", "old");
+    let mut running = assert_dials(&site, "a", "old");
     site.configure(site.both_ends("a", greeter("new")));
     process.reload_successfully();
     assert_echoes(&mut running, "to the old target");
-    assert_leads_to(&site, "a", "new");
+    assert_dials(&site, "a", "new");
     assert_echoes(&mut running, "and still");
 }
 
 #[test]
-fn the_socket_of_a_removed_pipe_is_removed_and_that_of_one_that_stays_is_not_touched() {
+fn only_the_socket_of_a_removed_pipe_is_removed() {
     let (site, process, a) = one_pipe();
     let inode = |name: &str| std::fs::metadata(site.socket(name)).map(|file| file.ino()).ok();
     site.configure(a.clone() + &site.both_ends("b", echo()));
@@ -106,13 +107,13 @@ fn the_socket_of_a_removed_pipe_is_removed_and_that_of_one_that_stays_is_not_tou
 }
 
 #[test]
-fn a_removed_pipe_can_come_back() {
+fn a_removed_pipe_can_be_added_again() {
     let (site, process, a) = one_pipe();
     let both = a.clone() + &site.both_ends("b", greeter("b"));
     for _ in 0..3 {
         site.configure(&both);
         process.reload_successfully();
-        assert_leads_to(&site, "b", "b");
+        assert_dials(&site, "b", "b");
         site.configure(&a);
         process.reload_successfully();
         assert_gone(&site, "b");
@@ -120,18 +121,18 @@ fn a_removed_pipe_can_come_back() {
 }
 
 #[test]
-fn only_new_places_are_told_in_the_log() {
+fn only_new_sources_are_logged() {
     let (site, process, a) = one_pipe();
     site.configure(a + &site.decrypt("b", echo()));
     process.reload_successfully();
     let line = process.await_line(&["listening", "pipe=\"b\""]);
     assert_eq!(field(&line, "source"), site.socket("b"));
-    // The two of the start, and the new one.
+    // Two lines from the start, and one for the new source.
     assert_eq!(process.log().matches(" listening ").count(), 3, "{}", process.log());
 }
 
 #[test]
-fn a_pipe_that_has_become_another_is_told_in_the_log_with_the_place_that_it_keeps() {
+fn a_renamed_pipe_is_logged_with_its_unchanged_source() {
     let (site, process, a) = one_pipe();
     process.reload_successfully();
     assert_eq!(process.log().matches(" listening ").count(), 2, "nothing has changed: {}", process.log());
@@ -143,9 +144,9 @@ fn a_pipe_that_has_become_another_is_told_in_the_log_with_the_place_that_it_keep
 }
 
 #[test]
-fn a_place_that_is_written_in_another_way_stays_the_same() {
+fn another_notation_of_the_same_source_changes_nothing() {
     let site = Site::with_key();
-    // At an address where nobody else looks for a port.
+    // No other test uses this address.
     let port = crate::support::redis::free_port();
     let sealed = site.decrypt("sealed", echo());
     let front = |source: &str| {
@@ -160,12 +161,12 @@ fn a_place_that_is_written_in_another_way_stays_the_same() {
 }
 
 #[test]
-fn a_hundred_reloads_leave_no_descriptor_behind() {
+fn a_hundred_reloads_leak_no_descriptor() {
     let site = Site::with_key();
     let a = site.both_ends("a", echo());
     let both = a.clone() + &site.both_ends("b", "127.0.0.1:9");
     site.configure(&a);
-    // With one left open by each reload, they would soon run out.
+    // If each reload left one open, the process would soon have none left.
     let command = site.command();
     let mut limited = std::process::Command::new("prlimit");
     limited.arg("--nofile=64:64").arg(command.get_program()).args(command.get_args());
@@ -193,17 +194,17 @@ fn a_source_moves_from_one_pipe_to_another() {
         site.decrypt(name, target).replace(&plain, &sources(places))
     };
     let process = site.serve(initiators.clone() + &pipe("one", one, &["sealed-x", "sealed-y"]));
-    assert_leads_to(&site, "x", "one");
-    assert_leads_to(&site, "y", "one");
+    assert_dials(&site, "x", "one");
+    assert_dials(&site, "y", "one");
     site.configure(initiators + &pipe("one", one, &["sealed-x"]) + &pipe("other", other, &["sealed-y"]));
     process.reload_successfully();
-    assert_leads_to(&site, "x", "one");
-    assert_leads_to(&site, "y", "other");
+    assert_dials(&site, "x", "one");
+    assert_dials(&site, "y", "other");
     assert!(!process.log().contains("no longer listening"), "{}", process.log());
 }
 
 #[test]
-fn a_place_can_change_its_mode() {
+fn a_source_can_change_its_mode() {
     let site = Site::with_key();
     let target = echo();
     let process = site.serve(site.encrypt("front", site.socket("back")) + &site.decrypt("back", target));
@@ -214,7 +215,7 @@ fn a_place_can_change_its_mode() {
 }
 
 #[test]
-fn whoever_waits_in_the_queue_is_served_by_the_new_pipe() {
+fn a_client_in_the_queue_is_served_by_the_new_pipe() {
     let site = Site::with_key();
     let sealed = site.decrypt("sealed", echo());
     let full = site.encrypt("a", site.socket("sealed")) + "max-connections = 1\n";
@@ -230,13 +231,9 @@ fn whoever_waits_in_the_queue_is_served_by_the_new_pipe() {
     assert_echoes(&mut only, "undisturbed");
 }
 
-/// Connects to `address` again and again while `step` is done again and again, each at least `times` times, and
-/// asserts that each connection is answered. Gives how often `step` was done.
-fn with_clients_that_always_get_an_answer(
-    address: SocketAddr,
-    times: usize,
-    mut step: impl FnMut(usize),
-) -> usize {
+/// Repeatedly connects to `address` and at the same time repeatedly calls `step`, each at least `times` times.
+/// Asserts that each connection is answered. Returns how often `step` was called.
+fn assert_clients_are_served_during(address: SocketAddr, times: usize, mut step: impl FnMut(usize)) -> usize {
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         let clients = scope.spawn(|| {
@@ -258,10 +255,10 @@ fn with_clients_that_always_get_an_answer(
 }
 
 #[test]
-fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refused() {
+fn no_client_is_refused_during_fifty_reloads_that_keep_only_the_source() {
     let site = Site::with_key();
     let target = echo();
-    // Of both ends: the initiator's place is a port, the responder's a file.
+    // The states of both ends: the initiator's source is a port, the responder's is a file.
     let state = |number: usize| {
         let front = site.encrypt("front", site.socket("back"));
         let front = front
@@ -279,7 +276,7 @@ fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refus
     let process = site.serve(state(0));
     let line = process.await_line(&["listening", "front-0"]);
     let address = field(&line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address");
-    let last = with_clients_that_always_get_an_answer(address, 50, |number| {
+    let last = assert_clients_are_served_during(address, 50, |number| {
         site.configure(state(number));
         process.reload_successfully();
     });
@@ -289,7 +286,7 @@ fn through_fifty_reloads_that_change_everything_but_the_place_no_client_is_refus
 }
 
 #[test]
-fn signals_that_come_faster_than_they_are_obeyed_do_no_harm() {
+fn more_signals_than_reloads_do_no_harm() {
     let (site, process, _) = one_pipe();
     let mut running = site.connect("a");
     assert_echoes(&mut running, "before");
@@ -301,12 +298,12 @@ fn signals_that_come_faster_than_they_are_obeyed_do_no_harm() {
     assert_echoes(&mut site.connect("a"), "a new one, too");
 }
 
-// ── what is wrong in the new state leaves the old one as it is ──
+// ── an error in the new state leaves the old state in force ──
 
-/// Asserts that `change` makes a reload of one pipe, `a`, fail with `parts` in the log; that the pipe and its
-/// connection go on; and that all is well again with what was there before. `change` gives the text of a new file.
+/// Asserts that a reload with the configuration that `change` returns fails with `parts` in the log; that the pipe
+/// `a` and its connection continue; and that a reload with the previous configuration succeeds.
 #[track_caller]
-fn assert_keeps_the_old(change: impl FnOnce(&Site, &str) -> Vec<u8>, parts: &[&str]) {
+fn assert_keeps_the_old_state(change: impl FnOnce(&Site, &str) -> Vec<u8>, parts: &[&str]) {
     let (site, process, a) = one_pipe();
     let mut running = site.connect("a");
     assert_echoes(&mut running, "before");
@@ -322,23 +319,26 @@ fn assert_keeps_the_old(change: impl FnOnce(&Site, &str) -> Vec<u8>, parts: &[&s
 }
 
 #[test]
-fn a_file_that_is_no_toml_keeps_the_old_state() {
-    assert_keeps_the_old(|_, a| format!("{a}[[pipe]\n").into(), &["pipes.toml:13: "]);
+fn a_file_that_is_not_toml_keeps_the_old_state() {
+    assert_keeps_the_old_state(|_, a| format!("{a}[[pipe]\n").into(), &["pipes.toml:13: "]);
 }
 
 #[test]
 fn a_file_with_an_unknown_option_keeps_the_old_state() {
-    assert_keeps_the_old(|_, a| format!("{a}lable = 1\n").into(), &["pipes.toml:13: unknown field `lable`"]);
+    assert_keeps_the_old_state(
+        |_, a| format!("{a}lable = 1\n").into(),
+        &["pipes.toml:13: unknown field `lable`"],
+    );
 }
 
 #[test]
 fn an_empty_file_keeps_the_old_state() {
-    assert_keeps_the_old(|_, _| Vec::new(), &["has no pipe"]);
+    assert_keeps_the_old_state(|_, _| Vec::new(), &["has no pipe"]);
 }
 
 #[test]
 fn a_missing_key_keeps_the_old_state() {
-    assert_keeps_the_old(
+    assert_keeps_the_old_state(
         |site, a| (site.both_ends("new", echo()) + &a.replace("test.key", "missing.key")).into(),
         &["pipes.toml:18: cannot read the key", "missing.key"],
     );
@@ -346,7 +346,7 @@ fn a_missing_key_keeps_the_old_state() {
 
 #[test]
 fn a_key_that_others_can_read_keeps_the_old_state() {
-    assert_keeps_the_old(
+    assert_keeps_the_old_state(
         |site, a| {
             use std::os::unix::fs::PermissionsExt;
             site.add_key("open.key");
@@ -359,10 +359,10 @@ fn a_key_that_others_can_read_keeps_the_old_state() {
 }
 
 #[test]
-fn a_new_place_in_use_keeps_the_old_state_and_its_neighbour_is_not_started() {
+fn a_new_source_in_use_keeps_the_old_state_and_starts_no_other_new_pipe() {
     let taken = Service::start();
     let source = format!("\"{}\"", taken.address());
-    assert_keeps_the_old(
+    assert_keeps_the_old_state(
         |site, a| {
             let broken = site
                 .encrypt("broken", "127.0.0.1:9")
@@ -374,7 +374,7 @@ fn a_new_place_in_use_keeps_the_old_state_and_its_neighbour_is_not_started() {
 }
 
 #[test]
-fn a_new_place_in_use_keeps_even_what_else_has_changed_from_changing() {
+fn a_new_source_in_use_prevents_all_other_changes() {
     let site = Site::with_key();
     let (old, new, taken) = (greeter("old"), greeter("new"), Service::start());
     let process = site.serve(site.both_ends("a", old) + &site.both_ends("removed", old));
@@ -382,12 +382,12 @@ fn a_new_place_in_use_keeps_even_what_else_has_changed_from_changing() {
     let broken = site.encrypt("broken", "127.0.0.1:9").replace(&source, &format!("\"{}\"", taken.address()));
     site.configure(site.both_ends("a", new) + &broken);
     process.fail_to_reload(&["cannot listen on"]);
-    assert_leads_to(&site, "a", "old");
-    assert_leads_to(&site, "removed", "old");
+    assert_dials(&site, "a", "old");
+    assert_dials(&site, "removed", "old");
 }
 
 #[test]
-fn a_file_that_is_gone_keeps_the_old_state() {
+fn a_missing_configuration_keeps_the_old_state() {
     let (site, process, _) = one_pipe();
     std::fs::remove_file(site.file()).expect("the file can be removed");
     process.fail_to_reload(&["cannot read the configuration", "No such file"]);
@@ -396,7 +396,7 @@ fn a_file_that_is_gone_keeps_the_old_state() {
 
 #[test]
 fn sockets_that_systemd_has_not_passed_cannot_be_added() {
-    assert_keeps_the_old(
+    assert_keeps_the_old_state(
         |site, a| {
             let source = format!("\"{}\"", site.socket("passed"));
             (a.to_owned() + &site.encrypt("passed", "127.0.0.1:9").replace(&source, "\"systemd:front\""))
@@ -409,25 +409,25 @@ fn sockets_that_systemd_has_not_passed_cannot_be_added() {
 // ── limits ──
 
 #[test]
-fn connections_from_before_count_towards_an_unchanged_limit_of_an_initiator() {
+fn earlier_connections_count_towards_an_unchanged_limit_of_an_initiator() {
     let site = Site::with_key();
     let pipe = |target| {
         site.encrypt("a", site.socket("sealed")) + "max-connections = 1\n" + &site.decrypt("sealed", target)
     };
     let process = site.serve(pipe(greeter("old")));
-    let mut only = assert_leads_to(&site, "a", "old");
+    let mut only = assert_dials(&site, "a", "old");
     process.await_line(&["as many connections as -n allows"]);
     site.configure(pipe(greeter("new")));
     process.reload_successfully();
-    // The new accept loop has found no place, either.
+    // The new accept loop has found no free slot, either.
     process.await_lines(2, "as many connections as -n allows");
     assert_echoes(&mut only, "undisturbed");
     drop(only);
-    assert_leads_to(&site, "a", "new");
+    assert_dials(&site, "a", "new");
 }
 
 #[test]
-fn connections_from_before_count_towards_an_unchanged_limit_of_a_responder() {
+fn earlier_connections_count_towards_an_unchanged_limit_of_a_responder() {
     let site = Site::with_key();
     let limited = site.decrypt("sealed", echo()) + "max-connections = 1\ntimeout = 1\n";
     let process = site.serve(site.encrypt("a", site.socket("sealed")) + &limited);
@@ -440,7 +440,7 @@ fn connections_from_before_count_towards_an_unchanged_limit_of_a_responder() {
 }
 
 #[test]
-fn a_limit_of_one_pipe_is_not_inherited_by_another_place() {
+fn a_new_source_does_not_inherit_the_limit_of_another_pipe() {
     let site = Site::with_key();
     let sealed = site.decrypt("sealed", echo());
     let limited = |name: &str| site.encrypt(name, site.socket("sealed")) + "max-connections = 1\n";
@@ -452,10 +452,10 @@ fn a_limit_of_one_pipe_is_not_inherited_by_another_place() {
     assert_echoes(&mut site.connect("b"), "the first of b");
 }
 
-// ── what concerns the whole process ──
+// ── options of the whole process ──
 
 #[test]
-fn a_changed_drain_timeout_is_in_force_without_a_restart() {
+fn a_changed_drain_timeout_takes_effect_without_a_restart() {
     let (site, mut process, a) = one_pipe();
     let mut client = site.connect("a");
     assert_echoes(&mut client, "before");
@@ -468,7 +468,7 @@ fn a_changed_drain_timeout_is_in_force_without_a_restart() {
 }
 
 #[test]
-fn other_changes_of_the_whole_process_are_reported_as_needing_a_restart() {
+fn other_changes_of_process_options_are_reported_as_needing_a_restart() {
     for change in
         ["verbose = true", "log-format = \"json\"", "pid-file = \"/nowhere/pid\"", "user = \"nobody\""]
     {
@@ -476,12 +476,12 @@ fn other_changes_of_the_whole_process_are_reported_as_needing_a_restart() {
         site.configure(format!("{change}\n{a}"));
         process.reload_successfully();
         process.await_line(&[" WARN ", "takes a restart"]);
-        assert!(process.log().contains(" INFO "), "the log is as it was: {}", process.log());
+        assert!(process.log().contains(" INFO "), "the log has changed: {}", process.log());
     }
 }
 
 #[test]
-fn a_change_that_the_command_line_overrides_is_none() {
+fn a_change_that_the_command_line_overrides_is_not_reported() {
     let site = Site::with_key();
     let a = site.both_ends("a", echo());
     site.configure(&a);
@@ -489,15 +489,15 @@ fn a_change_that_the_command_line_overrides_is_none() {
     process.await_line(&["listening"]);
     site.configure(format!("log-format = \"json\"\n{a}"));
     process.reload_successfully();
-    // The next reload's line comes after all of the one before.
+    // The line of the next reload comes after all lines of the previous one.
     process.reload_successfully();
     assert!(!process.log().contains("takes a restart"), "{}", process.log());
 }
 
-// ── without a file ──
+// ── without a configuration file ──
 
 #[test]
-fn a_pipe_of_the_command_line_goes_on_through_a_reload() {
+fn a_pipe_of_the_command_line_survives_a_reload() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).start();
     let initiator = End::initiator(&key, responder.address()).start();
@@ -511,7 +511,7 @@ fn a_pipe_of_the_command_line_goes_on_through_a_reload() {
 }
 
 #[test]
-fn a_key_of_the_command_line_that_is_gone_keeps_the_old_state() {
+fn a_missing_key_of_the_command_line_keeps_the_old_state() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).start();
     let initiator = End::initiator(&key, responder.address()).start();
@@ -539,7 +539,7 @@ fn a_key_from_standard_input_survives_a_reload() {
 }
 
 #[test]
-fn a_key_by_a_relative_path_is_read_again() {
+fn a_key_with_a_relative_path_is_read_again() {
     let site = Site::with_key();
     let mut command = crate::support::process::spipe();
     command
@@ -553,7 +553,7 @@ fn a_key_by_a_relative_path_is_read_again() {
 }
 
 #[test]
-fn bytes_that_are_on_the_way_arrive_in_spite_of_reloads() {
+fn bytes_in_transit_arrive_despite_reloads() {
     let (site, process, _) = one_pipe();
     let bytes = crate::support::random::Random::bytes(50, 32 << 20);
     let client = site.connect("a");
@@ -566,7 +566,7 @@ fn bytes_that_are_on_the_way_arrive_in_spite_of_reloads() {
         });
         let arriving = scope.spawn(move || {
             let mut arrived = Vec::new();
-            reader.read_to_end(&mut arrived).expect("an orderly end");
+            reader.read_to_end(&mut arrived).expect("a clean end");
             arrived
         });
         for _ in 0..10 {
@@ -578,15 +578,15 @@ fn bytes_that_are_on_the_way_arrive_in_spite_of_reloads() {
 }
 
 #[test]
-fn a_stranger_who_is_shaking_hands_is_let_go_on() {
-    // A client whose handshake is under way when its pipe is replaced: it has the key, so it is served.
+fn a_handshake_in_progress_is_completed_after_a_reload() {
+    // A peer whose handshake is in progress when its pipe is replaced. It has the key, so it is served.
     let site = Site::with_key();
     let process = site.serve(site.decrypt("sealed", echo()));
     let hole = Service::start();
     let key = Key::of(&std::fs::read(site.path("test.key")).expect("the file can be read"));
     let initiator = End::initiator(&key, hole.address()).args(&["-o", "60"]).start();
     let mut client = initiator.connect();
-    // The test is the wire: the first message goes on only after the reload.
+    // The test relays the wire: it passes message 1 on only after the reload.
     let wire: TcpStream = hole.accept();
     let far = site.connect("sealed");
     wire.set_read_timeout(Some(Duration::from_secs(60))).expect("the socket is open");
@@ -596,29 +596,29 @@ fn a_stranger_who_is_shaking_hands_is_let_go_on() {
     let (mut wire_in, mut far_in) = (wire, far);
     thread::spawn(move || std::io::copy(&mut wire_in, &mut far_out));
     thread::spawn(move || std::io::copy(&mut far_in, &mut wire_out));
-    assert_echoes(&mut client, "served by what was replaced");
+    assert_echoes(&mut client, "served by the replaced pipe");
 }
 
 #[test]
-fn a_reload_that_hangs_at_a_key_holds_up_neither_clients_nor_the_end() {
+fn a_reload_that_blocks_on_a_key_delays_neither_clients_nor_the_exit() {
     let site = Site::with_key();
     let mut process = site.serve(site.both_ends("a", greeter("hello")));
-    // A named pipe gives nothing as long as nobody writes.
+    // Reading a named pipe blocks until a process writes to it.
     let key = site.path("test.key");
     std::fs::remove_file(&key).expect("the file can be removed");
     let (read, write) = (rustix::fs::Mode::RUSR, rustix::fs::Mode::WUSR);
     rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("the fifo can be created");
     process.signal(Signal::HUP);
-    // This waits until it is opened for reading.
+    // Opening waits until the reload opens it for reading.
     let _silent = std::fs::File::options().write(true).open(&key).expect("the reload reads the key");
-    assert_leads_to(&site, "a", "hello");
+    assert_dials(&site, "a", "hello");
     process.signal(Signal::TERM);
     process.await_line(&["stopping"]);
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
 }
 
 #[test]
-fn what_changes_while_a_reload_reads_is_read_by_the_next_one() {
+fn a_change_during_a_reload_is_read_by_the_next_reload() {
     let site = Site::with_key();
     let process = site.serve(site.encrypt("a", "127.0.0.1:9"));
     let key = site.path("test.key");
@@ -628,7 +628,7 @@ fn what_changes_while_a_reload_reads_is_read_by_the_next_one() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &key, read | write).expect("the fifo can be created");
     process.signal(Signal::HUP);
     let mut slow = std::fs::File::options().write(true).open(&key).expect("the reload reads the key");
-    // The file has been read by now, and only the key is waited for.
+    // The reload has read the configuration by now, and waits for the key.
     std::fs::remove_file(&key).expect("the file can be removed");
     std::fs::write(&key, &content).expect("the file can be written");
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
