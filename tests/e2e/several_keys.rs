@@ -282,7 +282,7 @@ impl Loop {
     fn await_more(&self, count: u64) {
         let goal = self.answered.load(Ordering::Relaxed) + count;
         poll_until("requests are answered", || {
-            assert!(!self.thread.as_ref().expect("the process runs").is_finished(), "a request failed");
+            assert!(!self.thread.as_ref().expect("the thread runs").is_finished(), "a request failed");
             (self.answered.load(Ordering::Relaxed) >= goal).then_some(())
         });
     }
@@ -290,7 +290,7 @@ impl Loop {
     /// Asserts that no request has failed.
     fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().expect("the process runs").join().expect("no request failed");
+        self.thread.take().expect("the thread runs").join().expect("no request failed");
     }
 }
 

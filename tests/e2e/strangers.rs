@@ -46,7 +46,7 @@ fn record_message_1(key: &Key) -> Vec<u8> {
     let initiator = End::initiator(key, recorder.address()).start();
     let _client = initiator.connect();
     let mut message = vec![0; MESSAGE_1];
-    recorder.accept().read_exact(&mut message).expect("the initiator sends first");
+    recorder.accept().read_exact(&mut message).expect("message 1 arrives");
     message
 }
 
@@ -118,7 +118,7 @@ fn an_initiator_in_front_of_an_initiator_is_refused() {
     let inner = End::initiator(&key, echo()).args(&["-o", "1"]).start();
     let outer = End::initiator(&key, inner.address()).args(&["-o", "1"]).start();
     outer.assert_resets_a_client();
-    // It received a message 1 of its own kind instead of message 2.
+    // The echo target sent its own message 1 back to it.
     inner.await_line(&["failed", "does not open with this key"]);
     outer.await_line(&["failed"]);
 }

@@ -30,7 +30,7 @@ impl Write for Lines {
     }
 }
 
-/// Sandboxes this process. Returns the lines that were logged meanwhile, make_call_fail their times.
+/// Sandboxes this process. Returns the lines that were logged meanwhile, without their times.
 fn logged(needs: &Needs) -> Vec<String> {
     let lines = Lines::default();
     let writer = lines.clone();
