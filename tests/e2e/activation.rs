@@ -1,4 +1,4 @@
-//! Sockets that the service manager passes (sd_listen_fds(3)).
+//! Sockets passed by the service manager (sd_listen_fds(3)).
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -12,11 +12,11 @@ use crate::support::process::{Process, after, run, spipe};
 use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, connect, echo};
 
-/// `command` with `sockets`, one or two, as the descriptors from 3 on, and the environment that says so.
+/// `command` with one or two `sockets` as descriptors 3 and 4, and with the environment variables that announce them.
 fn with_sockets(command: &Command, names: Option<&str>, sockets: Vec<OwnedFd>) -> Command {
     let count = sockets.len();
     let names = names.map(|names| format!("LISTEN_FDNAMES={names} ")).unwrap_or_default();
-    // A child inherits its standard streams and nothing else, so the sockets come as these.
+    // A child inherits only its standard streams, so the sockets are passed as these.
     let shift = match count {
         1 => "exec 3<&0 </dev/null;",
         _ => "exec 3<&0 4<&1 </dev/null >/dev/null;",
@@ -28,7 +28,7 @@ fn with_sockets(command: &Command, names: Option<&str>, sockets: Vec<OwnedFd>) -
     command
 }
 
-/// `spipe -d -s SOURCE` for each of `sources`, to an echo service.
+/// `spipe -d` with `-s` for each of `sources`, to an echo target.
 fn responder(key: &Key, sources: &[&str]) -> Command {
     let mut command = spipe();
     command.args(["-d", "-t", &echo().to_string(), "-k"]).arg(key.path());
@@ -44,11 +44,10 @@ fn start(command: &Command, names: Option<&str>, sockets: Vec<OwnedFd>) -> Proce
     process
 }
 
-/// Runs it, which must fail in one line with all of `parts`.
+/// Runs `command`, and asserts that it fails with one line that has all of `parts`.
 #[track_caller]
 fn assert_refused(command: &Command, names: Option<&str>, sockets: Vec<OwnedFd>, parts: &[&str]) {
-    let process = Process::start_piped(&mut with_sockets(command, names, sockets));
-    let mut process = process;
+    let mut process = Process::start_piped(&mut with_sockets(command, names, sockets));
     assert_eq!(process.wait().code(), Some(1), "{}", process.log());
     let log = process.log();
     assert_eq!(log.lines().count(), 1, "{log}");
@@ -59,11 +58,11 @@ fn assert_refused(command: &Command, names: Option<&str>, sockets: Vec<OwnedFd>,
 
 fn listener() -> (OwnedFd, std::net::SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("the socket is bound");
     (listener.into(), address)
 }
 
-/// Asserts that bytes go from a client with `key` through the responder at `address`.
+/// Asserts that the responder at `address` serves an initiator with `key`.
 #[track_caller]
 fn assert_serves(key: &Key, address: impl std::fmt::Display) {
     let initiator = crate::support::pipe::End::initiator(key, address).start();
@@ -90,7 +89,7 @@ fn without_a_name_all_passed_sockets_are_served() {
 }
 
 #[test]
-fn sockets_that_were_given_no_names_are_served() {
+fn unnamed_passed_sockets_are_served() {
     let (key, (socket, address)) = (Key::new(), listener());
     let _process = start(&responder(&key, &["systemd"]), None, vec![socket]);
     assert_serves(&key, address);
@@ -116,7 +115,7 @@ fn each_pipe_of_a_file_takes_the_socket_with_its_name() {
 }
 
 #[test]
-fn a_passed_socket_beside_one_of_our_own() {
+fn a_passed_socket_and_a_path_are_served_together() {
     let (key, (socket, address), site) = (Key::new(), listener(), Site::new());
     let command = responder(&key, &["systemd:door", &site.socket("own")]);
     let _process = start(&command, Some("door"), vec![socket]);
@@ -125,7 +124,7 @@ fn a_passed_socket_beside_one_of_our_own() {
 }
 
 #[test]
-fn a_name_that_was_not_passed_is_refused_with_those_that_were() {
+fn a_name_that_was_not_passed_is_refused_and_the_passed_names_are_listed() {
     let (key, (one, _), (other, _)) = (Key::new(), listener(), listener());
     assert_refused(
         &responder(&key, &["systemd:front"]),
@@ -141,7 +140,7 @@ fn a_name_that_was_not_passed_is_refused_with_those_that_were() {
 }
 
 #[test]
-fn without_any_passed_socket_it_is_refused_with_what_to_do() {
+fn without_a_passed_socket_the_error_says_what_to_do() {
     let key = Key::new();
     run(&mut responder(&key, &["systemd"])).failed_with(
         1,
@@ -150,7 +149,7 @@ fn without_any_passed_socket_it_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn sockets_that_were_passed_to_another_process_are_none_of_ours() {
+fn sockets_passed_to_another_process_are_not_used() {
     let (key, (socket, _)) = (Key::new(), listener());
     let mut command =
         after("exec 3<&0 </dev/null; LISTEN_PID=1 LISTEN_FDS=1", &responder(&key, &["systemd"]));
@@ -179,7 +178,7 @@ fn two_pipes_cannot_have_the_same_passed_socket() {
 #[test]
 fn a_socket_that_does_not_listen_is_refused() {
     let (key, (socket, address)) = (Key::new(), listener());
-    let connected = TcpStream::connect(address).expect("it listens");
+    let connected = TcpStream::connect(address).expect("the socket listens");
     drop(socket);
     assert_refused(
         &responder(&key, &["systemd"]),
@@ -209,7 +208,7 @@ fn a_datagram_socket_is_refused() {
 #[test]
 fn a_file_is_refused() {
     let key = Key::new();
-    let file = std::fs::File::open("/dev/null").expect("every Linux has it");
+    let file = std::fs::File::open("/dev/null").expect("Linux has this file");
     assert_refused(
         &responder(&key, &["systemd"]),
         Some("door"),
@@ -219,7 +218,7 @@ fn a_file_is_refused() {
 }
 
 #[test]
-fn names_that_are_not_as_many_as_the_sockets_are_refused() {
+fn different_numbers_of_names_and_sockets_are_refused() {
     let (key, (socket, _)) = (Key::new(), listener());
     assert_refused(
         &responder(&key, &["systemd"]),
@@ -230,7 +229,7 @@ fn names_that_are_not_as_many_as_the_sockets_are_refused() {
 }
 
 #[test]
-fn a_passed_socket_that_no_pipe_uses_is_warned_about() {
+fn a_passed_socket_that_no_pipe_uses_causes_a_warning() {
     let (key, (used, address), (unused, _)) = (Key::new(), listener(), listener());
     let process = start(&responder(&key, &["systemd:used"]), Some("used:unused"), vec![used, unused]);
     let line = process.await_line(&["WARN no pipe uses this socket that systemd has passed"]);
@@ -239,7 +238,7 @@ fn a_passed_socket_that_no_pipe_uses_is_warned_about() {
 }
 
 #[test]
-fn a_bad_name_of_a_passed_socket_is_a_mistake() {
+fn an_invalid_name_of_a_passed_socket_is_a_usage_error() {
     let key = Key::new();
     for source in ["systemd:", "systemd:a:b", &format!("systemd:{}", "x".repeat(300))] {
         run(&mut responder(&key, &[source])).failed_with(2, &["--source"]);
@@ -247,7 +246,7 @@ fn a_bad_name_of_a_passed_socket_is_a_mistake() {
 }
 
 #[test]
-fn a_passed_socket_cannot_be_connected_to() {
+fn a_passed_socket_cannot_be_a_target() {
     let key = Key::new();
     let mut command = spipe();
     command.args(["-e", "-s", "127.0.0.1:0", "-t", "systemd", "-k"]).arg(key.path());
@@ -255,7 +254,7 @@ fn a_passed_socket_cannot_be_connected_to() {
 }
 
 #[test]
-fn the_file_of_a_passed_socket_is_left_to_its_owner() {
+fn the_file_of_a_passed_socket_is_not_removed() {
     let (key, site) = (Key::new(), Site::new());
     let socket = UnixListener::bind(site.path("door")).expect("the name is free");
     let mut process = start(&responder(&key, &["systemd"]), None, vec![socket.into()]);
@@ -265,17 +264,18 @@ fn the_file_of_a_passed_socket_is_left_to_its_owner() {
 }
 
 #[test]
-fn who_connects_between_two_runs_is_served_by_the_second() {
+fn a_client_that_connects_between_two_runs_is_served_by_the_second() {
     let site = Site::with_key();
-    // The manager holds the socket all the time, and passes a copy to each run.
+    // The manager keeps the socket and passes a copy to each run.
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = socket.local_addr().expect("it is bound");
+    let address = socket.local_addr().expect("the socket is bound");
     let front = site.encrypt("front", site.socket("back"));
     site.configure(
         front.replace(&format!("\"{}\"", site.socket("front")), "\"systemd\"")
             + &site.decrypt("back", echo()),
     );
-    let run_once = || start(&site.command(), None, vec![socket.try_clone().expect("a copy").into()]);
+    let run_once =
+        || start(&site.command(), None, vec![socket.try_clone().expect("descriptors are left").into()]);
     let mut first = run_once();
     assert_echoes(&mut connect(address), "the first run");
     first.signal(Signal::TERM);
@@ -301,7 +301,7 @@ fn a_reload_keeps_the_passed_sockets() {
     assert_echoes(&mut running, "before");
     for name in ["renamed", "front", "renamed-again"] {
         site.configure(text(name));
-        process.reload_well();
+        process.reload_successfully();
         assert_echoes(&mut connect(address), name);
     }
     process.await_line(&[" closed ", "pipe=\"renamed-again\""]);
@@ -309,7 +309,7 @@ fn a_reload_keeps_the_passed_sockets() {
 }
 
 #[test]
-fn systemd_itself_passes_its_socket() {
+fn a_socket_passed_by_systemd_is_served() {
     let (key, site) = (Key::new(), Site::new());
     let spipe = responder(&key, &["systemd:door"]);
     let mut command = Command::new("systemd-socket-activate");
@@ -317,7 +317,7 @@ fn systemd_itself_passes_its_socket() {
     command.arg(spipe.get_program()).args(spipe.get_args());
     let process = Process::start(&mut command);
     process.await_line(&["Listening on"]);
-    // It starts the service for the first who connects.
+    // The first connection starts the service.
     assert_serves(&key, site.name("door"));
     process.await_line(&["listening", "role=decrypt"]);
     assert_serves(&key, site.name("door"));

@@ -1,4 +1,4 @@
-//! Every way to write an address.
+//! All notations of addresses.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::support::pipe::{End, Key, Pipe, field};
 use crate::support::socket::{Service, assert_echoes, assert_reads, connect, echo, send_back};
 
-/// Starts a pipe whose initiator listens on `source`, and asserts that it can be reached at each of `hosts`.
+/// Starts a pipe whose initiator listens on `source`, and asserts that each of `hosts` reaches it.
 fn assert_listens(source: &str, hosts: &[&str]) {
     let key = Key::new();
     let responder = End::responder(&key, echo()).start();
@@ -17,8 +17,7 @@ fn assert_listens(source: &str, hosts: &[&str]) {
     }
 }
 
-/// An address of each family, and a second one. A host without ::1 cannot show that both families work: the tests fail
-/// there, at connecting.
+/// Two IPv4 addresses and an IPv6 address. On a host without ::1 the tests fail when they connect.
 const EVERY_ADDRESS: [&str; 3] = ["127.0.0.1", "127.0.0.2", "[::1]"];
 
 #[test]
@@ -32,7 +31,7 @@ fn a_star_listens_on_both_families() {
 }
 
 #[test]
-fn every_address_is_one_line_each_with_the_same_port() {
+fn each_address_has_one_log_line_with_the_same_port() {
     let end = End::initiator(&Key::new(), "127.0.0.1:9").source("*:0").start();
     let lines = end.process.await_lines(2, "listening");
     let sources: Vec<_> = lines.iter().map(|line| field(line, "source")).collect();
@@ -41,55 +40,55 @@ fn every_address_is_one_line_each_with_the_same_port() {
 }
 
 #[test]
-fn an_ipv4_address_is_listened_on_with_and_without_brackets() {
+fn an_ipv4_source_works_with_and_without_brackets() {
     assert_listens("127.0.0.1:0", &["127.0.0.1"]);
     assert_listens("[127.0.0.1]:0", &["127.0.0.1"]);
 }
 
 #[test]
-fn an_ipv6_address_is_listened_on() {
+fn an_ipv6_source_works() {
     assert_listens("[::1]:0", &["[::1]"]);
 }
 
 #[test]
-fn a_name_is_listened_on() {
+fn a_host_name_works_as_source() {
     assert_listens("localhost:0", &["127.0.0.1"]);
 }
 
 #[test]
-fn a_name_of_several_addresses_is_tried_on_all_of_them() {
-    // Where localhost has two addresses, one of the two services refuses the first attempt.
+fn all_addresses_of_a_host_name_are_tried() {
+    // Nothing listens on [::1] at this port. So where localhost has both addresses, an attempt over IPv6 is refused.
     let v4 = Service::start().serve(send_back);
     let pipe = Pipe::to(format!("localhost:{}", v4.port())).start();
     assert_echoes(&mut pipe.connect(), "over IPv4");
 }
 
 #[test]
-fn a_bracketed_name_is_a_target() {
+fn a_bracketed_host_name_works_as_target() {
     let pipe = Pipe::to(format!("[localhost]:{}", echo().port())).start();
     assert_echoes(&mut pipe.connect(), "hello");
 }
 
 #[test]
-fn an_ipv6_target_is_reached() {
+fn an_ipv6_target_works() {
     let service = Service::start_on("[::1]:0").serve(send_back);
     let pipe = Pipe::to(service).start();
     assert_echoes(&mut pipe.connect(), "over IPv6");
 }
 
 #[test]
-fn the_outgoing_address_is_what_the_service_sees() {
+fn the_target_sees_the_outgoing_address() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).responder_args(&["-b", "127.0.0.2"]).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    assert_eq!(served.peer_addr().expect("it is connected").ip().to_string(), "127.0.0.2");
-    client.write_all(b"hello").expect("the pipe takes it");
+    assert_eq!(served.peer_addr().expect("the socket is connected").ip().to_string(), "127.0.0.2");
+    client.write_all(b"hello").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "hello");
 }
 
 #[test]
-fn the_outgoing_address_is_what_the_responder_sees() {
+fn the_responder_sees_the_outgoing_address() {
     let pipe = Pipe::to(echo()).initiator_args(&["-b", "[127.0.0.3]"]).start();
     let mut client = pipe.connect();
     assert_echoes(&mut client, "hello");

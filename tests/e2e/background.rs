@@ -1,4 +1,4 @@
-//! Into the background (--daemon).
+//! Going into the background (--daemon).
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::support::process::{Ended, run, run_with_input, spipe};
 use crate::support::site::Site;
 use crate::support::socket::{Service, assert_echoes, assert_ends, echo};
 
-/// The process in the background. Dropping it kills it, so none is left behind by a test that panics.
+/// The background process. It is killed when dropped, so a test that panics leaves no process behind.
 struct Background {
     pid: Pid,
     site: Site,
@@ -27,16 +27,16 @@ impl Drop for Background {
 }
 
 impl Background {
-    /// The process that has written the pid file of `site`, by what `ended`.
+    /// The process that wrote the pid file of `site`; `ended` is the command that started it.
     #[track_caller]
     fn of(site: Site, ended: Ended) -> Self {
         ended.succeeded();
-        let pid = std::fs::read_to_string(site.path("pid")).expect("it has written its pid file");
+        let pid = std::fs::read_to_string(site.path("pid")).expect("the process has written its pid file");
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw).expect("a process id");
         Self { pid, site }
     }
 
-    /// The pipe `a` to an echo service, both ends of it.
+    /// Both ends of the pipe `a` to an echo target.
     fn start() -> Self {
         let site = Site::with_key();
         site.configure(site.both_ends("a", echo()));
@@ -48,20 +48,20 @@ impl Background {
         format!("/proc/{}/{name}", self.pid).into()
     }
 
-    /// What /proc/PID/stat says from the third field on (proc_pid_stat(5)).
+    /// The fields of /proc/PID/stat from the third on (proc_pid_stat(5)).
     fn stat(&self) -> Option<Vec<String>> {
         let stat = std::fs::read_to_string(self.proc("stat")).ok()?;
         Some(stat.rsplit_once(')')?.1.split_whitespace().map(ToOwned::to_owned).collect())
     }
 
-    /// A zombie does not: whoever inherits it may be slow to look after it.
+    /// Whether the process runs. A zombie does not: the process that inherits it may be slow to reap it.
     fn runs(&self) -> bool {
         self.stat().is_some_and(|stat| stat[0] != "Z" && stat[0] != "X")
     }
 
     /// Stops it, and waits until it is gone.
     fn stop(&self) {
-        kill_process(self.pid, Signal::TERM).expect("it runs");
+        kill_process(self.pid, Signal::TERM).expect("the process runs");
         poll_until("the process in the background ends", || (!self.runs()).then_some(()));
     }
 }
@@ -72,8 +72,8 @@ fn daemon<'c>(command: &'c mut Command, site: &Site) -> &'c mut Command {
 }
 
 #[test]
-fn the_command_returns_when_the_pipe_can_be_used() {
-    // Several times, for it may be luck once.
+fn the_command_returns_when_the_pipe_is_ready() {
+    // Several times, since it may succeed once by chance.
     for _ in 0..10 {
         let background = Background::start();
         assert_echoes(&mut background.site.connect("a"), "at once");
@@ -81,43 +81,46 @@ fn the_command_returns_when_the_pipe_can_be_used() {
 }
 
 #[test]
-fn the_command_says_nothing_on_standard_output() {
+fn the_command_prints_nothing_to_standard_output() {
     let site = Site::with_key();
     site.configure(site.encrypt("a", "127.0.0.1:9"));
     let ended = run(daemon(&mut site.command(), &site));
     assert!(ended.stdout.is_empty(), "{ended:?}");
-    // It is not the log that is here.
+    // The log does not appear here.
     assert!(!ended.stderr.contains("listening"), "{ended:?}");
     let _background = Background::of(site, ended);
 }
 
 #[test]
-fn the_pid_file_has_the_id_of_the_process_in_the_background() {
+fn the_pid_file_has_the_id_of_the_background_process() {
     let background = Background::start();
-    let arguments = std::fs::read_to_string(background.proc("cmdline")).expect("it runs");
+    let arguments = std::fs::read_to_string(background.proc("cmdline")).expect("the process runs");
     assert!(arguments.contains("spipe\0run\0"), "{arguments}");
-    assert_eq!(std::fs::read_to_string(background.proc("comm")).expect("it runs"), "spipe\n");
+    assert_eq!(std::fs::read_to_string(background.proc("comm")).expect("the process runs"), "spipe\n");
 }
 
 #[test]
-fn the_process_is_in_a_session_of_its_own_without_a_terminal() {
+fn the_process_has_its_own_session_and_no_terminal() {
     let background = Background::start();
-    let stat = background.stat().expect("it runs");
+    let stat = background.stat().expect("the process runs");
     let (group, session, terminal) = (&stat[2], &stat[3], &stat[4]);
     assert_eq!((group, session), (&background.pid.to_string(), &background.pid.to_string()));
     assert_eq!(terminal, "0");
 }
 
 #[test]
-fn the_process_keeps_neither_directory_nor_standard_streams() {
+fn the_process_leaves_its_directory_and_standard_streams() {
     let background = Background::start();
     if !rustix::process::geteuid().is_root() {
-        // Its memory is kept from others of the same user, and so are these (proc_pid_cwd(5)).
+        // The process is not dumpable, so other processes of the same user cannot read these links (proc_pid_cwd(5)).
         return;
     }
-    assert_eq!(std::fs::read_link(background.proc("cwd")).expect("it runs"), PathBuf::from("/"));
+    assert_eq!(std::fs::read_link(background.proc("cwd")).expect("the process runs"), PathBuf::from("/"));
     for stream in ["fd/0", "fd/1", "fd/2"] {
-        assert_eq!(std::fs::read_link(background.proc(stream)).expect("it runs"), PathBuf::from("/dev/null"));
+        assert_eq!(
+            std::fs::read_link(background.proc(stream)).expect("the process runs"),
+            PathBuf::from("/dev/null")
+        );
     }
 }
 
@@ -126,10 +129,10 @@ fn sigterm_lets_connections_finish_and_removes_pid_file_and_socket() {
     let background = Background::start();
     let mut client = background.site.connect("a");
     assert_echoes(&mut client, "before");
-    kill_process(background.pid, Signal::TERM).expect("it runs");
-    poll_until("it listens no more", || background.site.try_connect("a").is_err().then_some(()));
+    kill_process(background.pid, Signal::TERM).expect("the process runs");
+    poll_until("it stops listening", || background.site.try_connect("a").is_err().then_some(()));
     assert_echoes(&mut client, "after");
-    client.shutdown(std::net::Shutdown::Write).expect("it is connected");
+    client.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     poll_until("it ends", || (!background.runs()).then_some(()));
     assert!(!background.site.path("pid").exists());
@@ -146,7 +149,8 @@ fn a_pid_file_with_a_relative_name_is_removed_too() {
     assert!(!background.site.path("pid").exists());
 }
 
-/// Asserts that `command` does not go into the background: it fails with `code`, and says why in its last line.
+/// Asserts that `command` does not go into the background: it fails with `code`, and its last line has all of
+/// `parts`.
 #[track_caller]
 fn assert_stays(command: &mut Command, code: i32, parts: &[&str]) {
     let site = Site::new();
@@ -159,41 +163,41 @@ fn assert_stays(command: &mut Command, code: i32, parts: &[&str]) {
 }
 
 #[test]
-fn a_port_in_use_is_told_to_who_called() {
+fn a_port_in_use_is_reported_to_the_caller() {
     let (key, taken) = (Key::new(), Service::start());
     let end = End::initiator(&key, "127.0.0.1:9").source(taken.address());
     assert_stays(&mut end.command(), 1, &["cannot listen on", "in use"]);
 }
 
 #[test]
-fn a_bad_key_is_told_to_who_called() {
+fn an_invalid_key_is_reported_to_the_caller() {
     let key = Key::of(b"short");
     assert_stays(&mut End::initiator(&key, "127.0.0.1:9").command(), 1, &["at least 32 bytes"]);
 }
 
 #[test]
-fn a_bad_file_is_told_to_who_called() {
+fn an_invalid_configuration_is_reported_to_the_caller() {
     let site = Site::with_key();
     site.configure("[[pipe]]\n");
     assert_stays(&mut site.command(), 1, &["pipes.toml:1: missing field `target`"]);
 }
 
 #[test]
-fn a_user_who_does_not_exist_is_told_to_who_called() {
+fn an_unknown_user_is_reported_to_the_caller() {
     let key = Key::new();
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-u", "no-such-user"]);
     assert_stays(&mut end.command(), 1, &["there is no user 'no-such-user'"]);
 }
 
 #[test]
-fn a_service_manager_that_cannot_be_told_is_told_to_who_called() {
+fn an_unreachable_service_manager_is_reported_to_the_caller() {
     let key = Key::new();
     let mut command = End::initiator(&key, "127.0.0.1:9").command();
     assert_stays(command.env("NOTIFY_SOCKET", "nowhere"), 1, &["cannot notify the service manager"]);
 }
 
 #[test]
-fn a_mistake_on_the_command_line_is_a_mistake() {
+fn a_usage_error_is_reported_to_the_caller() {
     let key = Key::new();
     let end = End::initiator(&key, "127.0.0.1:9").args(&["--label", &"x".repeat(256)]);
     assert_stays(&mut end.command(), 2, &["a label is at most 255 bytes"]);
@@ -211,26 +215,26 @@ fn foreground_and_background_exclude_each_other() {
 }
 
 #[test]
-fn a_second_one_with_the_same_pid_file_is_told_to_who_called() {
+fn a_pid_file_in_use_is_reported_to_the_caller() {
     let background = Background::start();
     let key = Key::new();
     let mut second = End::initiator(&key, "127.0.0.1:9").command();
     run(daemon(&mut second, &background.site)).failed_with_last_line(1, &["belongs to a running process"]);
-    assert_echoes(&mut background.site.connect("a"), "the first is none the worse for it");
+    assert_echoes(&mut background.site.connect("a"), "the first still serves");
 }
 
 #[test]
-fn a_key_from_standard_input_is_read_before() {
+fn a_key_on_standard_input_is_read() {
     let site = Site::with_key();
     site.configure(site.both_ends("a", echo()).replace("\"test.key\"", "\"-\""));
-    let key = std::fs::read(site.path("test.key")).expect("it is ours");
+    let key = std::fs::read(site.path("test.key")).expect("the file can be read");
     let ended = run_with_input(daemon(&mut site.command(), &site), key);
     let background = Background::of(site, ended);
     assert_echoes(&mut background.site.connect("a"), "hello");
 }
 
 #[test]
-fn a_file_can_ask_for_the_background() {
+fn a_configuration_can_request_the_background() {
     let site = Site::with_key();
     site.configure("daemon = true\npid-file = \"pid\"\n".to_owned() + &site.both_ends("a", echo()));
     let ended = run(&mut site.command());
@@ -239,7 +243,7 @@ fn a_file_can_ask_for_the_background() {
 }
 
 #[test]
-fn relative_names_of_file_and_keys_are_read_again_from_where_they_were() {
+fn relative_paths_of_a_configuration_and_its_keys_still_work_at_a_reload() {
     let site = Site::with_key();
     site.configure(site.both_ends("a", echo()));
     let manager = Manager::start();
@@ -250,14 +254,14 @@ fn relative_names_of_file_and_keys_are_read_again_from_where_they_were() {
     manager.await_line("READY=1");
     let site = &background.site;
     site.configure(site.both_ends("a", echo()) + &site.both_ends("b", echo()));
-    kill_process(background.pid, Signal::HUP).expect("it runs");
+    kill_process(background.pid, Signal::HUP).expect("the process runs");
     manager.await_line("RELOADING=1");
     assert!(manager.await_line("READY=1").contains(&"STATUS=4 pipes, no connections".to_owned()));
     assert_echoes(&mut site.connect("b"), "from the new state");
 }
 
 #[test]
-fn a_relative_key_of_the_command_line_is_read_again_from_where_it_was() {
+fn a_relative_path_of_a_key_still_works_at_a_reload() {
     let (site, manager) = (Site::with_key(), Manager::start());
     let mut command = spipe();
     command.args([
@@ -275,7 +279,7 @@ fn a_relative_key_of_the_command_line_is_read_again_from_where_it_was() {
     let ended = run(command.current_dir(site.path("")).env("NOTIFY_SOCKET", manager.address()));
     let background = Background::of(site, ended);
     manager.await_line("READY=1");
-    kill_process(background.pid, Signal::HUP).expect("it runs");
+    kill_process(background.pid, Signal::HUP).expect("the process runs");
     manager.await_line("RELOADING=1");
     assert!(manager.await_line("READY=1").contains(&"STATUS=1 pipe, no connections".to_owned()));
 }

@@ -1,4 +1,4 @@
-//! Bytes arrive exactly, in order, both ways at once, and no faster than they are read.
+//! Bytes arrive unchanged, in order, in both directions at once, and no faster than they are read.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -17,9 +17,9 @@ fn send_random(stream: &mut TcpStream, seed: u64, length: usize) {
     let mut piece = vec![0; PIECE];
     for _ in 0..length / PIECE {
         random.fill(&mut piece);
-        stream.write_all(&piece).expect("the pipe takes it");
+        stream.write_all(&piece).expect("the pipe accepts the bytes");
     }
-    stream.shutdown(Shutdown::Write).expect("it is connected");
+    stream.shutdown(Shutdown::Write).expect("the socket is connected");
 }
 
 /// Reads to the end, and asserts that it is `length` bytes of the stream `seed`.
@@ -27,7 +27,7 @@ fn receive_random(stream: &mut TcpStream, seed: u64, length: usize) {
     let mut random = Random::new(seed);
     let (mut piece, mut expected) = (vec![0; PIECE], vec![0; PIECE]);
     for index in 0..length / PIECE {
-        stream.read_exact(&mut piece).expect("all of it comes");
+        stream.read_exact(&mut piece).expect("all bytes arrive");
         random.fill(&mut expected);
         assert!(piece == expected, "piece {index} of stream {seed} was altered");
     }
@@ -39,11 +39,11 @@ fn exchange(mut stream: TcpStream, sends: u64, receives: u64, length: usize) {
     let mut sending = stream.try_clone().expect("descriptors are left");
     let sender = thread::spawn(move || send_random(&mut sending, sends, length));
     receive_random(&mut stream, receives, length);
-    sender.join().expect("all of it is sent");
+    sender.join().expect("all bytes are sent");
 }
 
 #[test]
-fn random_bytes_cross_both_ways_at_once_on_8_connections() {
+fn random_bytes_cross_in_both_directions_at_once_on_8_connections() {
     const CONNECTIONS: u64 = 8;
     // 256 MiB in all: 8 connections, 2 directions.
     const LENGTH: usize = (256 << 20) / 8 / 2;
@@ -51,11 +51,12 @@ fn random_bytes_cross_both_ways_at_once_on_8_connections() {
     let pipe = Pipe::to(service.address()).start();
     thread::scope(|scope| {
         for number in 0..CONNECTIONS {
-            // One after the other, so that the two streams belong to each other.
+            // One connection after the other, so that the client and the accepted stream belong to the same
+            // connection.
             let mut client = pipe.connect();
-            client.write_all(&[0]).expect("the pipe takes it");
+            client.write_all(&[0]).expect("the pipe accepts the bytes");
             let mut served = service.accept();
-            served.read_exact(&mut [0]).expect("it comes");
+            served.read_exact(&mut [0]).expect("the byte arrives");
             let (up, down) = (2 * number + 1, 2 * number + 2);
             scope.spawn(move || exchange(client, up, down, LENGTH));
             scope.spawn(move || exchange(served, down, up, LENGTH));
@@ -73,7 +74,7 @@ fn of_1000_short_connections_none_is_lost() {
                 for number in 0..125 {
                     let mut stream = pipe.connect();
                     assert_echoes(&mut stream, &format!("client {client}, connection {number}"));
-                    stream.shutdown(Shutdown::Write).expect("it is connected");
+                    stream.shutdown(Shutdown::Write).expect("the socket is connected");
                     assert_ends(&mut stream);
                 }
             });
@@ -84,42 +85,42 @@ fn of_1000_short_connections_none_is_lost() {
 }
 
 #[test]
-fn the_server_may_speak_first() {
+fn the_target_may_send_first() {
     let smtp = Service::start().serve(|mut stream| {
-        stream.write_all(b"220 mail.example ESMTP\r\n").expect("the pipe takes it");
+        stream.write_all(b"220 mail.example ESMTP\r\n").expect("the pipe accepts the bytes");
         assert_reads(&mut stream, "QUIT\r\n");
-        stream.write_all(b"221 Bye\r\n").expect("the pipe takes it");
+        stream.write_all(b"221 Bye\r\n").expect("the pipe accepts the bytes");
     });
     let pipe = Pipe::to(smtp).start();
     let mut client = pipe.connect();
     assert_reads(&mut client, "220 mail.example ESMTP\r\n");
-    client.write_all(b"QUIT\r\n").expect("the pipe takes it");
+    client.write_all(b"QUIT\r\n").expect("the pipe accepts the bytes");
     assert_reads(&mut client, "221 Bye\r\n");
     assert_ends(&mut client);
 }
 
 #[test]
-fn the_client_may_be_silent_from_the_start() {
+fn the_client_may_half_close_without_sending_a_byte() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let client = pipe.connect();
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut service.accept());
 }
 
 #[test]
-fn after_the_clients_half_close_the_service_still_speaks() {
+fn after_the_clients_half_close_the_target_can_still_send() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
-    client.write_all(b"a question").expect("the pipe takes it");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.write_all(b"a question").expect("the pipe accepts the bytes");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     let mut served = service.accept();
     assert_reads(&mut served, "a question");
     assert_ends(&mut served);
-    // Only now: the direction to the client lives on.
+    // Only now: the direction to the client continues.
     for part in ["an ", "answer ", "in parts"] {
-        served.write_all(part.as_bytes()).expect("the pipe takes it");
+        served.write_all(part.as_bytes()).expect("the pipe accepts the bytes");
         assert_reads(&mut client, part);
     }
     drop(served);
@@ -127,17 +128,17 @@ fn after_the_clients_half_close_the_service_still_speaks() {
 }
 
 #[test]
-fn after_the_services_half_close_the_client_still_speaks() {
+fn after_the_targets_half_close_the_client_can_still_send() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    served.write_all(b"all I had to say").expect("the pipe takes it");
-    served.shutdown(Shutdown::Write).expect("it is connected");
-    assert_reads(&mut client, "all I had to say");
+    served.write_all(b"the whole message").expect("the pipe accepts the bytes");
+    served.shutdown(Shutdown::Write).expect("the socket is connected");
+    assert_reads(&mut client, "the whole message");
     assert_ends(&mut client);
     for part in ["but ", "I have ", "more"] {
-        client.write_all(part.as_bytes()).expect("the pipe takes it");
+        client.write_all(part.as_bytes()).expect("the pipe accepts the bytes");
         assert_reads(&mut served, part);
     }
     drop(client);
@@ -151,13 +152,13 @@ fn a_slow_reader_stops_the_writer_and_memory_stays_bounded() {
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    client.write_all(b"ready").expect("the pipe takes it");
+    client.write_all(b"ready").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "ready");
     let ends = [&pipe.initiator.process, &pipe.responder.process];
     let before = ends.map(crate::support::process::Process::resident_kib);
 
-    // Nobody reads: what the kernel's buffers hold goes in, and then a write finds no room for two seconds.
-    client.set_write_timeout(Some(Duration::from_secs(2))).expect("it is open");
+    // The target does not read: the writes fill the kernel's buffers, and then a write finds no room for two seconds.
+    client.set_write_timeout(Some(Duration::from_secs(2))).expect("the socket is open");
     let mut random = Random::new(5);
     let mut piece = vec![0; PIECE];
     let mut written = 0;
@@ -172,21 +173,21 @@ fn a_slow_reader_stops_the_writer_and_memory_stays_bounded() {
             Err(_) => break,
         }
     }
-    assert!(written < FAR_TOO_MUCH, "nothing slowed the writer");
+    assert!(written < FAR_TOO_MUCH, "back-pressure did not stop the writer");
     for (end, before) in ends.iter().zip(before) {
         let growth = end.resident_kib().saturating_sub(before);
         assert!(growth < 8 * 1024, "{growth} KiB more after {written} bytes");
     }
 
-    // And nothing of it was lost.
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    // No byte was lost.
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     let mut random = Random::new(5);
     let mut left = written;
     let mut expected = vec![0; PIECE];
     while left > 0 {
         let count = left.min(PIECE);
         random.fill(&mut expected);
-        served.read_exact(&mut piece[..count]).expect("all of it comes");
+        served.read_exact(&mut piece[..count]).expect("all bytes arrive");
         assert!(piece[..count] == expected[..count], "altered with {left} bytes left");
         left -= count;
     }
@@ -194,12 +195,12 @@ fn a_slow_reader_stops_the_writer_and_memory_stays_bounded() {
 }
 
 #[test]
-fn the_wire_carries_no_plain_text() {
+fn the_wire_carries_no_plaintext() {
     use crate::support::relay::Plan;
     let pipe = Pipe::to(echo()).through(Plan::PASS).start();
     let secret = "correct horse battery staple";
     assert_echoes(&mut pipe.connect(), secret);
-    let wire = pipe.relay.as_ref().expect("it was asked for").recorded();
+    let wire = pipe.relay.as_ref().expect("the pipe has a relay").recorded();
     for direction in [wire.forth, wire.back] {
         assert!(direction.len() > 1000, "the relay saw the conversation");
         assert!(!direction.windows(8).any(|window| secret.as_bytes().windows(8).any(|part| part == window)));

@@ -1,12 +1,12 @@
-//! The command line: what is accepted, what is refused, and how it says so.
+//! The command line: which options are accepted, which are refused, and with which message.
 
 use crate::support::pipe::{End, Key, field};
 use crate::support::process::{Process, run, spipe};
 use crate::support::socket::{Service, assert_echoes, connect, echo};
 
-/// Runs `spipe ARGS`, where KEY stands for a key file, and asserts that it is refused as a mistake of use.
+/// Runs `spipe ARGS`, with KEY replaced by a key file, and asserts that it is refused as a usage error.
 #[track_caller]
-fn assert_mistake(args: &[&str], parts: &[&str]) {
+fn assert_usage_error(args: &[&str], parts: &[&str]) {
     let key = Key::new();
     let path = key.path().display().to_string();
     let args = args.iter().map(|arg| if *arg == "KEY" { path.as_str() } else { arg });
@@ -15,7 +15,7 @@ fn assert_mistake(args: &[&str], parts: &[&str]) {
 
 #[test]
 fn every_short_flag_is_accepted() {
-    // -q is not among them: it would keep the port from the log.
+    // -q is not in the list: it would hide the port from the log.
     let key = Key::new();
     for flag in ["-F", "-g", "-j", "-n5", "-o5", "-b127.0.0.1", "-D", "-R", "-r60"] {
         let responder = End::responder(&key, echo()).args(&[flag]).start();
@@ -25,8 +25,8 @@ fn every_short_flag_is_accepted() {
 }
 
 #[test]
-fn a_source_that_is_given_twice_is_a_mistake() {
-    assert_mistake(
+fn a_source_that_is_given_twice_is_a_usage_error() {
+    assert_usage_error(
         &["-e", "-s", "@twice", "-s", "@twice", "-t", "127.0.0.1:9", "-k", "KEY"],
         &["@twice is a source twice", "once is enough"],
     );
@@ -60,9 +60,9 @@ fn quiet_has_a_long_name() {
 }
 
 #[test]
-fn no_forward_secrecy_is_refused_with_the_reason() {
+fn an_option_against_forward_secrecy_is_refused_with_the_reason() {
     for flag in ["-f", "--no-forward-secrecy"] {
-        assert_mistake(
+        assert_usage_error(
             &["-e", "-s", "127.0.0.1:0", "-t", "127.0.0.1:9", "-k", "KEY", flag],
             &["forward secrecy cannot be turned off", "leave -f out"],
         );
@@ -71,7 +71,7 @@ fn no_forward_secrecy_is_refused_with_the_reason() {
 
 #[test]
 fn encrypt_and_decrypt_exclude_each_other() {
-    assert_mistake(
+    assert_usage_error(
         &["-e", "-d", "-s", "127.0.0.1:0", "-t", "127.0.0.1:9", "-k", "KEY"],
         &["cannot be used with"],
     );
@@ -79,40 +79,40 @@ fn encrypt_and_decrypt_exclude_each_other() {
 
 #[test]
 fn quiet_and_verbose_exclude_each_other() {
-    assert_mistake(&["-t", "127.0.0.1:9", "-k", "KEY", "-q", "--verbose"], &["cannot be used with"]);
+    assert_usage_error(&["-t", "127.0.0.1:9", "-k", "KEY", "-q", "--verbose"], &["cannot be used with"]);
 }
 
 #[test]
 fn a_source_needs_a_mode() {
-    assert_mistake(&["-s", "127.0.0.1:0", "-t", "127.0.0.1:9", "-k", "KEY"], &["--encrypt", "--decrypt"]);
+    assert_usage_error(&["-s", "127.0.0.1:0", "-t", "127.0.0.1:9", "-k", "KEY"], &["--encrypt", "--decrypt"]);
 }
 
 #[test]
 fn a_mode_needs_a_source() {
     for mode in ["-e", "-d"] {
-        assert_mistake(&[mode, "-t", "127.0.0.1:9", "-k", "KEY"], &["--source"]);
+        assert_usage_error(&[mode, "-t", "127.0.0.1:9", "-k", "KEY"], &["--source"]);
     }
 }
 
 #[test]
 fn a_target_and_a_key_are_needed() {
-    assert_mistake(&["-e", "-s", "127.0.0.1:0", "-k", "KEY"], &["--target"]);
-    assert_mistake(&["-e", "-s", "127.0.0.1:0", "-t", "127.0.0.1:9"], &["--key"]);
+    assert_usage_error(&["-e", "-s", "127.0.0.1:0", "-k", "KEY"], &["--target"]);
+    assert_usage_error(&["-e", "-s", "127.0.0.1:0", "-t", "127.0.0.1:9"], &["--key"]);
 }
 
 #[test]
-fn nothing_at_all_is_a_mistake() {
-    assert_mistake(&[], &[]);
+fn no_arguments_are_a_usage_error() {
+    assert_usage_error(&[], &[]);
 }
 
 #[test]
-fn an_unknown_option_is_a_mistake() {
-    assert_mistake(&["--frobnicate"], &["--frobnicate"]);
+fn an_unknown_option_is_a_usage_error() {
+    assert_usage_error(&["--frobnicate"], &["--frobnicate"]);
 }
 
 #[test]
-fn an_unknown_cipher_is_a_mistake_that_names_the_known_ones() {
-    assert_mistake(
+fn an_unknown_cipher_is_a_usage_error_that_lists_the_known_ones() {
+    assert_usage_error(
         &["-t", "127.0.0.1:9", "-k", "KEY", "--cipher", "rot13"],
         &["rot13", "aes256gcm", "chacha20poly1305"],
     );
@@ -120,19 +120,19 @@ fn an_unknown_cipher_is_a_mistake_that_names_the_known_ones() {
 
 #[test]
 fn standard_input_cannot_be_the_key_and_the_data() {
-    assert_mistake(&["-t", "127.0.0.1:9", "-k", "-"], &["-k -", "standard input"]);
+    assert_usage_error(&["-t", "127.0.0.1:9", "-k", "-"], &["-k -", "standard input"]);
 }
 
 #[test]
 fn addresses_of_different_kinds_exclude_each_other() {
-    assert_mistake(
+    assert_usage_error(
         &["-e", "-s", "127.0.0.1:0", "-t", "/a.sock", "-k", "KEY", "-b", "127.0.0.1"],
         &["cannot be reached from"],
     );
 }
 
 #[test]
-fn bad_addresses_are_mistakes() {
+fn invalid_addresses_are_usage_errors() {
     for (address, reason) in [
         ("localhost", "the port is missing"),
         ("127.0.0.1", "the port is missing"),
@@ -147,29 +147,32 @@ fn bad_addresses_are_mistakes() {
         ("", "cannot be empty"),
         ("@", "a Unix-domain socket's name"),
     ] {
-        assert_mistake(&["-t", address, "-k", "KEY"], &[reason]);
+        assert_usage_error(&["-t", address, "-k", "KEY"], &[reason]);
     }
 }
 
 #[test]
-fn bad_sources_and_outgoing_addresses_are_mistakes() {
-    assert_mistake(
+fn invalid_sources_and_outgoing_addresses_are_usage_errors() {
+    assert_usage_error(
         &["-e", "-s", "nowhere", "-t", "127.0.0.1:9", "-k", "KEY"],
         &["--source", "the port is missing"],
     );
-    assert_mistake(&["-t", "127.0.0.1:9", "-k", "KEY", "-b", "*:80"], &["--bind", "a place to listen on"]);
+    assert_usage_error(
+        &["-t", "127.0.0.1:9", "-k", "KEY", "-b", "*:80"],
+        &["--bind", "a place to listen on"],
+    );
 }
 
 #[test]
-fn bad_numbers_are_mistakes() {
+fn invalid_numbers_are_usage_errors() {
     for [option, value] in [["-n", "many"], ["-n", "-1"], ["-o", "0"], ["-o", "soon"], ["-o", "86401"]] {
-        assert_mistake(&["-t", "127.0.0.1:9", "-k", "KEY", option, value], &[]);
+        assert_usage_error(&["-t", "127.0.0.1:9", "-k", "KEY", option, value], &[]);
     }
 }
 
 #[test]
-fn a_label_too_long_is_a_mistake() {
-    assert_mistake(
+fn a_label_that_is_too_long_is_a_usage_error() {
+    assert_usage_error(
         &["-t", "127.0.0.1:9", "-k", "KEY", "--label", &"x".repeat(256)],
         &["a label is at most 255 bytes"],
     );
@@ -212,13 +215,13 @@ fn a_port_in_use_is_one_line_and_exit_code_1() {
 #[test]
 fn an_address_of_another_host_is_one_line_and_exit_code_1() {
     let key = Key::new();
-    // TEST-NET-3: documentation only, so no host has it.
+    // TEST-NET-3 is for documentation only, so no host has this address.
     let end = End::initiator(&key, "127.0.0.1:9").source("203.0.113.1:0");
     run(&mut end.command()).failed_with(1, &["this host does not have that address"]);
 }
 
 #[test]
-fn the_demo_shows_all_of_it() {
+fn the_demo_shows_every_part() {
     let page = run(spipe().arg("demo")).succeeded().text();
     for part in ["spipe -e", "spipe -d", "correct", "Round trip", "Throughput", "spipe keygen"] {
         assert!(page.contains(part), "no {part} in:\n{page}");

@@ -1,5 +1,5 @@
-//! Configuration files: what they may say, what is refused and where, and that each option does what it does on the
-//! command line.
+//! Configuration files: what is accepted, what is refused and at which line, and that each option has the same effect
+//! as on the command line.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::process::{Process, run, spipe};
 use crate::support::site::{Site, fingerprint};
 use crate::support::socket::{BlackHole, Service, assert_echoes, connect, echo, read_all};
 
-/// A valid configuration; tests spoil a line of it. Nobody ever connects to its target.
+/// A valid configuration; tests make one line of it invalid. No test connects to its target.
 const VALID: &str = r#"[[pipe]]
 mode = "encrypt"
 source = "127.0.0.1:0"
@@ -29,7 +29,7 @@ fn with_line(number: usize, line: &str) -> String {
     lines.join("\n")
 }
 
-/// Asserts that `check` and `run` refuse `site`'s configuration in one line with `parts`, and exit code 1.
+/// Asserts that `check` and `run` refuse the configuration of `site` with one line that has `parts`, and exit code 1.
 #[track_caller]
 fn assert_refused_at(site: &Site, parts: &[&str]) {
     for command in ["check", "run"] {
@@ -39,7 +39,7 @@ fn assert_refused_at(site: &Site, parts: &[&str]) {
     }
 }
 
-/// Asserts that `text` is refused because of what its line `line` says.
+/// Asserts that `text` is refused because of its line number `line`.
 #[track_caller]
 fn assert_refused(text: &str, line: usize, parts: &[&str]) {
     let site = Site::with_key();
@@ -48,7 +48,7 @@ fn assert_refused(text: &str, line: usize, parts: &[&str]) {
 }
 
 #[test]
-fn a_valid_file_is_told_pipe_by_pipe_with_fingerprints() {
+fn check_lists_the_pipes_of_a_valid_file_with_fingerprints() {
     let site = Site::new();
     let (first, second) = (site.add_key("first.key"), site.add_key("second.key"));
     site.configure(
@@ -81,17 +81,17 @@ fn a_valid_file_is_told_pipe_by_pipe_with_fingerprints() {
 }
 
 #[test]
-fn check_touches_no_socket() {
+fn check_opens_no_socket() {
     let (site, taken) = (Site::with_key(), Service::start());
     let file = site.socket("file");
     site.configure(with_line(3, &format!("source = [\"{}\", \"{file}\", \"systemd\"]", taken.address())));
     run(spipe().arg("check").arg(site.file())).succeeded();
-    taken.assert_unvisited();
+    taken.assert_no_connection();
     assert!(!Path::new(&file).exists());
 }
 
 #[test]
-fn check_does_not_write_the_pid_file_or_go_into_the_background() {
+fn check_writes_no_pid_file_and_stays_in_the_foreground() {
     let site = Site::with_key();
     site.configure(format!("pid-file = \"{}\"\ndaemon = true\n{VALID}", site.name("pid")));
     run(spipe().arg("check").arg(site.file())).succeeded();
@@ -99,14 +99,14 @@ fn check_does_not_write_the_pid_file_or_go_into_the_background() {
 }
 
 #[test]
-fn check_finds_a_user_who_does_not_exist() {
+fn check_reports_an_unknown_user() {
     let site = Site::with_key();
     site.configure(format!("user = \"no-such-user\"\n{VALID}"));
     run(spipe().arg("check").arg(site.file())).failed_with(1, &["there is no user 'no-such-user'"]);
 }
 
 #[test]
-fn an_unknown_name_above_all_pipes_is_refused_with_where_it_may_belong() {
+fn an_unknown_option_above_all_pipes_is_refused_with_a_hint() {
     assert_refused(
         &format!("quiet = true\n\nport = 80\n{VALID}"),
         3,
@@ -115,7 +115,7 @@ fn an_unknown_name_above_all_pipes_is_refused_with_where_it_may_belong() {
 }
 
 #[test]
-fn an_option_of_a_pipe_above_all_pipes_is_refused_with_where_it_belongs() {
+fn an_option_of_a_pipe_above_all_pipes_is_refused_with_its_right_position() {
     assert_refused(
         &format!("key = \"test.key\"\n{VALID}"),
         1,
@@ -124,12 +124,12 @@ fn an_option_of_a_pipe_above_all_pipes_is_refused_with_where_it_belongs() {
 }
 
 #[test]
-fn an_unknown_name_in_a_pipe_is_refused_with_the_known_ones() {
+fn an_unknown_option_in_a_pipe_is_refused_with_the_known_ones() {
     assert_refused(&format!("{VALID}lable = \"x\""), 6, &["unknown field `lable`", "`label`"]);
 }
 
 #[test]
-fn an_option_of_the_process_in_a_pipe_is_refused_with_where_it_belongs() {
+fn an_option_of_the_process_in_a_pipe_is_refused_with_its_right_position() {
     assert_refused(
         &format!("{VALID}drain-timeout = 5"),
         6,
@@ -138,20 +138,20 @@ fn an_option_of_the_process_in_a_pipe_is_refused_with_where_it_belongs() {
 }
 
 #[test]
-fn options_that_only_the_command_line_has_are_unknown_in_a_file() {
+fn options_of_the_command_line_only_are_unknown_in_a_file() {
     for option in ["encrypt = true", "decrypt = true", "foreground = true", "no-forward-secrecy = true"] {
-        let name = option.split(' ').next().expect("it has a name");
+        let name = option.split(' ').next().expect("the option has a name");
         assert_refused(&format!("{VALID}{option}"), 6, &[&format!("unknown field `{name}`")]);
     }
 }
 
 #[test]
-fn an_underscore_in_the_place_of_a_hyphen_is_refused() {
+fn an_underscore_instead_of_a_hyphen_is_refused() {
     assert_refused(&format!("{VALID}max_connections = 5"), 6, &["unknown field", "`max-connections`"]);
 }
 
 #[test]
-fn a_mode_that_does_not_exist_is_refused_with_those_that_do() {
+fn an_unknown_mode_is_refused_with_the_known_ones() {
     assert_refused(&with_line(2, "mode = \"forward\""), 2, &["'forward' is no mode", "encrypt or decrypt"]);
 }
 
@@ -166,7 +166,7 @@ fn a_missing_source_is_refused_at_its_pipe() {
 }
 
 #[test]
-fn an_empty_list_of_sources_is_refused_where_it_is() {
+fn an_empty_list_of_sources_is_refused_at_its_line() {
     assert_refused(&with_line(3, "source = []"), 3, &["the source is missing"]);
 }
 
@@ -181,18 +181,18 @@ fn a_missing_key_is_refused_at_its_pipe() {
 }
 
 #[test]
-fn an_empty_list_of_keys_is_refused_where_it_is() {
+fn an_empty_list_of_keys_is_refused_at_its_line() {
     assert_refused(&with_line(5, "key = []"), 5, &["the key is missing"]);
 }
 
 #[test]
-fn what_is_missing_in_the_second_pipe_is_refused_there() {
+fn an_option_that_the_second_pipe_lacks_is_refused_at_that_pipe() {
     let second = VALID.replace("target = \"127.0.0.1:9\"\n", "").replace("127.0.0.1:0", "127.0.0.2:0");
     assert_refused(&format!("{VALID}\n{second}"), 7, &["missing field `target`"]);
 }
 
 #[test]
-fn a_bad_address_is_refused_with_the_reason_the_command_line_gives() {
+fn an_invalid_address_is_refused_with_the_same_reason_as_on_the_command_line() {
     for (address, reason) in [
         ("localhost", "the port is missing"),
         ("127.0.0.1:http", "is not a port"),
@@ -205,18 +205,18 @@ fn a_bad_address_is_refused_with_the_reason_the_command_line_gives() {
 }
 
 #[test]
-fn a_bad_address_in_a_list_is_refused_at_its_own_line() {
+fn an_invalid_address_in_a_list_is_refused_at_its_line() {
     let list = "source = [\n    \"127.0.0.1:0\",\n    \"127.0.0.1\",\n    \"127.0.0.2:0\",\n]";
     assert_refused(&with_line(3, list), 5, &["the port is missing"]);
 }
 
 #[test]
-fn a_bad_outgoing_address_is_refused() {
+fn an_invalid_outgoing_address_is_refused() {
     assert_refused(&format!("{VALID}bind = \"*:80\""), 6, &["a place to listen on"]);
 }
 
 #[test]
-fn addresses_of_different_kinds_are_refused_at_the_outgoing_one() {
+fn addresses_of_different_kinds_are_refused_at_the_outgoing_address() {
     assert_refused(
         &format!("{VALID}name = \"x\"\nbind = \"/a.sock\""),
         7,
@@ -225,7 +225,7 @@ fn addresses_of_different_kinds_are_refused_at_the_outgoing_one() {
 }
 
 #[test]
-fn a_value_of_another_kind_is_refused() {
+fn a_value_of_the_wrong_type_is_refused() {
     for (number, line, parts) in [
         (3, "source = 80", ["invalid type: integer `80`", "a string or a list of strings"]),
         (3, "source = [80]", ["invalid type: integer `80`", "a string"]),
@@ -238,7 +238,7 @@ fn a_value_of_another_kind_is_refused() {
 }
 
 #[test]
-fn a_bad_timeout_is_refused_with_what_would_be_a_good_one() {
+fn an_invalid_timeout_is_refused_with_the_valid_range() {
     for timeout in ["0", "86401"] {
         assert_refused(
             &format!("{VALID}timeout = {timeout}"),
@@ -252,7 +252,7 @@ fn a_bad_timeout_is_refused_with_what_would_be_a_good_one() {
 }
 
 #[test]
-fn bad_values_of_the_other_options_of_a_pipe_are_refused() {
+fn invalid_values_of_the_other_options_of_a_pipe_are_refused() {
     let long = format!("label = \"{}\"", "x".repeat(256));
     for (line, part) in [
         ("max-connections = -1", "invalid value"),
@@ -267,7 +267,7 @@ fn bad_values_of_the_other_options_of_a_pipe_are_refused() {
 }
 
 #[test]
-fn bad_values_of_the_options_of_the_process_are_refused() {
+fn invalid_values_of_the_options_of_the_process_are_refused() {
     for (line, part) in [
         ("drain-timeout = -1", "invalid value"),
         ("drain-timeout = \"long\"", "invalid type"),
@@ -281,7 +281,7 @@ fn bad_values_of_the_options_of_the_process_are_refused() {
 }
 
 #[test]
-fn a_name_that_comes_twice_in_a_table_is_refused() {
+fn an_option_that_occurs_twice_in_a_table_is_refused() {
     assert_refused(&format!("{VALID}key = \"test.key\""), 6, &["duplicate key"]);
 }
 
@@ -296,7 +296,7 @@ fn two_pipes_with_the_same_source_are_refused_at_the_second() {
 }
 
 #[test]
-fn a_source_that_comes_twice_in_one_pipe_is_refused() {
+fn a_source_that_occurs_twice_in_one_pipe_is_refused() {
     assert_refused(
         &with_line(3, "source = [\"@x\", \"@x\"]"),
         3,
@@ -325,7 +325,7 @@ fn a_missing_key_file_is_refused_at_the_line_that_names_it() {
 #[test]
 fn a_short_key_file_is_refused_at_the_line_that_names_it() {
     let site = Site::with_key();
-    std::fs::write(site.path("test.key"), [7; 31]).expect("it is ours");
+    std::fs::write(site.path("test.key"), [7; 31]).expect("the file can be written");
     site.configure(VALID);
     assert_refused_at(
         &site,
@@ -335,11 +335,11 @@ fn a_short_key_file_is_refused_at_the_line_that_names_it() {
 
 fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("the mode can be changed");
 }
 
 #[test]
-fn a_key_file_that_others_can_read_is_refused_at_the_line_that_names_it_with_the_chmod_to_type() {
+fn a_key_file_that_others_can_read_is_refused_at_the_line_that_names_it_with_the_chmod_command() {
     let site = Site::with_key();
     set_mode(&site.path("test.key"), 0o644);
     site.configure(VALID);
@@ -350,13 +350,13 @@ fn a_key_file_that_others_can_read_is_refused_at_the_line_that_names_it_with_the
 #[test]
 fn a_directory_without_keys_is_refused_at_the_line_that_names_it() {
     let site = Site::new();
-    std::fs::create_dir(site.path("keys")).expect("it is ours");
+    std::fs::create_dir(site.path("keys")).expect("the directory can be created");
     site.configure(with_line(5, "key = \"keys\""));
     assert_refused_at(&site, &[&format!("{}:5: ", site.file().display()), "has no key"]);
 }
 
 #[test]
-fn a_file_without_pipes_is_refused_with_what_to_add() {
+fn a_file_without_pipes_is_refused_with_an_example_of_what_to_add() {
     let site = Site::new();
     for text in ["", "# nothing yet\n", "quiet = true\n", "pipe = []\n"] {
         site.configure(text);
@@ -365,7 +365,7 @@ fn a_file_without_pipes_is_refused_with_what_to_add() {
 }
 
 #[test]
-fn a_pipe_in_single_brackets_is_refused_with_how_to_write_it() {
+fn a_pipe_in_single_brackets_is_refused_with_the_right_notation() {
     assert_refused(&with_line(1, "[pipe]"), 1, &["write [[pipe]]"]);
 }
 
@@ -375,12 +375,12 @@ fn pipes_in_the_plural_are_refused() {
 }
 
 #[test]
-fn a_list_of_pipes_that_are_no_tables_is_refused() {
+fn a_list_of_pipes_that_are_not_tables_is_refused() {
     assert_refused("pipe = [\n\"redis\",\n]\n", 2, &["invalid type: string \"redis\""]);
 }
 
 #[test]
-fn what_is_no_toml_is_refused_at_its_line() {
+fn text_that_is_not_toml_is_refused_at_its_line() {
     for (text, line) in [
         ("[[pipe]]\nmode = encrypt\n", 2),
         ("[[pipe]]\nmode \"encrypt\"\n", 2),
@@ -392,24 +392,24 @@ fn what_is_no_toml_is_refused_at_its_line() {
 }
 
 #[test]
-fn what_is_not_utf_8_is_refused() {
+fn a_file_that_is_not_utf_8_is_refused() {
     let site = Site::new();
     site.configure(b"name = \"caf\xe9\"\n");
     assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "UTF-8"]);
 }
 
 #[test]
-fn a_file_that_is_not_there_is_refused() {
+fn a_missing_file_is_refused() {
     let site = Site::new();
     assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "No such file"]);
 }
 
 #[test]
-fn a_file_that_may_not_be_read_is_refused() {
+fn an_unreadable_file_is_refused() {
     let site = Site::with_key();
     site.configure(VALID);
     set_mode(&site.file(), 0);
-    // What lets root read everything is left behind; of others' rights that changes nothing.
+    // Without the capabilities that let root read everything.
     let mut command = Command::new("setpriv");
     if rustix::process::geteuid().is_root() {
         command.arg("--bounding-set=-dac_override,-dac_read_search");
@@ -419,14 +419,14 @@ fn a_file_that_may_not_be_read_is_refused() {
 }
 
 #[test]
-fn a_directory_is_no_configuration() {
+fn a_directory_is_refused_as_a_configuration() {
     let site = Site::new();
-    std::fs::create_dir(site.file()).expect("it is ours");
+    std::fs::create_dir(site.file()).expect("the directory can be created");
     assert_refused_at(&site, &["cannot read the configuration", &site.name("pipes.toml"), "directory"]);
 }
 
 #[test]
-fn the_lines_are_right_in_a_file_with_dos_line_ends() {
+fn line_numbers_are_right_in_a_file_with_dos_newlines() {
     assert_refused(&with_line(4, "target = \"nowhere\"").replace('\n', "\r\n"), 4, &["the port is missing"]);
 }
 
@@ -461,10 +461,10 @@ fn a_source_in_use_is_one_line_and_exit_code_1() {
 }
 
 #[test]
-fn keys_are_found_beside_the_file_wherever_the_command_is_run() {
+fn relative_paths_of_keys_are_relative_to_the_file() {
     let site = Site::new();
     let expected = site.add_key("keys/mine.key");
-    std::fs::create_dir(site.path("elsewhere")).expect("it is ours");
+    std::fs::create_dir(site.path("elsewhere")).expect("the directory can be created");
     site.configure(with_line(5, "key = \"keys/mine.key\""));
     for (directory, file) in [("elsewhere", "../pipes.toml"), ("", "pipes.toml"), ("keys", "./../pipes.toml")]
     {
@@ -474,27 +474,27 @@ fn keys_are_found_beside_the_file_wherever_the_command_is_run() {
 }
 
 #[test]
-fn a_key_by_its_absolute_path_is_found() {
+fn a_key_with_an_absolute_path_is_found() {
     let (site, elsewhere) = (Site::new(), Site::new());
     let expected = elsewhere.add_key("mine.key");
     site.configure(with_line(5, &format!("key = \"{}\"", elsewhere.name("mine.key"))));
     assert!(run(spipe().arg("check").arg(site.file())).succeeded().text().contains(&expected));
 }
 
-// ── each option of a pipe does what it does on the command line ──
+// ── each option of a pipe has the same effect as on the command line ──
 
-/// One pipe of a file in a process of its own, beside ends that come from the command line.
+/// A process with one pipe from a configuration file; the other end comes from the command line.
 struct Configured {
     process: Process,
-    /// To be kept as long as it runs.
+    /// Kept for as long as the process runs.
     _site: Site,
 }
 
 impl Configured {
-    /// A pipe on a port that the system chooses; `lines` are added to it. The key is a copy of `key`.
+    /// A pipe on a port that the system chooses, with the additional `lines`. The key is a copy of `key`.
     fn start(mode: &str, key: &Key, target: SocketAddr, lines: &str) -> Self {
         let site = Site::new();
-        std::fs::copy(key.path(), site.path("test.key")).expect("it is ours");
+        std::fs::copy(key.path(), site.path("test.key")).expect("the file can be copied");
         let pipe = format!(
             "mode = \"{mode}\"\nsource = \"127.0.0.1:0\"\ntarget = \"{target}\"\nkey = \"test.key\"\n"
         );
@@ -511,13 +511,13 @@ impl Configured {
     }
 }
 
-/// Where a line says that a process listens.
+/// The source address in a log line.
 fn address(line: &str) -> SocketAddr {
     field(line, "source").replace(['[', ']'], "").parse().expect("an IPv4 address")
 }
 
 #[test]
-fn a_pipe_of_a_file_fits_one_of_the_command_line() {
+fn a_pipe_of_a_file_and_one_of_the_command_line_work_together() {
     let key = Key::new();
     let responder = Configured::start("decrypt", &key, echo(), "");
     let initiator = End::initiator(&key, responder.address()).start();
@@ -528,7 +528,7 @@ fn a_pipe_of_a_file_fits_one_of_the_command_line() {
 }
 
 #[test]
-fn the_label_of_a_file_is_the_label() {
+fn a_file_can_set_the_label() {
     let key = Key::new();
     let responder = Configured::start("decrypt", &key, echo(), "label = \"a label\"");
     let initiator = End::initiator(&key, responder.address()).args(&["--label", "a label"]).start();
@@ -538,7 +538,7 @@ fn the_label_of_a_file_is_the_label() {
 }
 
 #[test]
-fn the_cipher_of_a_file_is_the_cipher() {
+fn a_file_can_set_the_cipher() {
     let key = Key::new();
     for (written, logged) in [("aes256gcm", "AES"), ("chacha20poly1305", "ChaCha")] {
         let responder = Configured::start("decrypt", &key, echo(), &format!("cipher = \"{written}\""));
@@ -550,7 +550,7 @@ fn the_cipher_of_a_file_is_the_cipher() {
 }
 
 #[test]
-fn the_most_connections_of_a_file_are_the_most() {
+fn a_file_can_set_the_limit_on_connections() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).start();
     let initiator = Configured::start("encrypt", &key, responder.address(), "max-connections = 1");
@@ -560,7 +560,7 @@ fn the_most_connections_of_a_file_are_the_most() {
 }
 
 #[test]
-fn no_limit_to_the_connections_of_a_file_is_no_limit() {
+fn a_file_can_remove_the_limit_on_connections() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).args(&["-n", "0"]).start();
     let initiator = Configured::start("encrypt", &key, responder.address(), "max-connections = 0");
@@ -572,7 +572,7 @@ fn no_limit_to_the_connections_of_a_file_is_no_limit() {
 }
 
 #[test]
-fn the_timeout_of_a_file_is_the_timeout() {
+fn a_file_can_set_the_timeout() {
     let hole = BlackHole::start();
     let initiator = Configured::start("encrypt", &Key::new(), hole.address(), "timeout = 1");
     assert_eq!(read_all(&mut initiator.connect()), b"");
@@ -581,16 +581,16 @@ fn the_timeout_of_a_file_is_the_timeout() {
 }
 
 #[test]
-fn the_outgoing_address_of_a_file_is_the_outgoing_address() {
+fn a_file_can_set_the_outgoing_address() {
     let (key, service) = (Key::new(), Service::start());
     let responder = Configured::start("decrypt", &key, service.address(), "bind = \"127.0.0.9\"");
     let initiator = End::initiator(&key, responder.address()).start();
     let _client = initiator.connect();
-    assert_eq!(service.accept().peer_addr().expect("it is connected").ip().to_string(), "127.0.0.9");
+    assert_eq!(service.accept().peer_addr().expect("the socket is connected").ip().to_string(), "127.0.0.9");
 }
 
 #[test]
-fn without_keepalive_in_a_file_there_is_none() {
+fn a_file_can_turn_keepalive_off() {
     let key = Key::new();
     for (line, timer) in [("no-keepalive = true", "00"), ("no-keepalive = false", "02")] {
         let responder = Configured::start("decrypt", &key, echo(), line);
@@ -604,7 +604,7 @@ fn without_keepalive_in_a_file_there_is_none() {
 }
 
 #[test]
-fn a_key_that_others_can_read_is_taken_when_the_file_says_so() {
+fn a_file_can_accept_a_key_that_others_can_read() {
     let key = Key::new();
     key.set_mode(0o644);
     let responder = Configured::start("decrypt", &key, echo(), "insecure-key-permissions = true");
@@ -613,7 +613,7 @@ fn a_key_that_others_can_read_is_taken_when_the_file_says_so() {
 }
 
 #[test]
-fn permission_to_have_an_open_key_is_for_one_pipe_alone() {
+fn accepting_a_key_that_others_can_read_applies_to_one_pipe_only() {
     let site = Site::with_key();
     set_mode(&site.path("test.key"), 0o644);
     let second = VALID.replace("127.0.0.1:0", "127.0.0.2:0");
@@ -622,7 +622,7 @@ fn permission_to_have_an_open_key_is_for_one_pipe_alone() {
 }
 
 #[test]
-fn the_name_of_a_pipe_is_in_each_of_its_lines() {
+fn the_name_of_a_pipe_is_in_each_of_its_log_lines() {
     let key = Key::new();
     let responder = Configured::start("decrypt", &key, echo(), "name = \"front door\"");
     let initiator = End::initiator(&key, responder.address()).args(&["--name", "back door"]).start();
@@ -644,19 +644,19 @@ fn a_pipe_listens_at_each_source_of_a_list() {
     let replaced = format!("source = \"{}\"", site.socket("a"));
     let text = site.both_ends("a", echo()).replace(&replaced, &sources);
     let process = site.serve(text);
-    assert_echoes(&mut site.connect("a"), "by the file");
+    assert_echoes(&mut site.connect("a"), "at the path");
     let line = process.await_line(&["listening", "pipe=\"a\"", "source=[127.0.0.1]"]);
-    assert_echoes(&mut connect(address(&line)), "by the port");
+    assert_echoes(&mut connect(address(&line)), "at the port");
 }
 
 #[test]
-fn a_list_of_keys_is_accepted_as_several_k_are() {
+fn a_list_of_keys_works_like_several_key_options() {
     let site = Site::with_key();
     site.add_key("other.key");
     let keys = "key = [\"other.key\", \"test.key\"]";
     let sealed = site.decrypt("a-sealed", echo()).replace("key = \"test.key\"", keys);
     let _process = site.serve(site.encrypt("a", site.socket("a-sealed")) + &sealed);
-    assert_echoes(&mut site.connect("a"), "with the second of them");
+    assert_echoes(&mut site.connect("a"), "with the second key");
 }
 
 #[test]
@@ -664,7 +664,7 @@ fn a_key_is_read_from_standard_input_once_for_all_pipes_of_a_file() {
     let site = Site::with_key();
     site.configure(site.both_ends("a", echo()).replace("\"test.key\"", "\"-\""));
     let mut command = site.command();
-    command.stdin(std::fs::File::open(site.path("test.key")).expect("it is ours"));
+    command.stdin(std::fs::File::open(site.path("test.key")).expect("the file can be read"));
     let process = Process::start_piped(
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()),
     );
@@ -674,10 +674,10 @@ fn a_key_is_read_from_standard_input_once_for_all_pipes_of_a_file() {
     assert_eq!(field(&process.await_line(&["listening"]), "key"), expected);
 }
 
-// ── what concerns the whole process ──
+// ── options of the whole process ──
 
-/// Serves `top` above a pipe, with `flags` on the command line, until the process has carried a connection and stopped;
-/// gives all that it has written.
+/// Serves a configuration with `top` above a pipe, with `flags` on the command line. Returns all output of a process
+/// that has carried one connection and stopped.
 fn log_of(top: &str, flags: &[&str]) -> String {
     let site = Site::with_key();
     site.configure(format!("{top}\n{}", site.both_ends("a", echo())));
@@ -691,17 +691,17 @@ fn log_of(top: &str, flags: &[&str]) -> String {
 }
 
 #[test]
-fn quiet_in_a_file_leaves_out_everyday_lines() {
+fn quiet_in_a_file_omits_info_lines() {
     assert_eq!(log_of("quiet = true", &[]), "");
 }
 
 #[test]
-fn verbose_in_a_file_tells_more() {
+fn verbose_in_a_file_logs_more() {
     assert!(log_of("verbose = true", &[]).contains("DEBUG established"));
 }
 
 #[test]
-fn the_log_format_of_a_file_is_the_log_format() {
+fn a_file_can_set_the_log_format() {
     let log = log_of("log-format = \"json\"", &[]);
     assert!(log.lines().count() > 3, "{log}");
     for line in log.lines() {
@@ -710,14 +710,14 @@ fn the_log_format_of_a_file_is_the_log_format() {
 }
 
 #[test]
-fn the_command_line_goes_before_the_file() {
+fn the_log_options_of_the_command_line_override_the_file() {
     assert_eq!(log_of("verbose = true", &["-q"]), "");
     assert!(log_of("quiet = true", &["--verbose"]).contains("DEBUG established"));
     assert!(log_of("log-format = \"json\"", &["--log-format", "text"]).contains(" INFO listening"));
 }
 
 #[test]
-fn the_pid_file_of_the_command_line_goes_before_that_of_the_file() {
+fn the_pid_file_of_the_command_line_overrides_the_file() {
     let site = Site::with_key();
     site.configure(format!("pid-file = \"{}\"\n{}", site.name("in-file"), site.both_ends("a", echo())));
     let process = Process::start(site.command().args(["-p", &site.name("by-flag")]));
@@ -727,15 +727,15 @@ fn the_pid_file_of_the_command_line_goes_before_that_of_the_file() {
 }
 
 #[test]
-fn the_pid_file_of_a_file_is_written() {
+fn a_file_can_set_the_pid_file() {
     let site = Site::with_key();
     let process = site.serve(format!("pid-file = \"{}\"\n{}", site.name("pid"), site.both_ends("a", echo())));
-    let written = std::fs::read_to_string(site.path("pid")).expect("it is there");
+    let written = std::fs::read_to_string(site.path("pid")).expect("the file exists");
     assert_eq!(written, format!("{}\n", process.pid()));
 }
 
 #[test]
-fn the_drain_timeout_of_a_file_is_the_drain_timeout() {
+fn a_file_can_set_the_drain_timeout() {
     let site = Site::with_key();
     let mut process = site.serve(format!("drain-timeout = 0\n{}", site.both_ends("a", echo())));
     let mut client = site.connect("a");
@@ -746,7 +746,7 @@ fn the_drain_timeout_of_a_file_is_the_drain_timeout() {
 }
 
 #[test]
-fn the_drain_timeout_of_the_command_line_goes_before_that_of_the_file() {
+fn the_drain_timeout_of_the_command_line_overrides_the_file() {
     let site = Site::with_key();
     site.configure(format!("drain-timeout = 3600\n{}", site.both_ends("a", echo())));
     let mut process = Process::start(site.command().args(["--drain-timeout", "0"]));
@@ -769,7 +769,7 @@ fn service_options_need_a_pipe_that_listens() {
 }
 
 #[test]
-fn bad_values_of_the_options_of_the_process_are_mistakes_on_the_command_line() {
+fn invalid_values_of_the_options_of_the_process_are_usage_errors() {
     let site = Site::with_key();
     site.configure(VALID);
     for (option, part) in [
@@ -784,14 +784,14 @@ fn bad_values_of_the_options_of_the_process_are_mistakes_on_the_command_line() {
 }
 
 #[test]
-fn quiet_and_verbose_exclude_each_other_beside_a_file() {
+fn quiet_and_verbose_exclude_each_other_with_a_file() {
     let site = Site::with_key();
     site.configure(VALID);
     run(site.command().args(["-q", "--verbose"])).failed_with(2, &["cannot be used with"]);
 }
 
 #[test]
-fn quiet_and_verbose_in_one_file_do_not_both_hold() {
-    // The one that hides nothing.
+fn verbose_overrides_quiet_in_one_file() {
+    // Verbose prevails, since it hides nothing.
     assert!(log_of("quiet = true\nverbose = true", &[]).contains("DEBUG established"));
 }

@@ -1,4 +1,4 @@
-//! What the documents show is what happens. (The guides are followed by `tests/hosts`.)
+//! The examples in the documents are correct. (`tests/hosts` follows the guides.)
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,8 @@ use crate::support::process::{run, spipe};
 use crate::support::site::Site;
 
 fn document(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect("it is in the tree")
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
+        .expect("the document is in the repository")
 }
 
 /// The indented lines of `document` from the one that starts with `first`, without the indentation.
@@ -35,37 +36,37 @@ fn the_configuration_of_the_readme_is_valid() {
 }
 
 #[test]
-fn the_command_that_shows_the_sandbox_shows_it() {
+fn the_command_in_the_sandbox_document_prints_what_it_shows() {
     let end = End::initiator(&Key::new(), "127.0.0.1:9").start();
     let shown = example(&document("docs/SANDBOX.md"), "$ grep");
-    let (command, output) = shown.split_first().expect("a command and what it prints");
+    let (command, output) = shown.split_first().expect("a command and its output");
     let command = command.trim_start_matches("$ ").replace("$(pidof spipe)", &end.process.pid().to_string());
     let said = run(Command::new("sh").args(["-c", &command])).succeeded().text();
     let fields = |line: &str| line.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
     let (said, output): (Vec<_>, Vec<_>) =
         (said.lines().map(fields).collect(), output.iter().map(|line| fields(line)).collect());
-    // How much is locked depends on the machine's limits.
+    // The amount of locked memory depends on the machine's limits.
     assert_eq!((said.len(), &said[0][0]), (output.len(), &output[0][0]));
     assert_eq!(said[1..], output[1..], "no_new_privs and seccomp");
 }
 
 #[test]
-fn the_log_line_of_the_sandbox_is_as_the_document_has_it() {
+fn the_log_line_of_the_sandbox_matches_the_document() {
     let end = End::initiator(&Key::new(), "127.0.0.1:9").start();
     let line = end.await_line(&["sandboxed"]);
     let shown = example(&document("docs/SANDBOX.md"), "INFO sandboxed").remove(0);
     let names = |line: &str| -> Vec<String> {
-        let fields = line.split_once("sandboxed").expect("it is that line").1.split_whitespace();
+        let fields = line.split_once("sandboxed").expect("the line has 'sandboxed'").1.split_whitespace();
         fields.map(|field| field.split('=').next().unwrap_or_default().to_owned()).collect()
     };
     assert_eq!(names(&line), names(&shown));
 }
 
 #[test]
-fn every_option_that_help_shows_for_a_pipe_is_one_of_the_file_too() {
+fn every_option_in_the_help_is_also_an_option_of_the_file() {
     let site = Site::with_key();
     let help = run(spipe().arg("--help")).succeeded().text();
-    // What a file says in another way, or has no use for.
+    // Options that a file expresses in another way or does not need.
     let of_the_command_line =
         ["encrypt", "decrypt", "foreground", "forward-secrecy", "version", "help", "source", "target", "key"];
     let names = help.lines().filter_map(|line| {
@@ -75,7 +76,7 @@ fn every_option_that_help_shows_for_a_pipe_is_one_of_the_file_too() {
     let names: Vec<_> = names.collect();
     assert!(names.contains(&"max-connections") && names.contains(&"drain-timeout"), "{names:?}");
     for name in names {
-        // Above all pipes or below one, it has a meaning; an integer may not be the right kind of value for it.
+        // The option is known either above all pipes or in a pipe; an integer may be the wrong type of value for it.
         let known = |text: String| {
             site.configure(text);
             !run(spipe().arg("check").arg(site.file())).stderr.contains("unknown field")

@@ -1,4 +1,5 @@
-//! How long connections may go on after SIGTERM (--drain-timeout), and what becomes of those that do not end by then.
+//! How long connections may continue after SIGTERM (--drain-timeout), and what happens to those that have not ended
+//! by then.
 
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
@@ -14,21 +15,22 @@ use crate::support::socket::{
     Service, assert_echoes, assert_ends, assert_reads, assert_reset, connect, echo,
 };
 
-/// What a machine under load may add to a time limit of a second.
+/// The delay that a machine under load may add to a time limit of one second.
 const SLACK: Duration = Duration::from_secs(20);
 
-/// A pipe whose ends have these arguments, with a client and its connection at the service, on which bytes have gone.
+/// A pipe with these arguments at both ends, a client, and its connection at the target. Bytes have already crossed.
 fn conversation(args: &[&str]) -> (Pipe, TcpStream, TcpStream) {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).args(args).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    std::io::Write::write_all(&mut client, b"half a requ").expect("the pipe takes it");
+    std::io::Write::write_all(&mut client, b"half a requ").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "half a requ");
     (pipe, client, served)
 }
 
-/// Stops `end`, which has one connection that never ends, and asserts that it is cut, and said to be.
+/// Stops `end`, which has one connection that never ends. Asserts that the log reports one cut connection, and
+/// returns how long the stop took.
 fn assert_cuts(end: &mut End) -> Duration {
     let start = Instant::now();
     end.process.signal(Signal::TERM);
@@ -60,7 +62,7 @@ fn a_connection_of_the_responder_that_takes_too_long_is_reset_on_both_sides() {
 }
 
 #[test]
-fn no_time_at_all_resets_at_once() {
+fn a_drain_timeout_of_0_resets_connections_at_once() {
     let (mut pipe, mut client, mut served) = conversation(&["--drain-timeout", "0"]);
     assert_cuts(&mut pipe.initiator);
     assert_reset(&mut client);
@@ -68,7 +70,7 @@ fn no_time_at_all_resets_at_once() {
 }
 
 #[test]
-fn no_time_at_all_is_enough_for_no_connection() {
+fn a_drain_timeout_of_0_without_connections_ends_with_success() {
     let key = Key::new();
     for _ in 0..10 {
         let mut end = End::initiator(&key, "127.0.0.1:9").args(&["--drain-timeout", "0"]).start();
@@ -79,20 +81,20 @@ fn no_time_at_all_is_enough_for_no_connection() {
 }
 
 #[test]
-fn a_connection_that_ends_in_time_ends_in_order_and_the_process_at_once() {
+fn a_connection_that_ends_in_time_ends_cleanly_and_then_the_process_ends() {
     let mut pipe = Pipe::to(echo()).args(&["--drain-timeout", "3600"]).start();
     let mut client = pipe.connect();
     assert_echoes(&mut client, "before");
     pipe.initiator.process.signal(Signal::TERM);
     pipe.initiator.await_line(&["stopping", "connections=1"]);
     assert_echoes(&mut client, "after");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(pipe.initiator.process.wait().code(), Some(0));
 }
 
 #[test]
-fn only_those_are_cut_that_have_not_ended() {
+fn only_unfinished_connections_are_cut() {
     let mut pipe = Pipe::to(echo()).start();
     let mut clients: Vec<_> = (0..3).map(|_| pipe.connect()).collect();
     for client in &mut clients {
@@ -100,9 +102,9 @@ fn only_those_are_cut_that_have_not_ended() {
     }
     pipe.initiator.process.signal(Signal::TERM);
     pipe.initiator.await_line(&["stopping", "connections=3"]);
-    let mut stays = clients.pop().expect("there are three");
+    let mut stays = clients.pop().expect("three clients");
     for mut client in clients {
-        client.shutdown(Shutdown::Write).expect("it is connected");
+        client.shutdown(Shutdown::Write).expect("the socket is connected");
         assert_ends(&mut client);
     }
     assert_echoes(&mut stays, "still running");
@@ -112,20 +114,20 @@ fn only_those_are_cut_that_have_not_ended() {
 }
 
 #[test]
-fn without_a_word_about_it_connections_have_a_minute() {
+fn the_default_drain_timeout_is_a_minute() {
     let manager = Manager::start();
     let key = Key::new();
     let end = End::initiator(&key, "127.0.0.1:9");
     let mut process = Process::start(end.command().env("NOTIFY_SOCKET", manager.address()));
     process.await_line(&["listening"]);
     process.signal(Signal::TERM);
-    // The manager is asked for five seconds more than that.
+    // The process asks the manager for five seconds more.
     assert!(manager.await_line("STOPPING=1").contains(&"EXTEND_TIMEOUT_USEC=65000000".to_owned()));
     assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_second_signal_of_another_kind_cuts_as_well() {
+fn a_second_signal_of_another_kind_cuts_connections() {
     for [first, second] in [[Signal::TERM, Signal::INT], [Signal::INT, Signal::TERM]] {
         let (mut pipe, mut client, _served) = conversation(&["--drain-timeout", "3600"]);
         pipe.initiator.process.signal(first);
@@ -138,7 +140,7 @@ fn a_second_signal_of_another_kind_cuts_as_well() {
 }
 
 #[test]
-fn sighup_while_connections_finish_does_nothing() {
+fn sighup_during_a_drain_does_nothing() {
     let mut pipe = Pipe::to(echo()).start();
     let mut client = pipe.connect();
     assert_echoes(&mut client, "before");
@@ -148,15 +150,15 @@ fn sighup_while_connections_finish_does_nothing() {
         pipe.initiator.process.signal(Signal::HUP);
         assert_echoes(&mut client, &format!("round {round}"));
     }
-    assert!(TcpStream::connect(pipe.initiator.address()).is_err(), "nobody is accepted again");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    assert!(TcpStream::connect(pipe.initiator.address()).is_err(), "it accepts no new connection");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(pipe.initiator.process.wait().code(), Some(0));
     assert!(!pipe.initiator.process.log().contains("reloaded"), "{}", pipe.initiator.process.log());
 }
 
 #[test]
-fn all_pipes_stop_to_listen_at_once_and_each_ones_connection_finishes() {
+fn all_pipes_stop_listening_at_once_and_their_connections_finish() {
     let site = Site::with_key();
     let target = echo();
     let mut process = site.serve(site.both_ends("a", target) + &site.both_ends("b", target));
@@ -173,14 +175,14 @@ fn all_pipes_stop_to_listen_at_once_and_each_ones_connection_finishes() {
     }
     for mut client in clients {
         assert_echoes(&mut client, "after");
-        client.shutdown(Shutdown::Write).expect("it is connected");
+        client.shutdown(Shutdown::Write).expect("the socket is connected");
         assert_ends(&mut client);
     }
     assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_connection_of_a_pipe_that_a_reload_has_removed_is_waited_for_as_well() {
+fn a_drain_also_waits_for_connections_of_a_removed_pipe() {
     let site = Site::with_key();
     let target = echo();
     let a = site.both_ends("a", target);
@@ -188,17 +190,17 @@ fn a_connection_of_a_pipe_that_a_reload_has_removed_is_waited_for_as_well() {
     let mut client = site.connect("b");
     assert_echoes(&mut client, "before");
     site.configure(a);
-    process.reload_well();
+    process.reload_successfully();
     process.signal(Signal::TERM);
     process.await_line(&["stopping", "connections=2"]);
     assert_echoes(&mut client, "after");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_client_that_waits_for_a_place_is_refused_and_does_not_hang() {
+fn a_client_that_waits_for_a_slot_is_reset_and_does_not_hang() {
     let mut pipe = Pipe::to(echo()).initiator_args(&["-n", "1", "--drain-timeout", "3600"]).start();
     let mut only = pipe.connect();
     assert_echoes(&mut only, "the only one");
@@ -207,18 +209,18 @@ fn a_client_that_waits_for_a_place_is_refused_and_does_not_hang() {
     pipe.initiator.process.signal(Signal::TERM);
     assert_reset(&mut waiting);
     assert_echoes(&mut only, "undisturbed");
-    only.shutdown(Shutdown::Write).expect("it is connected");
+    only.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut only);
     assert_eq!(pipe.initiator.process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_silent_stranger_holds_up_the_end_for_no_longer_than_a_handshake_may_take() {
+fn a_silent_stranger_delays_the_exit_by_at_most_the_handshake_timeout() {
     let mut responder = End::responder(&Key::new(), "127.0.0.1:9").args(&["-o", "1"]).start();
     let _stranger = connect(responder.address());
-    // It is accepted when the one after it is.
+    // It has been accepted when a later connection has been accepted.
     let mut second = connect(responder.address());
-    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the kernel takes it");
+    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the socket buffer has room");
     responder.await_line(&["refused"]);
     responder.process.signal(Signal::TERM);
     responder.await_line(&["stopping"]);
@@ -226,13 +228,13 @@ fn a_silent_stranger_holds_up_the_end_for_no_longer_than_a_handshake_may_take() 
 }
 
 #[test]
-fn a_silent_stranger_is_not_among_the_connections_that_are_cut() {
+fn a_silent_stranger_is_not_counted_as_a_cut_connection() {
     let args = ["-o", "600", "--drain-timeout", "0"];
     let mut responder = End::responder(&Key::new(), "127.0.0.1:9").args(&args).start();
     let mut stranger = connect(responder.address());
-    // It is accepted when the one after it is.
+    // It has been accepted when a later connection has been accepted.
     let mut second = connect(responder.address());
-    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the kernel takes it");
+    std::io::Write::write_all(&mut second, &[7; 5000]).expect("the socket buffer has room");
     responder.await_line(&["refused"]);
     responder.process.signal(Signal::TERM);
     assert_eq!(responder.process.wait().code(), Some(0), "{}", responder.process.log());
@@ -241,17 +243,17 @@ fn a_silent_stranger_is_not_among_the_connections_that_are_cut() {
 }
 
 #[test]
-fn a_silent_stranger_of_a_pipe_that_a_reload_has_removed_is_not_cut_either() {
+fn a_silent_stranger_of_a_removed_pipe_is_not_counted_as_a_cut_connection() {
     let site = Site::with_key();
     let target = echo();
     let a = site.both_ends("a", target);
     let mut process = site.serve("drain-timeout = 0\n".to_owned() + &a + &site.both_ends("b", target));
-    let mut stranger = site.try_connect("b-sealed").expect("it listens");
-    // The stranger has been accepted when the one after it has been served.
+    let mut stranger = site.try_connect("b-sealed").expect("the socket listens");
+    // The stranger has been accepted when a later connection has been served.
     assert_echoes(&mut site.connect("b"), "hello");
     process.await_lines(2, " closed ");
     site.configure("drain-timeout = 0\n".to_owned() + &a);
-    process.reload_well();
+    process.reload_successfully();
     process.signal(Signal::TERM);
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
     process.await_line(&["INFO stopped"]);
@@ -259,8 +261,8 @@ fn a_silent_stranger_of_a_pipe_that_a_reload_has_removed_is_not_cut_either() {
 }
 
 #[test]
-fn what_has_stopped_can_be_started_again_at_once() {
-    // Not on port 0: it is the same port that must be free again, at an address where nobody else looks for one.
+fn a_stopped_process_can_be_started_again_at_once() {
+    // Not on port 0: the same port must be free again. No other test uses this address.
     let key = Key::new();
     let address = std::net::SocketAddr::from(([127, 77, 0, 1], free_port()));
     let responder = End::responder(&key, echo()).start();
@@ -276,7 +278,7 @@ fn what_has_stopped_can_be_started_again_at_once() {
 }
 
 #[test]
-fn a_drain_timeout_that_is_no_number_of_seconds_is_a_mistake() {
+fn a_drain_timeout_that_is_not_a_number_of_seconds_is_a_usage_error() {
     let key = Key::new();
     for value in ["soon", "1.5", "4294967296"] {
         let end = End::initiator(&key, "127.0.0.1:9").args(&["--drain-timeout", value]);

@@ -13,27 +13,27 @@ fn fingerprint(key: &Key) -> String {
 }
 
 #[test]
-fn keygen_writes_32_bytes_for_the_owner_alone() {
+fn keygen_writes_32_bytes_that_only_the_owner_can_read() {
     let key = Key::new();
-    let metadata = std::fs::metadata(key.path()).expect("it is there");
+    let metadata = std::fs::metadata(key.path()).expect("the file exists");
     assert_eq!(metadata.len(), 32);
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
 }
 
 #[test]
-fn keygen_makes_the_file_private_whatever_the_umask() {
+fn keygen_makes_the_file_private_with_any_umask() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("test.key");
     let mut shell = Command::new("sh");
     shell.args(["-c", "umask 0 && exec \"$0\" keygen \"$1\""]).arg(spipe().get_program()).arg(&path);
     run(&mut shell).succeeded();
-    let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+    let mode = std::fs::metadata(&path).expect("the file exists").permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
 }
 
 #[test]
 fn keygen_makes_another_key_each_time() {
-    let read = |key: Key| std::fs::read(key.path()).expect("it is ours");
+    let read = |key: Key| std::fs::read(key.path()).expect("the file can be read");
     assert_ne!(read(Key::new()), read(Key::new()));
 }
 
@@ -47,18 +47,18 @@ fn keygen_prints_the_fingerprint() {
 }
 
 #[test]
-fn keygen_never_overwrites() {
-    let key = Key::of(b"whatever it is, it is precious to somebody");
+fn keygen_never_overwrites_a_file() {
+    let key = Key::of(b"an existing file of more than 32 bytes");
     run(spipe().arg("keygen").arg(key.path())).failed_with(1, &["exists already", "left as it is"]);
-    let content = std::fs::read(key.path()).expect("it is there");
-    assert_eq!(content, b"whatever it is, it is precious to somebody");
+    let content = std::fs::read(key.path()).expect("the file exists");
+    assert_eq!(content, b"an existing file of more than 32 bytes");
 }
 
 #[test]
 fn keygen_does_not_write_through_a_dangling_link() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, behind) = (directory.path().join("link"), directory.path().join("behind"));
-    std::os::unix::fs::symlink(&behind, &link).expect("it can be made");
+    std::os::unix::fs::symlink(&behind, &link).expect("the link can be created");
     run(spipe().arg("keygen").arg(&link)).failed_with(1, &["exists already"]);
     assert!(!behind.exists());
 }
@@ -71,7 +71,7 @@ fn keygen_without_a_file_writes_the_key_to_a_pipe() {
     assert!(ended.stderr.contains(&fingerprint(&key)), "{}", ended.stderr);
 }
 
-/// Runs `spipe ARGUMENTS` with a terminal at all of its standard streams.
+/// Runs `spipe ARGUMENTS` with a terminal as all of its standard streams.
 fn on_a_terminal(arguments: &str) -> Ended {
     let command = format!("{} {arguments}", spipe().get_program().to_string_lossy());
     run(Command::new("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]))
@@ -92,15 +92,15 @@ fn a_key_is_not_read_from_a_terminal() {
 }
 
 #[test]
-fn a_copy_of_a_key_has_the_same_fingerprint_and_another_key_another() {
+fn copies_of_a_key_have_one_fingerprint_and_different_keys_have_different_ones() {
     let key = Key::new();
-    let copy = Key::of(&std::fs::read(key.path()).expect("it is ours"));
+    let copy = Key::of(&std::fs::read(key.path()).expect("the file can be read"));
     assert_eq!(fingerprint(&key), fingerprint(&copy));
     assert_ne!(fingerprint(&key), fingerprint(&Key::new()));
 }
 
 #[test]
-fn a_fingerprint_is_short_enough_for_the_telephone_and_shows_nothing_of_the_key() {
+fn a_fingerprint_is_short_and_reveals_no_part_of_the_key() {
     let bytes = Random::bytes(6, 32);
     let fingerprint = fingerprint(&Key::of(&bytes));
     assert!(fingerprint.len() <= 20 && !fingerprint.contains(' '), "{fingerprint}");
@@ -110,9 +110,9 @@ fn a_fingerprint_is_short_enough_for_the_telephone_and_shows_nothing_of_the_key(
 }
 
 #[test]
-fn a_fingerprint_of_standard_input_is_the_same() {
+fn a_key_on_standard_input_has_the_same_fingerprint() {
     let key = Key::new();
-    let bytes = std::fs::read(key.path()).expect("it is ours");
+    let bytes = std::fs::read(key.path()).expect("the file can be read");
     let ended = run_with_input(spipe().args(["fingerprint", "-"]), bytes).succeeded();
     assert_eq!(ended.text(), fingerprint(&key));
 }
@@ -131,7 +131,7 @@ fn a_key_is_read_from_standard_input() {
     let responder = End::responder(&key, echo()).start();
     let mut command = spipe();
     command.args(["-e", "-s", "127.0.0.1:0", "-t", &responder.address().to_string(), "-k", "-"]);
-    command.stdin(std::fs::File::open(key.path()).expect("it is ours"));
+    command.stdin(std::fs::File::open(key.path()).expect("the file can be read"));
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let initiator = Process::start_piped(&mut command);
     let line = initiator.await_line(&["listening"]);
@@ -146,7 +146,7 @@ fn a_key_made_by_dd_works() {
     let mut dd = Command::new("dd");
     run(dd.args(["if=/dev/urandom", "bs=32", "count=1"]).arg(format!("of={}", key.path().display())))
         .succeeded();
-    assert_eq!(std::fs::metadata(key.path()).expect("it is there").len(), 32);
+    assert_eq!(std::fs::metadata(key.path()).expect("the file exists").len(), 32);
     let pipe = Pipe::to(echo()).start_with(key);
     assert_echoes(&mut pipe.connect(), "hello");
 }
@@ -159,7 +159,7 @@ fn every_byte_of_a_long_key_file_counts() {
     assert_ne!(fingerprint(&key), fingerprint(&Key::of(&bytes)));
 }
 
-/// Runs the standard input and output form with `key` towards nobody: it must fail before it connects.
+/// Asserts that `key` is refused before a connection is made. Nothing listens at the target.
 #[track_caller]
 fn assert_refused(key: &Key, parts: &[&str]) {
     run(&mut stdio("127.0.0.1:9", &key.path())).failed_with(1, parts);
@@ -177,7 +177,7 @@ fn an_empty_key_is_refused() {
 }
 
 #[test]
-fn a_key_that_others_can_read_is_refused_with_the_chmod_to_type() {
+fn a_key_that_others_can_read_is_refused_with_the_chmod_command() {
     for mode in [0o640, 0o604, 0o660, 0o644] {
         let key = Key::new();
         key.set_mode(mode);
@@ -188,7 +188,7 @@ fn a_key_that_others_can_read_is_refused_with_the_chmod_to_type() {
 }
 
 #[test]
-fn a_key_that_others_can_read_works_when_asked_for() {
+fn a_key_that_others_can_read_works_with_the_override() {
     let key = Key::new();
     key.set_mode(0o644);
     run(spipe().args(["fingerprint", "--insecure-key-permissions"]).arg(key.path())).succeeded();
@@ -205,7 +205,7 @@ fn a_read_only_key_works() {
 }
 
 #[test]
-fn a_missing_key_is_refused_with_how_to_make_one() {
+fn a_missing_key_is_refused_with_the_keygen_command() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let missing = directory.path().join("missing.key");
     run(&mut stdio("127.0.0.1:9", &missing))
@@ -213,21 +213,21 @@ fn a_missing_key_is_refused_with_how_to_make_one() {
 }
 
 #[test]
-fn a_device_is_not_taken_for_a_key() {
+fn a_device_is_refused_as_a_key() {
     let mut command = stdio("127.0.0.1:9", std::path::Path::new("/dev/zero"));
     run(command.arg("--insecure-key-permissions")).failed_with(1, &["is a device"]);
 }
 
 #[test]
-fn a_directory_without_keys_is_refused_with_how_to_make_one() {
+fn a_directory_without_keys_is_refused_with_the_keygen_command() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    std::fs::write(directory.path().join("README"), [7; 32]).expect("it is ours");
+    std::fs::write(directory.path().join("README"), [7; 32]).expect("the file can be written");
     let mut command = stdio("127.0.0.1:9", directory.path());
     run(&mut command).failed_with(1, &["has no key", "*.key", "spipe keygen"]);
 }
 
 #[test]
-fn the_fingerprints_of_a_directory_are_those_of_its_keys_in_the_order_of_their_names() {
+fn the_fingerprints_of_a_directory_are_sorted_by_file_name() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name| directory.path().join(name);
     for name in ["b.key", "a.key", "c.key.old"] {
@@ -239,26 +239,26 @@ fn the_fingerprints_of_a_directory_are_those_of_its_keys_in_the_order_of_their_n
 }
 
 #[test]
-fn one_bad_key_in_a_directory_is_named() {
+fn an_invalid_key_in_a_directory_is_named() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     run(spipe().arg("keygen").arg(directory.path().join("good.key"))).succeeded();
     let short = directory.path().join("short.key");
     run(spipe().arg("keygen").arg(&short)).succeeded();
-    std::fs::write(&short, "short").expect("it is ours");
+    std::fs::write(&short, "short").expect("the file can be written");
     run(&mut stdio("127.0.0.1:9", directory.path())).failed_with(1, &["short.key", "at least 32 bytes"]);
 }
 
-/// How `spipe` takes a key with `mode` of which systemd says that it is a credential.
+/// Runs `spipe fingerprint` on a key with `mode` in the directory of systemd's credentials.
 fn fingerprint_of_credential(mode: u32) -> Ended {
     let key = Key::new();
     key.set_mode(mode);
     let directory = key.path();
-    let directory = directory.parent().expect("it is in one");
+    let directory = directory.parent().expect("the path has a parent");
     run(spipe().arg("fingerprint").arg(key.path()).env("CREDENTIALS_DIRECTORY", directory))
 }
 
 #[test]
-fn a_credential_that_an_access_control_list_opens_to_its_user_is_accepted() {
+fn a_credential_that_its_group_can_read_is_accepted() {
     fingerprint_of_credential(0o440).succeeded();
 }
 
@@ -268,7 +268,7 @@ fn a_credential_that_others_can_read_is_refused() {
 }
 
 #[test]
-fn a_key_beside_the_credentials_is_refused_as_ever() {
+fn a_key_outside_the_credentials_directory_is_still_refused() {
     let (key, elsewhere) = (Key::new(), tempfile::tempdir().expect("a temporary directory"));
     key.set_mode(0o440);
     let ended =

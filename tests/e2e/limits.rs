@@ -1,4 +1,4 @@
-//! Limits: of connections (-n), of time (-o), of descriptors.
+//! Limits on connections (-n), time (-o) and file descriptors.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
 use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, connect_unix, echo};
 
-/// What a machine under load may add to a time limit of a second.
+/// The delay that a machine under load may add to a time limit of one second.
 const SLACK: Duration = Duration::from_secs(20);
 
 #[test]
@@ -20,34 +20,34 @@ fn a_client_beyond_the_initiators_limit_waits_and_is_served_when_one_ends() {
     let (_, _) = (service.accept(), service.accept());
     pipe.initiator.await_line(&["as many connections as -n allows"]);
     let mut third = pipe.connect();
-    third.write_all(b"me too").expect("the kernel takes it");
-    third.set_read_timeout(Some(Duration::from_millis(300))).expect("it is open");
+    third.write_all(b"me too").expect("the socket buffer has room");
+    third.set_read_timeout(Some(Duration::from_millis(300))).expect("the socket is open");
     let waiting = third.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(waiting, Err(ErrorKind::WouldBlock), "neither served nor refused");
-    service.assert_unvisited();
+    service.assert_no_connection();
     drop(first);
     assert_reads(&mut service.accept(), "me too");
 }
 
 #[test]
-fn a_free_slot_is_for_whichever_source_a_client_comes_to() {
+fn a_free_slot_serves_a_client_of_any_source() {
     let (key, directory) = (Key::new(), tempfile::tempdir().expect("a temporary directory"));
     let responder = End::responder(&key, echo()).start();
     let other = directory.path().join("other");
     let args = ["-n", "1", "-s", &other.display().to_string()];
     let initiator = End::initiator(&key, responder.address()).args(&args).start();
-    // Each time the slot is free again, and nobody comes to the other source.
+    // Each time the slot becomes free again, and no client connects to the other source.
     for round in 0..5 {
         assert_echoes(&mut initiator.connect(), &format!("round {round} at the first"));
     }
     for round in 0..5 {
-        let mut client = connect_unix(&other).expect("it listens");
+        let mut client = connect_unix(&other).expect("the socket listens");
         assert_echoes(&mut client, &format!("round {round} at the second"));
     }
 }
 
 #[test]
-fn a_client_beyond_the_responders_limit_is_reset_and_told_why_in_the_log() {
+fn a_client_beyond_the_responders_limit_is_reset_and_the_reason_is_logged() {
     let pipe = Pipe::to(echo()).responder_args(&["-n", "1", "-o", "1"]).start();
     let mut first = pipe.connect();
     assert_echoes(&mut first, "the only one");
@@ -63,7 +63,7 @@ fn a_client_beyond_the_responders_limit_is_served_when_one_ends_in_time() {
     let mut first = pipe.connect();
     assert_echoes(&mut first, "the first");
     let mut second = pipe.connect();
-    second.write_all(b"the second").expect("the pipe takes it");
+    second.write_all(b"the second").expect("the pipe accepts the bytes");
     drop(first);
     assert_reads(&mut second, "the second");
 }
@@ -78,7 +78,7 @@ fn a_limit_of_0_is_no_limit() {
     }
 }
 
-/// Runs `fail`, which should take about the one second that -o allows.
+/// Runs `fail`, and asserts that it takes about the one second that -o allows.
 fn assert_takes_a_second(fail: impl FnOnce()) {
     let start = Instant::now();
     fail();
@@ -87,7 +87,7 @@ fn assert_takes_a_second(fail: impl FnOnce()) {
 }
 
 #[test]
-fn a_target_that_does_not_answer_the_responder_is_given_up_in_time() {
+fn the_responder_gives_up_a_silent_target_in_time() {
     let hole = BlackHole::start();
     let pipe = Pipe::to(hole.address()).responder_args(&["-o", "1"]).start();
     assert_takes_a_second(|| {
@@ -98,7 +98,7 @@ fn a_target_that_does_not_answer_the_responder_is_given_up_in_time() {
 }
 
 #[test]
-fn a_responder_that_does_not_answer_is_given_up_in_time() {
+fn the_initiator_gives_up_an_unreachable_responder_in_time() {
     let hole = BlackHole::start();
     let initiator = End::initiator(&Key::new(), hole.address()).args(&["-o", "1"]).start();
     assert_takes_a_second(|| {
@@ -108,7 +108,7 @@ fn a_responder_that_does_not_answer_is_given_up_in_time() {
 }
 
 #[test]
-fn a_responder_that_accepts_and_says_nothing_is_given_up_in_time() {
+fn the_initiator_gives_up_a_silent_responder_in_time() {
     let mute = Service::start();
     let initiator = End::initiator(&Key::new(), mute.address()).args(&["-o", "1"]).start();
     assert_takes_a_second(|| {
@@ -122,13 +122,13 @@ fn the_time_limit_does_not_end_an_idle_connection() {
     let pipe = Pipe::to(echo()).args(&["-o", "1"]).start();
     let mut client = pipe.connect();
     assert_echoes(&mut client, "before");
-    // The subject of this test: a time without a byte.
+    // The subject of this test: a period without a byte.
     std::thread::sleep(Duration::from_millis(1500));
     assert_echoes(&mut client, "after");
 }
 
 #[test]
-fn a_lack_of_descriptors_is_waited_out() {
+fn a_lack_of_descriptors_pauses_accepting_only() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).args(&["-o", "600"]).descriptors(40).start();
     let initiator = End::initiator(&key, responder.address()).start();
@@ -140,7 +140,7 @@ fn a_lack_of_descriptors_is_waited_out() {
     assert_echoes(&mut running, "meanwhile");
 
     drop(strangers);
-    // While descriptors become free one by one, the first attempts may still meet a lack of them.
+    // Descriptors become free one by one, so the first attempts may still fail.
     poll_until("the pipe serves again", || {
         let mut client = initiator.connect();
         client.write_all(b"x").ok()?;

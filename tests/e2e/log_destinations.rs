@@ -1,4 +1,4 @@
-//! Where log lines go and in which form: for programs, for the journal, to syslog.
+//! The destinations and formats of log lines: JSON, the journal, syslog.
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +13,7 @@ use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, connect, connect_unix, echo};
 use crate::support::{DEADLINE, poll_until};
 
-// ── for programs ──
+// ── JSON ──
 
 /// The line of `process` with the message `message`, as JSON.
 #[track_caller]
@@ -23,13 +23,13 @@ fn json(process: &Process, message: &str) -> Value {
 }
 
 #[test]
-fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
+fn each_json_line_is_an_object_with_the_values_as_fields() {
     let key = Key::new();
     let args = ["--log-format", "json", "--name", "front \"door\"\\"];
     let responder = Process::start(&mut End::responder(&key, echo()).args(&args).command());
     let line = json(&responder, "listening");
     let address: SocketAddr =
-        line["source"].as_str().expect("a text").replace(['[', ']'], "").parse().expect("an address");
+        line["source"].as_str().expect("a string").replace(['[', ']'], "").parse().expect("an address");
     assert_eq!((&line["role"], &line["version"]), (&"decrypt".into(), &env!("CARGO_PKG_VERSION").into()));
     let initiator = End::initiator(&key, address).start();
     let mut client = initiator.connect();
@@ -51,12 +51,12 @@ fn each_line_for_programs_is_an_object_with_its_values_as_fields() {
 }
 
 #[test]
-fn an_error_for_programs_is_one_object_with_the_reason() {
+fn an_error_in_json_is_one_object_with_the_reason() {
     let key = Key::new();
     let nobody = key.path().with_extension("nobody");
     let initiator =
         Process::start(&mut End::initiator(&key, nobody.display()).args(&["--log-format", "json"]).command());
-    let source = json(&initiator, "listening")["source"].as_str().expect("a text").replace(['[', ']'], "");
+    let source = json(&initiator, "listening")["source"].as_str().expect("a string").replace(['[', ']'], "");
     drop(connect(source.parse().expect("an address")));
     let line = json(&initiator, "failed");
     assert_eq!(line["level"], "WARN");
@@ -64,15 +64,15 @@ fn an_error_for_programs_is_one_object_with_the_reason() {
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_a_line_for_people() {
+fn an_error_at_start_up_is_plain_text() {
     let key = Key::of(b"short");
     let end = End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]);
     run(&mut end.command()).failed_with(1, &["at least 32 bytes"]);
 }
 
-// ── for the journal ──
+// ── the journal ──
 
-/// Starts `command`, whose standard error is what JOURNAL_STREAM says.
+/// Starts `command` with a JOURNAL_STREAM that matches its standard error.
 fn in_the_journal(command: &Command) -> Process {
     let process = Process::start(&mut after("JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr)", command));
     process.await_line(&["listening"]);
@@ -80,7 +80,7 @@ fn in_the_journal(command: &Command) -> Process {
 }
 
 #[test]
-fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
+fn a_journal_line_has_a_level_prefix_and_no_time() {
     let key = Key::new();
     let nobody = key.path().with_extension("nobody");
     let process = in_the_journal(&End::initiator(&key, nobody.display()).args(&["--verbose"]).command());
@@ -90,24 +90,25 @@ fn in_the_journal_each_line_has_its_level_and_neither_time_nor_word_for_it() {
     drop(connect(source.parse().expect("an address")));
     let line = process.await_line(&["failed"]);
     assert!(line.starts_with("<4>failed client="), "{line}");
-    std::fs::remove_file(key.path()).expect("it is ours");
+    std::fs::remove_file(key.path()).expect("the file can be removed");
     process.signal(Signal::HUP);
     let line = process.await_line(&["not reloaded"]);
     assert!(line.starts_with("<3>not reloaded: "), "{line}");
 }
 
 #[test]
-fn in_the_journal_a_line_for_programs_is_an_object_behind_its_level() {
+fn a_json_line_in_the_journal_has_a_level_prefix() {
     let key = Key::new();
     let process =
         in_the_journal(&End::initiator(&key, "127.0.0.1:9").args(&["--log-format", "json"]).command());
     let line = process.await_line(&["listening"]);
-    let object: Value = serde_json::from_str(line.strip_prefix("<6>").expect("its level")).expect("JSON");
+    let object: Value =
+        serde_json::from_str(line.strip_prefix("<6>").expect("a level prefix")).expect("valid JSON");
     assert_eq!(object["message"], "listening");
 }
 
 #[test]
-fn a_journal_that_standard_error_does_not_lead_to_is_none() {
+fn a_journal_stream_other_than_standard_error_is_ignored() {
     let key = Key::new();
     for stream in ["", "1:1", "nonsense"] {
         let end = End::initiator(&key, "127.0.0.1:9");
@@ -117,9 +118,9 @@ fn a_journal_that_standard_error_does_not_lead_to_is_none() {
     }
 }
 
-// ── to syslog ──
+// ── syslog ──
 
-/// A host of its own, as far as /dev is concerned, and the log daemon that the test plays on it.
+/// A host with its own /dev, and a log daemon on it, played by the test.
 struct Host {
     site: Site,
     daemon: UnixDatagram,
@@ -128,14 +129,14 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let site = Site::with_key();
-        std::fs::create_dir(site.path("dev")).expect("it is ours");
-        std::fs::write(site.path("dev/null"), "").expect("it is ours");
+        std::fs::create_dir(site.path("dev")).expect("the directory can be created");
+        std::fs::write(site.path("dev/null"), "").expect("the file can be written");
         let daemon = UnixDatagram::bind(site.path("dev/log")).expect("the name is free");
-        daemon.set_read_timeout(Some(DEADLINE)).expect("it is open");
+        daemon.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
         Self { site, daemon }
     }
 
-    /// `command` on it.
+    /// `command`, run on this host.
     fn command(&self, command: &Command) -> Command {
         let dev = self.site.name("dev");
         let mounted = after(
@@ -147,7 +148,7 @@ impl Host {
         unshared
     }
 
-    /// The next line that the daemon gets with `part` in it.
+    /// The next line with `part` that the daemon receives.
     #[track_caller]
     fn await_line(&self, part: &str) -> String {
         loop {
@@ -162,24 +163,24 @@ impl Host {
 }
 
 #[test]
-fn syslog_gets_each_line_with_level_name_and_process_id() {
+fn a_syslog_line_has_level_name_and_process_id() {
     let host = Host::new();
     let site = &host.site;
-    // Nobody is at this name.
+    // Nothing listens at this name.
     site.configure("syslog = true\n".to_owned() + &site.encrypt("a", site.socket("nobody")));
     let process = Process::start(&mut host.command(&site.command()));
-    // The facility "daemon" is 3, times 8, and the level is added: news is a notice, 5.
+    // The facility "daemon" is 3. The number is 3 × 8 plus the level, here 5 (notice).
     let line = host.await_line("listening");
     assert!(line.starts_with("<29>"), "{line}");
     assert!(line.contains(&format!(" spipe[{}]: listening pipe=\"a\" ", process.pid())), "{line}");
     drop(site.connect("a"));
     let line = host.await_line("failed");
     assert!(line.starts_with("<28>"), "{line}");
-    assert_eq!(process.log(), "", "standard error gets nothing");
+    assert_eq!(process.log(), "", "nothing is written to standard error");
 }
 
 #[test]
-fn the_command_line_asks_for_syslog_too() {
+fn syslog_can_be_chosen_on_the_command_line() {
     let host = Host::new();
     host.site.configure(host.site.encrypt("a", "127.0.0.1:9"));
     let _process = Process::start(&mut host.command(host.site.command().arg("--syslog")));
@@ -187,19 +188,19 @@ fn the_command_line_asks_for_syslog_too() {
 }
 
 #[test]
-fn a_line_for_programs_is_an_object_in_syslog_as_well() {
+fn a_json_line_in_syslog_is_an_object() {
     let host = Host::new();
     host.site.configure(host.site.encrypt("a", "127.0.0.1:9"));
     let mut command = host.site.command();
     let _process = Process::start(&mut host.command(command.args(["--syslog", "--log-format", "json"])));
     let line = host.await_line("listening");
-    let object = line.split_once("]: ").expect("what syslog puts before it").1;
-    let object: Value = serde_json::from_str(object.trim_end_matches(['\0', '\n'])).expect("JSON");
+    let object = line.split_once("]: ").expect("the syslog header").1;
+    let object: Value = serde_json::from_str(object.trim_end_matches(['\0', '\n'])).expect("valid JSON");
     assert_eq!(object["pipe"], "a");
 }
 
 #[test]
-fn a_process_in_the_background_logs_to_syslog() {
+fn a_background_process_logs_to_syslog() {
     let host = Host::new();
     let site = &host.site;
     site.configure(site.both_ends("a", echo()));
@@ -207,18 +208,18 @@ fn a_process_in_the_background_logs_to_syslog() {
     let ended = run(&mut host.command(command.arg("--daemon").arg("-p").arg(site.path("pid"))));
     let pid = std::fs::read_to_string(site.path("pid"));
     ended.succeeded();
-    let pid: i32 = pid.expect("it is written").trim().parse().expect("a number");
+    let pid: i32 = pid.expect("the pid file exists").trim().parse().expect("a number");
     let stop = Stop(rustix::process::Pid::from_raw(pid).expect("a process id"));
     let line = host.await_line("listening");
     assert!(line.contains(&format!(" spipe[{pid}]: ")), "{line}");
-    assert_echoes(&mut connect_unix(&site.path("a.sock")).expect("it listens"), "hello");
+    assert_echoes(&mut connect_unix(&site.path("a.sock")).expect("the socket listens"), "hello");
     host.await_line("closed");
     drop(stop);
     host.await_line("stopped");
     poll_until("the pid file is gone", || (!site.path("pid").exists()).then_some(()));
 }
 
-/// Ends a process in the background with the test.
+/// Stops a background process when the test ends.
 struct Stop(rustix::process::Pid);
 
 impl Drop for Stop {
@@ -228,10 +229,10 @@ impl Drop for Stop {
 }
 
 #[test]
-fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
+fn without_a_log_daemon_an_error_is_printed_and_the_pipe_serves() {
     let host = Host::new();
     let site = &host.site;
-    std::fs::remove_file(site.path("dev/log")).expect("it is ours");
+    std::fs::remove_file(site.path("dev/log")).expect("the file can be removed");
     site.configure("syslog = true\n".to_owned() + &site.both_ends("a", echo()));
     let process = Process::start(&mut host.command(&site.command()));
     process.await_line(&["spipe: no log daemon listens at /dev/log"]);
@@ -239,16 +240,16 @@ fn without_a_log_daemon_standard_error_says_so_and_the_pipe_serves() {
 }
 
 #[test]
-fn a_log_daemon_that_comes_back_is_found_again() {
+fn a_restarted_log_daemon_is_used_again() {
     let mut host = Host::new();
     host.site.configure("syslog = true\n".to_owned() + &host.site.both_ends("a", echo()));
     let process = Process::start(&mut host.command(&host.site.command()));
     host.await_line("listening");
     let new = UnixDatagram::bind(host.site.path("dev/new")).expect("the name is free");
-    new.set_read_timeout(Some(DEADLINE)).expect("it is open");
-    std::fs::rename(host.site.path("dev/new"), host.site.path("dev/log")).expect("it is ours");
+    new.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
+    std::fs::rename(host.site.path("dev/new"), host.site.path("dev/log")).expect("the file can be renamed");
     host.daemon = new;
-    // Several, for syslog(3) loses what it had in its hands.
+    // Several connections, since syslog(3) loses the line that it was sending.
     for _ in 0..3 {
         assert_echoes(&mut host.site.connect("a"), "hello");
     }
@@ -257,10 +258,10 @@ fn a_log_daemon_that_comes_back_is_found_again() {
 }
 
 #[test]
-fn without_a_listening_pipe_errors_can_go_to_syslog_too() {
+fn a_pipe_on_standard_input_and_output_may_use_syslog() {
     let host = Host::new();
     let mut command = stdio(host.site.socket("nobody"), &host.site.path("test.key"));
     let ended = run(&mut host.command(command.arg("--syslog")));
-    // Whoever called is told in any case.
+    // The error goes to standard error as well.
     ended.failed_with(1, &["cannot connect to"]);
 }

@@ -1,4 +1,4 @@
-//! One line an event, with what an administrator asks for.
+//! Each event is one log line, with the values that an administrator needs.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -9,7 +9,7 @@ use crate::support::random::hex;
 use crate::support::socket::{Service, assert_echoes, assert_ends, connect_unix, echo};
 
 #[test]
-fn the_first_line_says_what_runs_where_with_which_key() {
+fn the_first_line_has_version_role_addresses_and_key() {
     let target = echo();
     let pipe = Pipe::to(target).start();
     let fingerprint = run(spipe().arg("fingerprint").arg(pipe.key.path())).succeeded().text();
@@ -26,18 +26,18 @@ fn the_first_line_says_what_runs_where_with_which_key() {
 }
 
 #[test]
-fn a_connections_end_is_one_line_with_exact_counts_on_both_ends() {
+fn both_ends_log_the_end_of_a_connection_in_one_line_with_exact_counts() {
     let service = Service::start().serve(|mut stream| {
         let mut asked = Vec::new();
-        stream.read_to_end(&mut asked).expect("an orderly end");
-        stream.write_all(&vec![7; 100_000]).expect("the pipe takes it");
+        stream.read_to_end(&mut asked).expect("a clean end");
+        stream.write_all(&vec![7; 100_000]).expect("the pipe accepts the bytes");
     });
     let pipe = Pipe::to(service).start();
     let mut client = pipe.connect();
-    let client_address = client.local_addr().expect("it is connected");
-    client.write_all(&[7; 12_345]).expect("the pipe takes it");
-    client.shutdown(Shutdown::Write).expect("it is connected");
-    client.read_exact(&mut vec![0; 100_000]).expect("all of it comes");
+    let client_address = client.local_addr().expect("the socket is connected");
+    client.write_all(&[7; 12_345]).expect("the pipe accepts the bytes");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
+    client.read_exact(&mut vec![0; 100_000]).expect("all bytes arrive");
     assert_ends(&mut client);
 
     let initiator = pipe.initiator.await_line(&[" closed "]);
@@ -51,11 +51,7 @@ fn a_connections_end_is_one_line_with_exact_counts_on_both_ends() {
     }
     let address = |port: u16| format!("[127.0.0.1]:{port}");
     for line in [&initiator, &responder] {
-        assert_eq!(
-            field(line, "client"),
-            address(client_address.port()),
-            "the initiator tells the responder"
-        );
+        assert_eq!(field(line, "client"), address(client_address.port()), "the initiator reports the client");
     }
     let sealed = address(pipe.responder.address().port());
     assert_eq!(field(&initiator, "peer"), sealed);
@@ -82,8 +78,8 @@ fn the_target_is_the_address_that_was_dialed_and_not_the_name_that_was_configure
 }
 
 #[test]
-fn quiet_leaves_out_everyday_lines() {
-    // It listens where it is told to, since it does not say so.
+fn quiet_omits_info_lines() {
+    // The source is a fixed path, since a quiet process does not log where it listens.
     let key = Key::new();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let source = directory.path().join("plain.sock");
@@ -100,7 +96,7 @@ fn quiet_leaves_out_everyday_lines() {
 }
 
 #[test]
-fn verbose_tells_of_the_start_of_a_connection() {
+fn verbose_logs_the_start_of_a_connection() {
     let pipe = Pipe::to(echo()).args(&["--verbose"]).start();
     assert_echoes(&mut pipe.connect(), "hello");
     for end in [&pipe.initiator, &pipe.responder] {
@@ -110,13 +106,13 @@ fn verbose_tells_of_the_start_of_a_connection() {
 
 #[test]
 fn the_key_is_in_no_log() {
-    // Letters, so that it would be seen in a log of text as it is.
+    // Letters, so that the key would be visible as text in a log.
     let bytes = b"QhXw3vTzR7kLmN2pY5sD8fG1jC4bV6aE";
     let pipe = Pipe::to(echo()).args(&["--verbose"]).start_with(Key::of(bytes));
     let mut client = pipe.connect();
     assert_echoes(&mut client, "hello");
     drop(client);
-    // A failing connection has more to say.
+    // A connection that fails logs more.
     let stranger = End::initiator(&Key::new(), pipe.responder.address()).args(&["--verbose"]).start();
     drop(stranger.connect());
     pipe.responder.await_line(&["refused"]);

@@ -1,5 +1,5 @@
-//! End to end: the real binary between real clients and services. Each test is named after the one behaviour it shows;
-//! the modules follow the README's promises.
+//! End-to-end tests: the real binary between real clients and targets. Each test is named after the one behaviour
+//! that it tests. The modules follow the promises of the README.
 
 mod support;
 

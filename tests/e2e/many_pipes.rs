@@ -10,9 +10,9 @@ use crate::support::socket::{assert_echoes, echo};
 const MANY: usize = 200;
 
 #[test]
-fn two_hundred_pipes_of_two_processes_carry_bytes_all_at_once() {
+fn two_hundred_pipes_of_two_processes_carry_bytes_at_once() {
     let (here, there, target) = (Site::with_key(), Site::with_key(), echo());
-    std::fs::copy(there.path("test.key"), here.path("test.key")).expect("it is ours");
+    std::fs::copy(there.path("test.key"), here.path("test.key")).expect("the file can be copied");
     let (mut initiators, mut responders) = (String::new(), String::new());
     for number in 0..MANY {
         let name = format!("pipe-{number}");
@@ -38,12 +38,12 @@ fn two_hundred_pipes_of_two_processes_carry_bytes_all_at_once() {
             .collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), MANY, "each line has the name of another pipe");
+        assert_eq!(names.len(), MANY, "each line has the name of a different pipe");
     }
 }
 
 #[test]
-fn every_pipe_leads_to_its_own_target() {
+fn every_pipe_dials_its_own_target() {
     let site = Site::with_key();
     let mut text = String::new();
     for name in ["a", "b", "c"] {
@@ -55,20 +55,20 @@ fn every_pipe_leads_to_its_own_target() {
     let _process = site.serve(text);
     for name in ["c", "a", "b"] {
         let mut answer = String::new();
-        site.connect(name).read_to_string(&mut answer).expect("an orderly end");
+        site.connect(name).read_to_string(&mut answer).expect("a clean end");
         assert_eq!(answer, name);
     }
 }
 
 #[test]
-fn a_pipe_whose_target_is_dead_does_not_touch_the_others() {
+fn a_pipe_with_a_dead_target_does_not_affect_other_pipes() {
     let (site, target) = (Site::with_key(), echo());
-    // Nobody is at this name.
+    // Nothing listens at this name.
     let dead = site.socket("nobody");
     let process = site.serve(site.both_ends("dead", dead) + &site.both_ends("alive", target));
     let mut running = site.connect("alive");
     assert_echoes(&mut running, "before");
-    // More than one, so that none of them can be a matter of luck.
+    // More than one, so that success cannot be by chance.
     for _ in 0..20 {
         let mut refused = site.connect("dead");
         // There are no resets between Unix-domain sockets.
@@ -84,7 +84,7 @@ fn a_pipe_whose_target_is_dead_does_not_touch_the_others() {
 }
 
 #[test]
-fn a_pipe_that_is_full_does_not_touch_the_others() {
+fn a_full_pipe_does_not_affect_other_pipes() {
     let (site, target) = (Site::with_key(), echo());
     let full = site.encrypt("full", site.socket("full-sealed")) + "max-connections = 1\n";
     let process = site.serve(full + &site.decrypt("full-sealed", target) + &site.both_ends("other", target));
@@ -99,7 +99,7 @@ fn a_pipe_that_is_full_does_not_touch_the_others() {
 }
 
 #[test]
-fn one_place_that_is_taken_among_many_keeps_all_of_them_from_starting() {
+fn one_source_in_use_prevents_the_start_of_all_pipes() {
     let site = Site::with_key();
     let (mut text, taken) = (String::new(), Site::new());
     let _listener = std::os::unix::net::UnixListener::bind(taken.path("taken.sock")).expect("a free name");
@@ -111,6 +111,9 @@ fn one_place_that_is_taken_among_many_keeps_all_of_them_from_starting() {
     let ended = crate::support::process::run(&mut site.command());
     ended.failed_with(1, &["cannot listen on", "taken.sock", "another process is listening there"]);
     for number in 0..10 {
-        assert!(!site.path(&format!("pipe-{number}.sock")).exists(), "what listened before is removed");
+        assert!(
+            !site.path(&format!("pipe-{number}.sock")).exists(),
+            "the sockets made before the failure are removed"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What a service manager is told (sd_notify(3)): a test plays the manager.
+//! Notifications to a service manager (sd_notify(3)), which the test plays.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::support::process::{Process, after, run};
 use crate::support::site::Site;
 use crate::support::socket::{Service, assert_echoes, echo};
 
-/// A process with the pipe `a` to an echo service, in one process, which notifies a manager.
+/// A process with both ends of the pipe `a` to an echo target, which notifies a manager.
 struct Managed {
     manager: Manager,
     site: Site,
@@ -32,7 +32,7 @@ impl Managed {
         Self { manager, site, text, process }
     }
 
-    /// One that has said that it is ready.
+    /// A process that has reported that it is ready.
     fn ready() -> Self {
         let managed = Self::start();
         managed.manager.await_line("READY=1");
@@ -45,9 +45,9 @@ fn assert_has(message: &[String], line: &str) {
 }
 
 #[test]
-fn the_first_word_is_ready_and_then_everything_listens() {
+fn the_first_message_is_ready_and_all_sockets_listen_by_then() {
     let Managed { manager, site, process: _process, .. } = Managed::start();
-    let message = manager.hear();
+    let message = manager.next_message();
     assert_has(&message, "READY=1");
     assert_has(&message, "STATUS=2 pipes, no connections");
     for name in ["a", "a-sealed"] {
@@ -56,26 +56,26 @@ fn the_first_word_is_ready_and_then_everything_listens() {
 }
 
 #[test]
-fn an_abstract_address_is_told_as_well() {
+fn a_manager_at_an_abstract_address_is_notified() {
     let Managed { manager, site, process: _process, .. } = Managed::start_by(Manager::start_abstract());
-    assert_has(&manager.hear(), "READY=1");
+    assert_has(&manager.next_message(), "READY=1");
     assert_echoes(&mut site.connect("a"), "hello");
 }
 
 #[test]
-fn whoever_cannot_listen_is_never_ready() {
+fn a_process_that_cannot_listen_is_never_ready() {
     let (manager, taken, key) = (Manager::start(), Service::start(), Key::new());
     let end = End::initiator(&key, "127.0.0.1:9").source(taken.address());
     run(end.command().env("NOTIFY_SOCKET", manager.address())).failed_with(1, &["cannot listen on"]);
-    assert_eq!(manager.rest(), [""; 0]);
+    assert_eq!(manager.remaining_lines(), [""; 0]);
 }
 
 #[test]
-fn whoever_cannot_read_the_key_is_never_ready() {
+fn a_process_that_cannot_read_the_key_is_never_ready() {
     let (manager, key) = (Manager::start(), Key::of(b"short"));
     let end = End::initiator(&key, "127.0.0.1:9");
     run(end.command().env("NOTIFY_SOCKET", manager.address())).failed_with(1, &["at least 32 bytes"]);
-    assert_eq!(manager.rest(), [""; 0]);
+    assert_eq!(manager.remaining_lines(), [""; 0]);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn the_status_counts_connections_by_key() {
     let _process = Process::start(site.command().env("NOTIFY_SOCKET", manager.address()));
     manager.await_line("READY=1");
     let client_of = |name: &str| {
-        let key = Key::of(&std::fs::read(site.path(name)).expect("it is ours"));
+        let key = Key::of(&std::fs::read(site.path(name)).expect("the file can be read"));
         let end = End::initiator(&key, site.socket("door")).start();
         let mut client = end.connect();
         assert_echoes(&mut client, "hello");
@@ -110,22 +110,22 @@ fn monotonic_microseconds() -> i128 {
 }
 
 #[test]
-fn a_reload_is_told_with_its_time_and_ready_follows() {
+fn a_reload_is_reported_with_its_time_and_ready_follows() {
     let Managed { manager, site, text, process } = Managed::ready();
     site.configure(text + &site.encrypt("b", "127.0.0.1:9"));
     let before = monotonic_microseconds();
     process.signal(Signal::HUP);
     let message = manager.await_line("RELOADING=1");
     let stamp = message.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    let stamp: i128 = stamp.expect("the time of it").parse().expect("a number");
-    assert!((before..=monotonic_microseconds()).contains(&stamp), "{stamp} is not between");
+    let stamp: i128 = stamp.expect("a time stamp").parse().expect("a number");
+    assert!((before..=monotonic_microseconds()).contains(&stamp), "{stamp} is out of range");
     let message = manager.await_line("READY=1");
     assert_has(&message, "STATUS=3 pipes, no connections");
     site.connect("b");
 }
 
 #[test]
-fn a_reload_that_fails_is_in_the_status_until_one_goes_well() {
+fn a_failed_reload_is_in_the_status_until_a_reload_succeeds() {
     let Managed { manager, site, text, process } = Managed::ready();
     site.configure("");
     process.signal(Signal::HUP);
@@ -141,20 +141,20 @@ fn a_reload_that_fails_is_in_the_status_until_one_goes_well() {
 }
 
 #[test]
-fn stopping_is_told_with_how_long_that_may_take() {
+fn stopping_is_reported_with_the_time_it_may_take() {
     let Managed { manager, site, text, mut process } = Managed::ready();
     site.configure(format!("drain-timeout = 7\n{text}"));
-    process.reload_well();
+    process.reload_successfully();
     process.signal(Signal::TERM);
     let message = manager.await_line("STOPPING=1");
     assert_has(&message, "STATUS=stopping; 2 pipes, no connections");
     assert_has(&message, "EXTEND_TIMEOUT_USEC=12000000");
     assert_eq!(process.wait().code(), Some(0));
-    assert!(!manager.rest().contains(&"READY=1".to_owned()));
+    assert!(!manager.remaining_lines().contains(&"READY=1".to_owned()));
 }
 
 #[test]
-fn a_reload_while_stopping_is_not_told() {
+fn a_reload_while_stopping_is_not_reported() {
     let Managed { manager, site, mut process, .. } = Managed::ready();
     let mut client = site.connect("a");
     assert_echoes(&mut client, "before");
@@ -164,11 +164,11 @@ fn a_reload_while_stopping_is_not_told() {
     assert_echoes(&mut client, "after");
     drop(client);
     process.wait();
-    let rest = manager.rest();
+    let rest = manager.remaining_lines();
     assert!(!rest.iter().any(|line| line == "RELOADING=1" || line == "READY=1"), "{rest:?}");
 }
 
-/// The pipe `a` under a watchdog, whose process id is what `pid` says in a shell that becomes the process.
+/// The pipe `a` with a watchdog. The shell that becomes the process expands `pid` as WATCHDOG_PID.
 fn watched(manager: &Manager, microseconds: &str, pid: &str) -> (Site, Process) {
     let site = Site::with_key();
     site.configure(site.both_ends("a", echo()));
@@ -180,14 +180,14 @@ fn watched(manager: &Manager, microseconds: &str, pid: &str) -> (Site, Process) 
 }
 
 #[test]
-fn the_watchdog_gets_signs_of_life_again_and_again() {
+fn the_watchdog_is_notified_regularly() {
     let manager = Manager::start();
     let (site, process) = watched(&manager, "100000", "$$");
     for _ in 0..5 {
         manager.await_line("WATCHDOG=1");
     }
-    // Also of the loops that a reload has started.
-    process.reload_well();
+    // The accept loops that a reload has started send them too.
+    process.reload_successfully();
     manager.await_line("READY=1");
     for _ in 0..5 {
         manager.await_line("WATCHDOG=1");
@@ -196,7 +196,7 @@ fn the_watchdog_gets_signs_of_life_again_and_again() {
 }
 
 #[test]
-fn the_watchdog_gets_signs_of_life_from_a_pipe_that_is_full() {
+fn the_watchdog_is_notified_by_a_full_pipe() {
     let manager = Manager::start();
     let site = Site::with_key();
     site.configure(
@@ -209,14 +209,14 @@ fn the_watchdog_gets_signs_of_life_from_a_pipe_that_is_full() {
     let mut only = site.connect("a");
     assert_echoes(&mut only, "the only one");
     process.await_line(&["as many connections as -n allows"]);
-    let _before = manager.rest();
+    let _before = manager.remaining_lines();
     for _ in 0..5 {
         manager.await_line("WATCHDOG=1");
     }
 }
 
 #[test]
-fn the_watchdog_gets_signs_of_life_while_the_process_stops() {
+fn the_watchdog_is_notified_while_the_process_stops() {
     let manager = Manager::start();
     let (site, mut process) = watched(&manager, "100000", "$$");
     let mut client = site.connect("a");
@@ -230,28 +230,28 @@ fn the_watchdog_gets_signs_of_life_while_the_process_stops() {
     assert_eq!(process.wait().code(), Some(0));
 }
 
-/// Asserts that there are no signs of life, although there would have been hundreds by now.
-fn assert_unwatched(microseconds: &str, pid: &str) {
+/// Asserts that the process sends no watchdog message in a time in which a watched process would send hundreds.
+fn assert_not_notified(microseconds: &str, pid: &str) {
     let manager = Manager::start();
     let (_site, process) = watched(&manager, microseconds, pid);
     for _ in 0..20 {
-        process.reload_well();
+        process.reload_successfully();
     }
-    assert!(!manager.rest().contains(&"WATCHDOG=1".to_owned()));
+    assert!(!manager.remaining_lines().contains(&"WATCHDOG=1".to_owned()));
 }
 
 #[test]
-fn a_watchdog_of_another_process_gets_no_signs_of_life() {
-    assert_unwatched("1000", "1");
+fn a_watchdog_of_another_process_is_not_notified() {
+    assert_not_notified("1000", "1");
 }
 
 #[test]
-fn a_watchdog_that_never_barks_gets_no_signs_of_life() {
-    assert_unwatched("0", "$$");
+fn a_watchdog_without_a_timeout_is_not_notified() {
+    assert_not_notified("0", "$$");
 }
 
 #[test]
-fn a_manager_with_an_address_that_is_none_is_refused_with_what_to_do() {
+fn an_invalid_manager_address_is_refused_with_a_remedy() {
     let key = Key::new();
     for address in ["", "notify", "vsock:2:1234", "./notify"] {
         let end = End::initiator(&key, "127.0.0.1:9");
@@ -267,7 +267,7 @@ fn a_manager_with_an_address_that_is_none_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_name_too_long_for_a_manager_is_refused() {
+fn a_manager_address_that_is_too_long_is_refused() {
     let key = Key::new();
     for address in [format!("/{}", "x".repeat(200)), format!("@{}", "x".repeat(200))] {
         let end = End::initiator(&key, "127.0.0.1:9");
@@ -276,30 +276,30 @@ fn a_name_too_long_for_a_manager_is_refused() {
 }
 
 #[test]
-fn a_manager_that_is_not_there_stops_nothing() {
+fn a_missing_manager_does_not_stop_the_process() {
     let manager = Manager::start();
-    manager.vanish();
+    manager.remove_socket();
     let Managed { site, process, .. } = Managed::start_by(manager);
     process.await_line(&["listening"]);
-    process.reload_well();
+    process.reload_successfully();
     assert_echoes(&mut site.connect("a"), "hello");
 }
 
 #[test]
-fn a_manager_that_does_not_listen_holds_up_nothing() {
+fn a_manager_that_does_not_read_does_not_delay_the_process() {
     let Managed { manager, site, process, .. } = Managed::ready();
-    // More messages than a queue has places for (net.unix.max_dgram_qlen).
-    let places = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("Linux has it");
+    // More messages than a queue can hold (net.unix.max_dgram_qlen).
+    let places = std::fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").expect("Linux has this file");
     let places: usize = places.trim().parse().expect("a number");
     for _ in 0..=places / 2 {
-        process.reload_well();
+        process.reload_successfully();
     }
     assert_echoes(&mut site.connect("a"), "hello");
-    assert!(manager.rest().len() > places, "the queue was full");
+    assert!(manager.remaining_lines().len() > places, "the queue was full");
 }
 
 #[test]
-fn the_form_with_standard_input_and_output_tells_nothing() {
+fn a_pipe_on_standard_input_and_output_notifies_no_manager() {
     let (manager, key) = (Manager::start(), Key::new());
     let responder = End::responder(&key, echo()).start();
     let mut command = stdio(responder.address().to_string(), &key.path());
@@ -308,5 +308,5 @@ fn the_form_with_standard_input_and_output_tells_nothing() {
         b"hello".to_vec(),
     );
     assert_eq!(ended.succeeded().text(), "hello");
-    assert_eq!(manager.rest(), [""; 0]);
+    assert_eq!(manager.remaining_lines(), [""; 0]);
 }

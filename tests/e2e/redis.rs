@@ -1,4 +1,4 @@
-//! The service that spipe is most often put in front of.
+//! Redis, the most frequent target of spipe.
 
 use std::process::{Command, Stdio};
 
@@ -16,7 +16,7 @@ fn ping_is_answered() {
 }
 
 #[test]
-fn what_is_set_is_got() {
+fn a_value_that_is_set_can_be_read() {
     let redis = Redis::start();
     let pipe = Pipe::to(redis.address()).start();
     assert_eq!(cli(&pipe.initiator.port(), &["SET", "greeting", "hello"]).succeeded().text(), "OK");
@@ -25,7 +25,7 @@ fn what_is_set_is_got() {
 }
 
 #[test]
-fn the_right_password_lets_in() {
+fn the_right_password_is_accepted() {
     let redis = Redis::start_with(&["--requirepass", "sesame"]);
     let pipe = Pipe::to(redis.address()).start();
     let asked = cli(&pipe.initiator.port(), &["--no-auth-warning", "-a", "sesame", "PING"]);
@@ -59,12 +59,13 @@ fn pipelined_requests_have_no_error() {
 }
 
 #[test]
-fn an_idle_subscriber_gets_the_message_that_comes_at_last() {
+fn an_idle_subscriber_receives_a_late_message() {
     let redis = Redis::start();
     let pipe = Pipe::to(redis.address()).start();
     let subscriber = Process::start(command(&pipe.initiator.port()).args(["SUBSCRIBE", "news"]));
     subscriber.await_line(&["subscribe"]);
-    // The subject of this test: a time without a byte, longer than the pipe's own time limit (-o is 5 by default).
+    // The subject of this test: a period without a byte that is longer than the pipe's time limit (-o is 5 by
+    // default).
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert_eq!(redis.ask(&["PUBLISH", "news", "at last"]), "1");
     subscriber.await_line(&["at last"]);
@@ -78,7 +79,7 @@ fn a_value_of_64_mib_comes_back_unchanged() {
     let set = run_with_input(command(&pipe.initiator.port()).args(["-x", "SET", "big"]), value.clone());
     assert_eq!(set.succeeded().text(), "OK");
     let mut got = cli(&pipe.initiator.port(), &["GET", "big"]).succeeded().stdout;
-    // redis-cli ends what it prints with a line end.
+    // redis-cli prints a final newline.
     assert_eq!(got.pop(), Some(b'\n'));
     assert!(got == value, "the value was altered");
 }
@@ -93,7 +94,7 @@ fn transactions_work() {
 }
 
 #[test]
-fn the_sealed_port_gives_an_error_and_nothing_reaches_redis() {
+fn a_plain_client_at_the_sealed_port_gets_an_error_and_does_not_reach_redis() {
     let redis = Redis::start();
     let pipe = Pipe::to(redis.address()).responder_args(&["-o", "1"]).start();
     let before = redis.connections_received();
@@ -101,12 +102,12 @@ fn the_sealed_port_gives_an_error_and_nothing_reaches_redis() {
     assert!(!asked.text().contains("PONG"), "{asked:?}");
     assert!(format!("{}{}", asked.text(), asked.stderr).contains("rror"), "{asked:?}");
     pipe.responder.await_line(&["refused", "not spipe"]);
-    // The one that asks for the number is one more.
+    // The question itself is one more connection.
     assert_eq!(redis.connections_received(), before + 1);
 }
 
-/// Two hosts, as in the Redis guides: each has a Redis that listens on its loopback only, and a tunnel with a key of its own
-/// in each direction.
+/// Two hosts, as in the Redis guides: each has a Redis that listens on its loopback only. Each direction has a tunnel
+/// with a separate key.
 struct TwoHosts {
     here: Redis,
     there: Redis,
@@ -125,7 +126,7 @@ impl TwoHosts {
     }
 }
 
-/// Waits until `replica` follows its master, then writes there and reads here.
+/// Waits until `replica` follows its master, then writes to the master and reads from the replica.
 fn assert_replicates(master: &Redis, replica: &Redis, value: &str) {
     poll_until("the replica has found its master", || {
         replica.ask(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
@@ -147,7 +148,7 @@ fn a_replica_follows_its_master_through_a_tunnel() {
 }
 
 #[test]
-fn after_a_failover_the_opposite_tunnel_replicates_the_other_way() {
+fn after_a_failover_the_opposite_tunnel_replicates() {
     let hosts = TwoHosts::start();
     hosts.there.ask(&["REPLICAOF", "127.0.0.1", &hosts.to_here.initiator.port()]);
     assert_replicates(&hosts.here, &hosts.there, "written here");
@@ -158,10 +159,10 @@ fn after_a_failover_the_opposite_tunnel_replicates_the_other_way() {
 }
 
 #[test]
-fn one_tunnel_does_not_open_the_opposite_one() {
+fn the_key_of_one_tunnel_is_refused_by_the_opposite_one() {
     let hosts = TwoHosts::start();
     let before = hosts.here.connections_received();
-    // The key for there, at the door to here.
+    // The key of the opposite tunnel.
     let crossed = End::initiator(&hosts.to_there.key, hosts.to_here.responder.address()).start();
     assert!(!cli(&crossed.port(), &["PING"]).text().contains("PONG"));
     crossed.await_line(&["failed", "key or label differs"]);
@@ -176,17 +177,17 @@ fn the_demo_shows_a_real_redis() {
 }
 
 #[test]
-fn the_demo_says_when_there_is_no_redis() {
+fn the_demo_reports_a_missing_redis() {
     let nobody = format!("127.0.0.1:{}", crate::support::redis::free_port());
     let ended = run(crate::support::process::spipe().args(["demo", "--target", &nobody]));
     ended.failed_with(1, &["the demo failed", "is it running?"]);
 }
 
 #[test]
-fn a_redis_that_comes_back_is_reached_again() {
+fn a_redis_that_is_started_later_is_reached() {
     let socket = tempfile::tempdir().expect("a temporary directory");
     let path = socket.path().join("redis.sock");
-    let path = path.to_str().expect("a plain path");
+    let path = path.to_str().expect("a UTF-8 path");
     let key = Key::new();
     let responder = End::responder(&key, path).start();
     let initiator = End::initiator(&key, responder.address()).start();

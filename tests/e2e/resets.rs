@@ -1,4 +1,4 @@
-//! A reset on one side becomes a reset on the other, and so does everything that is not an orderly end.
+//! A reset on one side becomes a reset on the other side, and so does every end that is not clean.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -9,21 +9,21 @@ use crate::support::pipe::{End, Key, Pipe};
 use crate::support::redis::free_port;
 use crate::support::socket::{Service, assert_echoes, assert_reads, assert_reset, echo, reset};
 
-/// A pipe with a client and its connection at the service, on which bytes have gone both ways.
+/// A pipe, a client, and its connection at the target. Bytes have crossed in both directions.
 fn conversation() -> (Pipe, TcpStream, TcpStream) {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut client = pipe.connect();
     let mut served = service.accept();
-    client.write_all(b"half a requ").expect("the pipe takes it");
+    client.write_all(b"half a requ").expect("the pipe accepts the bytes");
     assert_reads(&mut served, "half a requ");
-    served.write_all(b"half an ans").expect("the pipe takes it");
+    served.write_all(b"half an ans").expect("the pipe accepts the bytes");
     assert_reads(&mut client, "half an ans");
     (pipe, client, served)
 }
 
 #[test]
-fn a_clients_reset_resets_the_service() {
+fn a_clients_reset_resets_the_target() {
     let (pipe, client, mut served) = conversation();
     reset(client);
     assert_reset(&mut served);
@@ -32,7 +32,7 @@ fn a_clients_reset_resets_the_service() {
 }
 
 #[test]
-fn a_services_reset_resets_the_client() {
+fn a_targets_reset_resets_the_client() {
     let (pipe, mut client, served) = conversation();
     reset(served);
     assert_reset(&mut client);
@@ -48,14 +48,14 @@ fn when_the_responder_is_killed_the_client_is_reset() {
 }
 
 #[test]
-fn when_the_responder_is_killed_the_service_is_reset() {
+fn when_the_responder_is_killed_the_target_is_reset() {
     let (pipe, _client, mut served) = conversation();
     pipe.responder.process.kill();
     assert_reset(&mut served);
 }
 
 #[test]
-fn when_the_initiator_is_killed_the_service_is_reset() {
+fn when_the_initiator_is_killed_the_target_is_reset() {
     let (pipe, _client, mut served) = conversation();
     pipe.initiator.process.kill();
     assert_reset(&mut served);
@@ -69,7 +69,7 @@ fn when_the_initiator_is_killed_the_client_is_reset() {
 }
 
 #[test]
-fn a_service_that_refuses_resets_the_client() {
+fn a_target_that_refuses_resets_the_client() {
     let pipe = Pipe::to(format!("127.0.0.1:{}", free_port())).start();
     pipe.initiator.assert_resets_a_client();
     pipe.responder.await_line(&["refused", "cannot connect to", "Connection refused"]);
@@ -84,7 +84,7 @@ fn a_responder_that_is_down_resets_the_client() {
 }
 
 #[test]
-fn one_connections_failure_does_not_touch_another() {
+fn the_failure_of_one_connection_does_not_affect_another() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).start();
     let mut survivor = pipe.connect();
@@ -93,7 +93,7 @@ fn one_connections_failure_does_not_touch_another() {
     let mut served = service.accept();
     reset(doomed);
     assert_reset(&mut served);
-    survivor.write_all(b"still here").expect("the pipe takes it");
+    survivor.write_all(b"still here").expect("the pipe accepts the bytes");
     assert_reads(&mut surviving, "still here");
 }
 

@@ -1,4 +1,4 @@
-//! How a pipe stops, and what it does when nobody takes its log.
+//! How a pipe stops, and what it does when its log cannot be written.
 
 use std::io::ErrorKind;
 use std::net::{Shutdown, TcpStream};
@@ -18,7 +18,7 @@ fn assert_drains(end: &mut End, signal: Signal, mut client: TcpStream) {
     let refused = TcpStream::connect(end.address()).map(|_| ()).map_err(|error| error.kind());
     assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
     assert_echoes(&mut client, "still running");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
     assert_eq!(end.process.wait().code(), Some(0));
     end.await_line(&["stopped"]);
@@ -41,7 +41,7 @@ fn sigterm_lets_the_responders_connection_finish_and_refuses_new_ones() {
 }
 
 #[test]
-fn sigint_does_the_same() {
+fn sigint_lets_connections_finish_too() {
     let mut pipe = Pipe::to(echo()).start();
     let mut client = pipe.connect();
     assert_echoes(&mut client, "before");
@@ -49,7 +49,7 @@ fn sigint_does_the_same() {
 }
 
 #[test]
-fn a_second_sigterm_ends_at_once() {
+fn a_second_sigterm_cuts_connections_at_once() {
     let mut pipe = Pipe::to(echo()).start();
     let mut client = pipe.connect();
     assert_echoes(&mut client, "before");
@@ -70,7 +70,8 @@ fn sigterm_ends_an_idle_pipe_with_success() {
     }
 }
 
-/// A pipe whose initiator has `stderr` as its standard error. It cannot say where it listens, so it listens at a name.
+/// Asserts that a pipe serves whose initiator has `stderr` as its standard error. The initiator cannot log where it
+/// listens, so its source is a fixed path.
 fn assert_serves_with_stderr(stderr: Stdio) {
     let key = Key::new();
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -80,22 +81,22 @@ fn assert_serves_with_stderr(stderr: Stdio) {
     let mut process =
         Process::start_piped(initiator.command().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr));
     let connect = || connect_unix(&source).ok();
-    // Several, so that each has an end to log.
+    // Several connections, since the end of each is logged.
     for _ in 0..3 {
-        assert_echoes(&mut poll_until("it listens", connect), "no matter what the log does");
+        assert_echoes(&mut poll_until("it listens", connect), "without a log");
     }
     process.signal(Signal::TERM);
     assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_full_disk_under_the_log_stops_nothing() {
-    let full = std::fs::File::options().write(true).open("/dev/full").expect("every Linux has it");
+fn a_log_on_a_full_disk_does_not_stop_the_pipe() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has this file");
     assert_serves_with_stderr(full.into());
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_stops_nothing() {
+fn a_log_without_a_reader_does_not_stop_the_pipe() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     assert_serves_with_stderr(writer.into());

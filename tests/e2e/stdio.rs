@@ -1,4 +1,4 @@
-//! Standard input and output as the local end: under ssh, and in a pipeline.
+//! Standard input and output in place of a client: under ssh, and in a pipeline.
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -16,14 +16,14 @@ use crate::support::relay::{Plan, Relay, Rule};
 use crate::support::socket::{Service, assert_ends, assert_reads, assert_reset, echo};
 
 #[test]
-fn printf_ping_gets_pong() {
+fn a_ping_on_standard_input_gets_a_pong() {
     let (redis, key) = (Redis::start(), Key::new());
     let responder = End::responder(&key, redis.address()).start();
     let mut command = stdio(responder.address().to_string(), &key.path());
-    // Redis answers what it has read before it sees the end.
+    // Redis answers the requests that it has read before it sees the end.
     let ended = run_with_input(&mut command, b"PING\r\nQUIT\r\n".to_vec()).succeeded();
     assert_eq!(ended.text(), "+PONG\r\n+OK");
-    assert_eq!(ended.stderr, "", "a filter is silent when all is well");
+    assert_eq!(ended.stderr, "", "nothing on standard error when it succeeds");
 }
 
 #[test]
@@ -36,22 +36,22 @@ fn megabytes_come_back_unchanged() {
 }
 
 #[test]
-fn output_ends_when_the_service_ends_though_input_stays_open() {
+fn output_ends_with_the_target_while_input_stays_open() {
     let (service, key) = (Service::start(), Key::new());
     let responder = End::responder(&key, service.address()).start();
     let mut command = stdio(responder.address().to_string(), &key.path());
-    // Standard error is left alone, so that all that is recorded is standard output.
+    // Standard error is not piped, so only standard output is recorded.
     let mut process = Process::start_piped(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let mut input = process.take_input();
 
     let mut served = service.accept();
-    served.write_all(b"goodbye").expect("the pipe takes it");
-    served.shutdown(std::net::Shutdown::Write).expect("it is connected");
+    served.write_all(b"goodbye").expect("the pipe accepts the bytes");
+    served.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
     process.await_end_of_output();
     assert_eq!(process.log(), "goodbye");
 
-    // The other direction lives on.
-    input.write_all(b"not so fast").expect("it is read");
+    // The other direction continues.
+    input.write_all(b"not so fast").expect("the process reads its input");
     assert_reads(&mut served, "not so fast");
     drop(input);
     assert_ends(&mut served);
@@ -59,16 +59,16 @@ fn output_ends_when_the_service_ends_though_input_stays_open() {
 }
 
 #[test]
-fn the_services_reset_is_a_failure() {
+fn a_reset_by_the_target_is_a_failure() {
     let (service, key) = (Service::start(), Key::new());
     let responder = End::responder(&key, service.address()).start();
     let mut command = stdio(responder.address().to_string(), &key.path());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::start_piped(&mut command);
     let mut served = service.accept();
-    // Once this has come, the responder is surely connected, and sees a reset and not a failure to connect.
+    // After these bytes have arrived, the responder is connected, so it sees a reset and not a failure to connect.
     let mut input = process.take_input();
-    input.write_all(b"hello").expect("it is read");
+    input.write_all(b"hello").expect("the process reads its input");
     assert_reads(&mut served, "hello");
     crate::support::socket::reset(served);
     assert_eq!(process.wait().code(), Some(1));
@@ -86,7 +86,7 @@ fn a_cut_wire_is_a_failure_and_not_an_end() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_it_with_a_failure_and_without_a_word() {
+fn when_the_reader_of_its_output_ends_it_fails_silently() {
     let key = Key::new();
     let service = Service::start();
     let responder = End::responder(&key, service.address()).start();
@@ -94,11 +94,11 @@ fn a_reader_that_goes_away_ends_it_with_a_failure_and_without_a_word() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     command.stdin(Stdio::piped()).stdout(writer).stderr(Stdio::piped());
     let mut process = Process::start_piped(&mut command);
-    // The command holds the writing end, too.
+    // The command holds a copy of the writing end.
     drop(command);
     drop(reader);
     let mut served = service.accept();
-    served.write_all(b"is anybody there?").expect("the pipe takes it");
+    served.write_all(b"is anybody there?").expect("the pipe accepts the bytes");
     assert_eq!(process.wait().code(), Some(1));
     assert_reset(&mut served);
     process.await_end_of_output();
@@ -128,7 +128,7 @@ fn a_responder_that_is_down_is_one_line_and_exit_code_1() {
     run(&mut command).failed_with(1, &["cannot connect to", "Connection refused"]);
 }
 
-/// An SSH server on the loopback, behind a responder, and a client that reaches it through the pipe only.
+/// An SSH server on the loopback, behind a responder. The client reaches it only through the pipe.
 struct Ssh {
     directory: TempDir,
     key: Key,
@@ -144,14 +144,16 @@ impl Ssh {
             let mut keygen = Command::new("ssh-keygen");
             run(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path(name))).succeeded();
         }
-        std::fs::copy(path("user.pub"), path("authorized_keys")).expect("it can be copied");
-        std::fs::set_permissions(path("authorized_keys"), Permissions::from_mode(0o600)).expect("it is ours");
-        // Where Debian's sshd goes without privileges; the service makes it, and here there is no service.
+        std::fs::copy(path("user.pub"), path("authorized_keys")).expect("the file can be copied");
+        std::fs::set_permissions(path("authorized_keys"), Permissions::from_mode(0o600))
+            .expect("the mode can be changed");
+        // Debian's sshd needs this directory for privilege separation. Its service makes it, but no service runs
+        // here.
         let _ = std::fs::create_dir_all("/run/sshd");
 
         let key = Key::new();
         for _ in 0..10 {
-            // As with Redis: sshd cannot listen on port 0 and say what it got.
+            // Like Redis, sshd cannot listen on port 0 and report the port that it got.
             let port = free_port().to_string();
             let mut sshd = Command::new("/usr/sbin/sshd");
             sshd.args(["-D", "-e", "-f", "/dev/null", "-p", &port, "-o", "ListenAddress=127.0.0.1"])
@@ -173,7 +175,7 @@ impl Ssh {
         self.directory.path().join(name)
     }
 
-    /// `ssh … COMMAND`; the host name exists nowhere, so only the pipe leads there.
+    /// `ssh … COMMAND`. The host name does not exist, so only the pipe can reach the server.
     fn command(&self, command: &str) -> Command {
         let proxy = format!(
             "ProxyCommand={} -t {} -k {}",
@@ -214,7 +216,7 @@ fn ssh_copies_a_file_in() {
     let bytes = Random::bytes(4, 8 << 20);
     let copy = ssh.path("copy");
     run_with_input(&mut ssh.command(&format!("cat > {}", copy.display())), bytes.clone()).succeeded();
-    assert!(std::fs::read(copy).expect("it was written") == bytes, "altered on the way");
+    assert!(std::fs::read(copy).expect("the file exists") == bytes, "altered on the way");
 }
 
 #[test]
@@ -222,7 +224,7 @@ fn ssh_copies_a_file_out() {
     let ssh = Ssh::start();
     let bytes = Random::bytes(5, 8 << 20);
     let original = ssh.path("original");
-    std::fs::write(&original, &bytes).expect("it can be written");
+    std::fs::write(&original, &bytes).expect("the file can be written");
     let ended = run(&mut ssh.command(&format!("cat {}", original.display()))).succeeded();
     assert!(ended.stdout == bytes, "altered on the way");
 }

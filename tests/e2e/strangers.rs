@@ -1,4 +1,5 @@
-//! Who does not hold the key gets nothing: no byte, no connection to the service, and no place that a key holder needs.
+//! A stranger, who does not hold the key, gets nothing: no byte, no connection to the target, and no slot that a key
+//! holder needs.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,7 +12,7 @@ use crate::support::socket::{Service, assert_echoes, echo, read_all};
 const MESSAGE_1: usize = 1264;
 const MESSAGE_2: usize = 1168;
 
-/// A responder in front of a service that counts who comes.
+/// A responder and its target, at which the test can check that no connection has arrived.
 struct Door {
     key: Key,
     responder: End,
@@ -25,26 +26,27 @@ impl Door {
         Self { key, responder, service }
     }
 
-    /// Asserts that the responder says nothing to who says `words`, dials nobody, and logs `reason`.
+    /// Asserts that a stranger who sends `words` receives no byte, that the target is not dialed, and that `reason`
+    /// is logged.
     #[track_caller]
     fn refuses(&self, words: &[u8], reason: &[&str]) {
         let mut stranger = self.responder.connect();
-        // It may hang up before it has read all of it.
+        // The responder may close the connection before it has read all bytes.
         let _ = stranger.write_all(words);
         let _ = stranger.shutdown(Shutdown::Write);
         assert_eq!(read_all(&mut stranger), b"");
         self.responder.await_line(&[&["refused"], reason].concat());
-        self.service.assert_unvisited();
+        self.service.assert_no_connection();
     }
 }
 
-/// A true message 1 for `key`, as an initiator sends it.
+/// An authentic message 1 for `key`, recorded from an initiator.
 fn record_message_1(key: &Key) -> Vec<u8> {
     let recorder = Service::start();
     let initiator = End::initiator(key, recorder.address()).start();
     let _client = initiator.connect();
     let mut message = vec![0; MESSAGE_1];
-    recorder.accept().read_exact(&mut message).expect("the initiator speaks first");
+    recorder.accept().read_exact(&mut message).expect("message 1 arrives");
     message
 }
 
@@ -64,24 +66,24 @@ fn a_plain_client_gets_no_answer() {
 }
 
 #[test]
-fn who_hangs_up_at_once_gets_no_answer() {
+fn a_stranger_who_disconnects_at_once_gets_no_answer() {
     Door::start(&[]).refuses(b"", &["0 of 1264 bytes", "not spipe"]);
 }
 
 #[test]
-fn a_handshake_cut_short_gets_no_answer() {
+fn an_incomplete_message_1_gets_no_answer() {
     let door = Door::start(&[]);
     let message = record_message_1(&door.key);
     door.refuses(&message[..MESSAGE_1 - 1], &["1263 of 1264 bytes"]);
 }
 
 #[test]
-fn a_silent_stranger_is_dismissed_in_time() {
+fn a_silent_stranger_is_disconnected_in_time() {
     let door = Door::start(&["-o", "1"]);
     let mut stranger = door.responder.connect();
     assert_eq!(read_all(&mut stranger), b"");
     door.responder.await_line(&["refused", "nothing more in time"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn a_wrong_key_is_refused_with_the_likely_reason_on_both_ends() {
     initiator.assert_resets_a_client();
     door.responder.await_line(&["refused", "the keys differ"]);
     initiator.await_line(&["failed", "key or label differs"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
@@ -101,7 +103,7 @@ fn a_wrong_label_is_refused_with_the_likely_reason_on_both_ends() {
     initiator.assert_resets_a_client();
     door.responder.await_line(&["refused", "labels"]);
     initiator.await_line(&["failed", "key or label differs"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
@@ -116,13 +118,13 @@ fn an_initiator_in_front_of_an_initiator_is_refused() {
     let inner = End::initiator(&key, echo()).args(&["-o", "1"]).start();
     let outer = End::initiator(&key, inner.address()).args(&["-o", "1"]).start();
     outer.assert_resets_a_client();
-    // Its own message came back to it.
+    // The echo target sent its own message 1 back to it.
     inner.await_line(&["failed", "does not open with this key"]);
     outer.await_line(&["failed"]);
 }
 
 #[test]
-fn an_initiator_says_when_its_target_is_no_spipe() {
+fn an_initiator_reports_a_target_that_is_not_spipe() {
     let smtp = Service::start().serve(|mut stream| {
         let _ = stream.write_all(b"220 mail.example ESMTP\r\n");
         let _ = stream.shutdown(Shutdown::Write);
@@ -134,20 +136,20 @@ fn an_initiator_says_when_its_target_is_no_spipe() {
 }
 
 #[test]
-fn a_replayed_message_1_reaches_nothing() {
+fn a_replayed_message_1_does_not_reach_the_target() {
     let door = Door::start(&["-o", "1"]);
     let message = record_message_1(&door.key);
     let mut replay = door.responder.connect();
-    replay.write_all(&message).expect("the responder reads it");
-    // It is a true message, so it is answered; but who replays it cannot go on from there.
+    replay.write_all(&message).expect("the responder reads the message");
+    // The message is authentic, so it is answered; but the stranger who replays it cannot continue.
     assert_eq!(read_all(&mut replay).len(), MESSAGE_2);
     door.responder.await_line(&["refused", "shook hands and then opened no connection"]);
-    door.service.assert_unvisited();
+    door.service.assert_no_connection();
 }
 
 #[test]
 fn silent_strangers_do_not_keep_a_key_holder_out() {
-    // More than the lobby has places for, and many more than -n.
+    // More than the lobby can hold, and many more than -n.
     const STRANGERS: usize = 300;
     let key = Key::new();
     let responder = End::responder(&key, echo()).args(&["-n", "2", "-o", "600"]).start();
@@ -159,7 +161,7 @@ fn silent_strangers_do_not_keep_a_key_holder_out() {
 }
 
 #[test]
-fn silent_strangers_do_not_disturb_a_running_connection() {
+fn silent_strangers_do_not_disturb_an_established_connection() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).args(&["-o", "600"]).start();
     let initiator = End::initiator(&key, responder.address()).start();

@@ -1,4 +1,4 @@
-//! Unix-domain sockets at each place, and the files that they leave or do not.
+//! Unix-domain sockets as source, target and wire, and the files that they leave or remove.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -31,14 +31,15 @@ impl Directory {
         self.path(name).display().to_string()
     }
 
-    /// A name that nobody else uses, in the abstract namespace, which all tests share.
+    /// A unique name in the abstract namespace, which all tests share.
     fn abstract_name(&self, name: &str) -> String {
-        let unique = self.0.path().file_name().expect("it has one").to_string_lossy().into_owned();
+        let unique =
+            self.0.path().file_name().expect("the path has a file name").to_string_lossy().into_owned();
         format!("{unique}.{name}")
     }
 }
 
-/// Sends back what comes in on `listener`.
+/// Sends back all bytes that arrive on connections of `listener`.
 fn serve_echo(listener: UnixListener) {
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
@@ -55,10 +56,10 @@ fn connect(path: &Path) -> UnixStream {
     connect_unix(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Asserts that bytes and both half-closes pass.
+/// Asserts that bytes and the half-closes of both directions cross.
 fn assert_carries(mut client: UnixStream) {
     assert_echoes(&mut client, "through files");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
 }
 
@@ -80,7 +81,7 @@ fn a_unix_socket_is_a_target() {
     let initiator = End::initiator(&key, responder.address()).start();
     let mut client = initiator.connect();
     assert_echoes(&mut client, "through files");
-    client.shutdown(Shutdown::Write).expect("it is connected");
+    client.shutdown(Shutdown::Write).expect("the socket is connected");
     assert_ends(&mut client);
 }
 
@@ -93,7 +94,7 @@ fn a_unix_socket_is_the_wire() {
 }
 
 #[test]
-fn all_three_places_are_unix_sockets() {
+fn source_wire_and_target_can_all_be_unix_sockets() {
     let (key, directory) = (Key::new(), Directory::new());
     serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
     let _responder = End::responder(&key, directory.name("service")).source(directory.name("sealed")).start();
@@ -102,7 +103,7 @@ fn all_three_places_are_unix_sockets() {
 }
 
 #[test]
-fn all_three_places_have_abstract_names() {
+fn source_wire_and_target_can_all_have_abstract_names() {
     let (key, directory) = (Key::new(), Directory::new());
     let address = |name| SocketAddr::from_abstract_name(directory.abstract_name(name)).expect("a name");
     let name = |name| format!("@{}", directory.abstract_name(name));
@@ -110,46 +111,46 @@ fn all_three_places_have_abstract_names() {
     let _responder = End::responder(&key, name("service")).source(name("sealed")).start();
     let initiator = End::initiator(&key, name("sealed")).source(name("plain")).start();
     assert_eq!(initiator.source(), name("plain"));
-    let client = UnixStream::connect_addr(&address("plain")).expect("it listens");
+    let client = UnixStream::connect_addr(&address("plain")).expect("the socket listens");
     guard_unix(&client);
     assert_carries(client);
 }
 
 #[test]
-fn the_outgoing_name_is_what_the_service_sees() {
+fn the_target_sees_the_outgoing_name() {
     let (key, directory) = (Key::new(), Directory::new());
     let listener = UnixListener::bind(directory.path("service")).expect("the name is free");
-    // accept(2) on Linux minds the timeout for reading.
-    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
+    // On Linux the receive timeout also applies to accept(2).
+    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("the socket is open");
     let from = directory.name("from");
     let responder = End::responder(&key, directory.name("service")).args(&["-b", &from]).start();
     let initiator = End::initiator(&key, responder.address()).start();
-    // Twice: the first connection's name must not be in the way of the second's.
+    // Twice: the name of the first connection must be free for the second.
     for _ in 0..2 {
         let mut client = initiator.connect();
-        let (mut served, peer) = listener.accept().expect("somebody connects in time");
+        let (mut served, peer) = listener.accept().expect("a client connects in time");
         guard_unix(&served);
         assert_eq!(peer.as_pathname(), Some(directory.path("from").as_path()));
-        client.write_all(b"hello").expect("the pipe takes it");
+        client.write_all(b"hello").expect("the pipe accepts the bytes");
         assert_reads(&mut served, "hello");
     }
-    assert!(!directory.path("from").exists(), "it is left in nobody's way");
+    assert!(!directory.path("from").exists(), "the socket file is removed");
 }
 
 #[test]
-fn an_outgoing_name_that_a_killed_process_left_behind_is_replaced() {
+fn an_outgoing_name_of_a_killed_process_is_replaced() {
     let (key, directory) = (Key::new(), Directory::new());
     serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
-    // Bound, and its owner is gone before it removed the file.
+    // A bound socket whose owner ended before it removed the file.
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("a socket");
     let from = directory.path("from");
-    socket.bind(&socket2::SockAddr::unix(&from).expect("it is short")).expect("the name is free");
+    socket.bind(&socket2::SockAddr::unix(&from).expect("a short path")).expect("the name is free");
     drop(socket);
     let responder =
         End::responder(&key, directory.name("service")).args(&["-b", &directory.name("from")]).start();
     let initiator = End::initiator(&key, responder.address()).start();
     assert_echoes(&mut initiator.connect(), "through files");
-    assert!(!from.exists(), "it is left in nobody's way");
+    assert!(!from.exists(), "the socket file is removed");
 }
 
 #[test]
@@ -160,11 +161,11 @@ fn an_outgoing_name_is_free_again_when_the_target_cannot_be_reached() {
     let initiator = End::initiator(&key, responder.address()).start();
     initiator.assert_resets_a_client();
     responder.await_line(&["refused", "cannot connect to"]);
-    assert!(!directory.path("from").exists(), "it is left in nobody's way");
+    assert!(!directory.path("from").exists(), "the socket file is removed");
 }
 
 #[test]
-fn an_outgoing_name_that_another_process_listens_at_is_what_the_error_names() {
+fn an_outgoing_name_in_use_is_named_in_the_error() {
     let (key, directory) = (Key::new(), Directory::new());
     serve_echo(UnixListener::bind(directory.path("service")).expect("the name is free"));
     let _other = UnixListener::bind(directory.path("from")).expect("the name is free");
@@ -177,12 +178,12 @@ fn an_outgoing_name_that_another_process_listens_at_is_what_the_error_names() {
 }
 
 #[test]
-fn a_socket_that_a_killed_process_left_behind_is_replaced() {
+fn a_socket_of_a_killed_process_is_replaced() {
     let (key, directory) = (Key::new(), Directory::new());
     let responder = End::responder(&key, echo()).start();
     let start = || End::initiator(&key, responder.address()).source(directory.name("plain")).start();
     start().process.kill();
-    assert!(directory.path("plain").exists(), "nobody could remove it");
+    assert!(directory.path("plain").exists(), "a killed process cannot remove it");
     let _initiator = start();
     assert_carries(connect(&directory.path("plain")));
 }
@@ -194,7 +195,7 @@ fn a_socket_in_use_is_an_error() {
     let _first = End::initiator(&key, responder.address()).source(directory.name("plain")).start();
     let second = End::initiator(&key, responder.address()).source(directory.name("plain"));
     run(&mut second.command()).failed_with(1, &["cannot listen on", "another process is listening there"]);
-    // The first is none the worse for it.
+    // The first still serves.
     assert_carries(connect(&directory.path("plain")));
 }
 
@@ -208,12 +209,12 @@ fn an_abstract_name_in_use_is_an_error() {
 }
 
 #[test]
-fn a_file_in_the_way_is_an_error_and_is_left_alone() {
+fn a_file_that_is_not_a_socket_is_an_error_and_is_not_changed() {
     let (key, directory) = (Key::new(), Directory::new());
-    std::fs::write(directory.path("plain"), "precious").expect("it can be written");
+    std::fs::write(directory.path("plain"), "precious").expect("the file can be written");
     let end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain"));
     run(&mut end.command()).failed_with(1, &["a file that is not a socket"]);
-    assert_eq!(std::fs::read_to_string(directory.path("plain")).expect("it is there"), "precious");
+    assert_eq!(std::fs::read_to_string(directory.path("plain")).expect("the file exists"), "precious");
 }
 
 #[test]
@@ -234,12 +235,12 @@ fn the_socket_is_removed_at_exit() {
 }
 
 #[test]
-fn a_socket_that_another_process_put_in_its_place_is_not_removed() {
+fn a_socket_that_replaced_it_is_not_removed() {
     let (key, directory) = (Key::new(), Directory::new());
     let mut end = End::initiator(&key, "127.0.0.1:9").source(directory.name("plain")).start();
-    // A new file first: the old one's inode must not be free for it.
+    // The new file is created while the old one exists, so that it cannot get the same inode.
     let _other = UnixListener::bind(directory.path("other")).expect("the name is free");
-    std::fs::rename(directory.path("other"), directory.path("plain")).expect("it is ours");
+    std::fs::rename(directory.path("other"), directory.path("plain")).expect("the file can be renamed");
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));
     assert!(directory.path("plain").exists());

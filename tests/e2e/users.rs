@@ -1,4 +1,4 @@
-//! Another user than the one who started it (-u). Root can have all of it tested; who is not root, that it is refused.
+//! A change to another user (-u). As root, the tests cover all of it; otherwise they cover only that it is refused.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::support::process::{Process, run};
 use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, connect, echo};
 
-/// Starts `end` as `user`. None without the rights to do so; then it is refused, with what to do.
+/// Starts `end` as `user`. Without root rights, asserts that this is refused with a remedy, and returns `None`.
 fn start_as(user: &str, end: EndBuilder) -> Option<End> {
     let end = end.args(&["-u", user]);
     if geteuid().is_root() {
@@ -20,14 +20,15 @@ fn start_as(user: &str, end: EndBuilder) -> Option<End> {
     None
 }
 
-/// What the kernel says of `process`.
+/// The values of the field `name` in the status of `process`.
 fn status(process: &Process, name: &str) -> Vec<String> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("the kernel tells");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("/proc has this field");
     line.trim_start_matches(':').split_whitespace().map(ToOwned::to_owned).collect()
 }
 
-/// The number of a user or group, from `database`.
+/// The id of a user or group, from `database`.
 fn number(database: &str, name: &str) -> String {
     let ended = run(Command::new("getent").args([database, name])).succeeded();
     ended.text().split(':').nth(2).expect("a number").to_owned()
@@ -41,7 +42,7 @@ fn user_group_and_all_other_groups_change_and_the_pipe_serves() {
     assert_eq!(status(&responder.process, "Uid"), [&*uid; 4]);
     assert_eq!(status(&responder.process, "Gid"), [&*gid; 4]);
     assert_eq!(status(&responder.process, "Groups"), [gid]);
-    // No right of root's is left.
+    // No right of root is left.
     for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
         assert_eq!(status(&responder.process, set), ["0000000000000000"], "{set}");
     }
@@ -50,7 +51,7 @@ fn user_group_and_all_other_groups_change_and_the_pipe_serves() {
 }
 
 #[test]
-fn every_thread_changes() {
+fn every_thread_changes_its_user() {
     let key = Key::new();
     let Some(responder) = start_as("nobody", End::responder(&key, echo())) else { return };
     let uid = number("passwd", "nobody");
@@ -58,17 +59,18 @@ fn every_thread_changes() {
     assert_echoes(&mut initiator.connect(), "hello");
     let tasks = format!("/proc/{}/task", responder.process.pid());
     let mut threads = 0;
-    for task in std::fs::read_dir(tasks).expect("it runs") {
-        let status = std::fs::read_to_string(task.expect("it runs").path().join("status")).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("Uid:")).expect("the kernel tells");
+    for task in std::fs::read_dir(tasks).expect("the process runs") {
+        let status = std::fs::read_to_string(task.expect("the process runs").path().join("status"))
+            .expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with("Uid:")).expect("/proc has this field");
         assert_eq!(line, format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"));
         threads += 1;
     }
-    assert!(threads > 1, "there are several");
+    assert!(threads > 1, "only one thread");
 }
 
 #[test]
-fn a_group_of_ones_choice() {
+fn a_group_can_be_given() {
     let Some(end) = start_as("nobody:daemon", End::initiator(&Key::new(), "127.0.0.1:9")) else { return };
     let gid = number("group", "daemon");
     assert_eq!(status(&end.process, "Uid"), [&*number("passwd", "nobody"); 4]);
@@ -77,14 +79,14 @@ fn a_group_of_ones_choice() {
 }
 
 #[test]
-fn a_group_alone_leaves_the_user() {
+fn a_group_alone_does_not_change_the_user() {
     let Some(end) = start_as(":daemon", End::initiator(&Key::new(), "127.0.0.1:9")) else { return };
     assert_eq!(status(&end.process, "Uid"), ["0"; 4]);
     assert_eq!(status(&end.process, "Gid"), [&*number("group", "daemon"); 4]);
 }
 
 #[test]
-fn numbers_that_belong_to_nobody() {
+fn numbers_without_a_user_or_group_are_accepted() {
     let Some(end) = start_as("54321:54322", End::initiator(&Key::new(), "127.0.0.1:9")) else { return };
     assert_eq!(status(&end.process, "Uid"), ["54321"; 4]);
     assert_eq!(status(&end.process, "Gid"), ["54322"; 4]);
@@ -92,7 +94,7 @@ fn numbers_that_belong_to_nobody() {
 }
 
 #[test]
-fn the_user_of_a_file_is_the_user() {
+fn a_configuration_can_set_the_user() {
     if !geteuid().is_root() {
         return;
     }
@@ -102,55 +104,56 @@ fn the_user_of_a_file_is_the_user() {
 }
 
 #[test]
-fn memory_is_kept_from_the_new_user() {
+fn the_new_user_cannot_read_the_memory() {
     let Some(end) = start_as("nobody", End::initiator(&Key::new(), "127.0.0.1:9")) else { return };
-    // The files of a process that cannot be dumped belong to root, whoever it runs as (proc(5)).
-    let memory = std::fs::metadata(format!("/proc/{}/mem", end.process.pid())).expect("it runs");
+    // The files of a process that is not dumpable belong to root, whatever its user (proc(5)).
+    let memory = std::fs::metadata(format!("/proc/{}/mem", end.process.pid())).expect("the process runs");
     assert_eq!((memory.uid(), memory.gid()), (0, 0));
 }
 
 #[test]
-fn a_key_that_only_root_can_read_has_been_read_and_a_reload_without_it_keeps_the_old_state() {
+fn a_key_that_only_root_can_read_stays_in_force_when_a_reload_cannot_read_it() {
     let key = Key::new();
     let Some(responder) = start_as("nobody", End::responder(&key, echo())) else { return };
     let initiator = End::initiator(&key, responder.address()).start();
-    responder.process.reload_in_vain(&["cannot read the key", "Permission denied"]);
+    responder.process.fail_to_reload(&["cannot read the key", "Permission denied"]);
     assert_echoes(&mut initiator.connect(), "as before");
 }
 
 #[test]
-fn a_key_of_the_new_user_is_read_again() {
+fn a_key_that_the_new_user_can_read_is_read_again() {
     let (key, site) = (Key::new(), Site::new());
     if !geteuid().is_root() {
         return;
     }
     let owner: u32 = number("passwd", "nobody").parse().expect("a number");
-    std::fs::copy(key.path(), site.path("test.key")).expect("it is ours");
-    std::os::unix::fs::chown(site.path("test.key"), Some(owner), None).expect("root may");
-    std::os::unix::fs::chown(site.path(""), Some(owner), None).expect("root may");
+    std::fs::copy(key.path(), site.path("test.key")).expect("the file can be copied");
+    std::os::unix::fs::chown(site.path("test.key"), Some(owner), None).expect("root may change the owner");
+    std::os::unix::fs::chown(site.path(""), Some(owner), None).expect("root may change the owner");
     let mut command = crate::support::process::spipe();
     command.args(["-d", "-s", "127.0.0.1:0", "-t", &echo().to_string(), "-u", "nobody", "-k"]);
     let process = Process::start(command.arg(site.path("test.key")));
     let line = process.await_line(&["listening"]);
-    process.reload_well();
+    process.reload_successfully();
     let address = crate::support::pipe::field(&line, "source").to_owned();
     let initiator = End::initiator(&key, address).start();
     assert_echoes(&mut connect(initiator.address()), "hello");
 }
 
-/// A directory where everybody may look, and nobody but its owner write: as /run is.
-fn open_to_look() -> Site {
+/// A directory that all users can read, but only its owner can write, such as /run.
+fn site_that_all_can_read() -> Site {
     let site = Site::new();
-    std::fs::set_permissions(site.path(""), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    std::fs::set_permissions(site.path(""), std::fs::Permissions::from_mode(0o755))
+        .expect("the mode can be changed");
     site
 }
 
 #[test]
-fn a_pid_file_that_the_new_user_cannot_remove_names_nobody_at_the_end() {
-    let (site, key) = (open_to_look(), Key::new());
+fn a_pid_file_that_the_new_user_cannot_remove_is_emptied() {
+    let (site, key) = (site_that_all_can_read(), Key::new());
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name("pid")]);
     let Some(mut end) = start_as("nobody", end) else { return };
-    let content = || std::fs::read_to_string(site.path("pid")).expect("it is there");
+    let content = || std::fs::read_to_string(site.path("pid")).expect("the file exists");
     assert_eq!(content(), format!("{}\n", end.process.pid()));
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));
@@ -158,8 +161,8 @@ fn a_pid_file_that_the_new_user_cannot_remove_names_nobody_at_the_end() {
 }
 
 #[test]
-fn a_socket_that_the_new_user_cannot_remove_is_in_nobodys_way() {
-    let (site, key) = (open_to_look(), Key::new());
+fn a_socket_that_the_new_user_cannot_remove_is_replaced_at_the_next_start() {
+    let (site, key) = (site_that_all_can_read(), Key::new());
     let start = || start_as("nobody", End::initiator(&key, "127.0.0.1:9").source(site.socket("plain")));
     for _ in 0..2 {
         let Some(mut end) = start() else { return };
@@ -170,7 +173,7 @@ fn a_socket_that_the_new_user_cannot_remove_is_in_nobodys_way() {
 }
 
 #[test]
-fn who_does_not_exist_is_refused() {
+fn unknown_users_and_groups_are_refused() {
     let key = Key::new();
     for (user, what) in
         [("no-such-user", "user"), ("root:no-such-group", "group"), (":no-such-group", "group")]
@@ -185,14 +188,14 @@ fn who_does_not_exist_is_refused() {
 }
 
 #[test]
-fn a_number_without_a_group_that_belongs_to_nobody_is_refused() {
+fn a_number_of_no_user_without_a_group_is_refused() {
     let key = Key::new();
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-u", "54321"]);
     run(&mut end.command()).failed_with_last_line(1, &["its group is not known", "write 54321:GROUP"]);
 }
 
 #[test]
-fn who_is_refused_leaves_no_socket_and_no_pid_file_behind() {
+fn an_unknown_user_leaves_no_socket_and_no_pid_file() {
     let (key, site) = (Key::new(), Site::new());
     let end = End::initiator(&key, "127.0.0.1:9").source(site.socket("plain"));
     run(&mut end.args(&["-u", "no-such-user", "-p", &site.name("pid")]).command())
@@ -201,12 +204,12 @@ fn who_is_refused_leaves_no_socket_and_no_pid_file_behind() {
 }
 
 #[test]
-fn without_the_right_to_change_it_is_refused_with_what_to_do() {
+fn without_the_right_to_change_users_it_is_refused_with_a_remedy() {
     let key = Key::new();
     let end = End::initiator(&key, "127.0.0.1:9").args(&["-u", "nobody"]);
     let mut command = end.command();
     if geteuid().is_root() {
-        // Root without the rights that make it root.
+        // Root without the capabilities to change users and groups.
         let mut without = Command::new("setpriv");
         without.args(["--bounding-set=-setuid,-setgid", "--inh-caps=-all"]);
         without.arg(command.get_program()).args(command.get_args());

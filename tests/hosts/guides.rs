@@ -1,4 +1,4 @@
-//! The guides, followed to the letter.
+//! The guides, followed exactly.
 
 use crate::Hosts;
 use crate::support::guide::follow;
@@ -9,17 +9,17 @@ const ROTATE: &str = "rotate-a-key.md";
 const MANY: &str = "many-pipes.md";
 
 impl Hosts {
-    /// The pipe of the first guide.
+    /// Sets up the pipe of the guide "Redis on two hosts".
     pub(crate) fn start_pipe(&self) {
-        self.bring();
+        self.copy_files();
         for section in ["Install", "Make a key, and copy it", "Start"] {
             follow(REDIS, section, &self.server, &self.client);
         }
     }
 
-    /// Those of the guide on many.
+    /// Sets up the pipes of the guide "Many pipes".
     pub(crate) fn start_office(&self) {
-        self.bring();
+        self.copy_files();
         for section in ["On the server", "On the client"] {
             follow(MANY, section, &self.server, &self.client);
         }
@@ -37,7 +37,7 @@ pub(crate) fn redis_on_two_hosts(hosts: &Hosts) {
     let connections = "redis-cli info stats | grep total_connections_received";
     let before = server.run(connections);
     follow(REDIS, "Without the key", server, client);
-    // The one that asks is one more.
+    // The question itself is one more connection.
     let count = |line: &str| {
         line.trim().rsplit(':').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")
     };
@@ -51,13 +51,13 @@ pub(crate) fn no_request_fails_while_a_key_is_rotated(hosts: &Hosts) {
     let load = Load::start(client, 8000);
     for step in ["Add the new key on the server", "Switch the clients", "Remove the old key"] {
         follow(ROTATE, step, server, client);
-        load.goes_on();
+        load.assert_continues();
     }
     load.end();
 
     let new = server.run("spipe fingerprint /etc/spipe/receive.keys/redis-2.key");
     server.await_line("spiped-receive", &["listening", &format!("key={new}")]);
-    // The old one is of no use any more.
+    // The old key is refused.
     let refused = client.try_run("echo PING | timeout 10 spipe -t 192.0.2.10:6380 -k old.key");
     assert!(!refused.success && !refused.text.contains("PONG"), "{}", refused.text);
     server.await_line("spiped-receive", &["refused", "key"]);
@@ -86,7 +86,7 @@ pub(crate) fn no_new_connection_fails_while_a_service_with_a_socket_unit_is_rest
     for _ in 0..5 {
         for host in [client, server] {
             host.run("systemctl restart spipe@office.service");
-            load.goes_on();
+            load.assert_continues();
         }
     }
     load.end();

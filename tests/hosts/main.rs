@@ -1,6 +1,6 @@
-//! Two real Debian hosts with a network between them, as an administrator has them: one of the oldest release whose
-//! systemd is supported, one of the newest. Each test is named after the one behaviour it shows, and finds both hosts
-//! without any spipe on them.
+//! Two real Debian hosts with a network between them, as an administrator has them: one has the oldest release whose
+//! systemd is supported, the other the newest. Each test is named after the one behaviour that it tests. Before each
+//! test, spipe is removed from both hosts.
 
 mod guides;
 mod support;
@@ -36,11 +36,11 @@ const CLIENT: Image = Image {
     packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "openssh-client", "redis-tools"],
 };
 
-/// Addresses that exist in documents only (RFC 5737), and in the guides that are followed here.
+/// Addresses for documentation only (RFC 5737); the guides use them.
 const SERVER_ADDRESS: &str = "192.0.2.10/24";
 const CLIENT_ADDRESS: &str = "192.0.2.20/24";
 
-/// What is shipped in `units`.
+/// The units that are shipped.
 const UNITS: [&str; 4] = ["spiped-receive.service", "spiped-send.service", "spipe@.service", "spipe@.socket"];
 
 /// The two hosts.
@@ -49,10 +49,10 @@ struct Hosts {
     client: Host,
 }
 
-/// Booted by the first test that needs them.
+/// The hosts, booted by the first test that needs them.
 static HOSTS: Mutex<Option<Hosts>> = Mutex::new(None);
 
-/// A test of the name of each function.
+/// A test for each function, with the name of the function.
 macro_rules! trials {
     ($($test:path),* $(,)?) => { vec![$(test(stringify!($test), $test)),*] };
 }
@@ -60,24 +60,24 @@ macro_rules! trials {
 fn main() -> ExitCode {
     become_root();
     let mut arguments = Arguments::from_args();
-    // The hosts are shared, and a busy machine would only make each test slower.
+    // All tests share the hosts, and running them in parallel would only make each test slower.
     arguments.test_threads = Some(1);
     let trials = trials![
         units::systemd_finds_nothing_wrong_with_the_units,
         units::the_exposure_of_each_service_is_low,
         guides::redis_on_two_hosts,
         units::the_service_has_no_rights_and_root_keeps_the_key,
-        units::started_means_that_it_listens,
+        units::a_started_service_listens,
         units::a_process_that_hangs_is_started_again,
         units::a_process_that_dies_is_started_again,
         units::status_says_which_keys_have_connections,
-        units::connections_have_the_time_of_the_drain_timeout_whatever_the_unit_says_of_stopping,
+        units::the_drain_timeout_applies_whatever_the_stop_timeout_of_the_unit,
         units::the_journal_has_levels,
         units::a_reload_with_an_unusable_key_fails_and_changes_nothing,
-        units::what_a_reload_finds_wrong_by_itself_is_in_the_status,
-        units::a_port_below_1024_takes_one_capability,
+        units::a_reload_that_fails_in_the_process_is_in_the_status,
+        units::a_port_below_1024_needs_one_capability,
         units::the_first_connection_to_the_socket_unit_starts_the_service,
-        units::the_unit_lines_of_older_guides_work_with_the_name_changed,
+        units::the_unit_lines_of_guides_for_spiped_work_with_the_name_changed,
         guides::no_request_fails_while_a_key_is_rotated,
         guides::many_pipes,
         guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,
@@ -88,27 +88,27 @@ fn main() -> ExitCode {
 }
 
 fn test(name: &str, behaviour: fn(&Hosts)) -> Trial {
-    // As it is written: a path with spaces around its colons.
+    // stringify! puts spaces around the colons of a path.
     Trial::test(name.replace(' ', ""), move || {
         let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
         let hosts = hosts.get_or_insert_with(Hosts::boot);
-        hosts.forget_spipe();
+        hosts.remove_spipe();
         behaviour(hosts);
         Ok(())
     })
 }
 
-/// Namespaces and mounts are root's to make.
+/// Restarts this program as root, since only root can make namespaces and mounts.
 fn become_root() {
     if !rustix::process::geteuid().is_root() {
         let error = Command::new("sudo").args(std::env::args_os()).exec();
-        panic!("two hosts can only be booted by root, and sudo does not help: {error}");
+        panic!("only root can boot two hosts, and sudo failed: {error}");
     }
 }
 
 impl Hosts {
     fn boot() -> Self {
-        // Images that are missing are made at the same time.
+        // Missing images are made in parallel.
         let (server, client) = std::thread::scope(|scope| {
             let server = scope.spawn(|| SERVER.tree());
             CLIENT.tree();
@@ -120,7 +120,7 @@ impl Hosts {
         server.await_boot();
         client.await_boot();
         connect([(&server, SERVER_ADDRESS), (&client, CLIENT_ADDRESS)]);
-        // What an administrator has: the client's root may log in to the server.
+        // As in the guides, root of the client may log in to the server.
         client.run("ssh-keygen -q -t ed25519 -N '' -f .ssh/id_ed25519");
         server.put("/root/.ssh/authorized_keys", "600", client.run("cat .ssh/id_ed25519.pub").as_bytes());
         client.put(
@@ -131,8 +131,8 @@ impl Hosts {
         Self { server, client }
     }
 
-    /// Brings the program and the units to both hosts, where the guides expect them.
-    fn bring(&self) {
+    /// Copies the program and the units to both hosts, to where the guides expect them.
+    fn copy_files(&self) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         for host in [&self.server, &self.client] {
             host.copy(env!("CARGO_BIN_EXE_spipe"), "/root/spipe", "755");
@@ -144,7 +144,7 @@ impl Hosts {
 
     /// Installs the program and all units, without a key or a configuration.
     fn install(&self) {
-        self.bring();
+        self.copy_files();
         for host in [&self.server, &self.client] {
             host.run(
                 "install spipe /usr/bin; install -m 644 units/* /etc/systemd/system; systemctl daemon-reload",
@@ -152,8 +152,8 @@ impl Hosts {
         }
     }
 
-    /// Makes both hosts as they were.
-    fn forget_spipe(&self) {
+    /// Removes spipe and its configuration from both hosts.
+    fn remove_spipe(&self) {
         for host in [&self.server, &self.client] {
             host.run(
                 "shopt -s nullglob

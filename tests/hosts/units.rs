@@ -1,18 +1,18 @@
-//! The units that are shipped, as systemd sees them.
+//! The units that are shipped, checked and run by systemd.
 
 use crate::Hosts;
 use crate::support::host::Host;
 
-/// What `systemd-analyze security` may say at most.
+/// The highest allowed exposure level of `systemd-analyze security`.
 const EXPOSURE_MAX: f64 = 1.5;
 
-/// Services by the name under which they are looked at.
+/// The names of the services that are checked.
 const SERVICES: [&str; 3] = ["spiped-receive.service", "spiped-send.service", "spipe@office.service"];
 
 pub(crate) fn systemd_finds_nothing_wrong_with_the_units(hosts: &Hosts) {
     hosts.install();
     for host in [&hosts.server, &hosts.client] {
-        // It says what is wrong, and does not always fail.
+        // It prints what is wrong, but does not always fail.
         let units = SERVICES.join(" ");
         assert_eq!(
             host.run(&format!("cd /etc/systemd/system; systemd-analyze verify {units} spipe@office.socket")),
@@ -52,16 +52,16 @@ pub(crate) fn the_service_has_no_rights_and_root_keeps_the_key(hosts: &Hosts) {
         assert_eq!(field("Seccomp:"), "2");
         assert_ne!(field("Uid:"), "0");
         assert_eq!(host.run(&format!("stat -c '%U %a' /etc/spipe/{keys}/redis.key")), "root 600");
-        // All that spipe does by itself works within what the unit leaves.
+        // The sandbox of spipe itself works within the restrictions of the unit.
         let sandboxed = host.await_line(unit, &["sandboxed"]);
-        let memory = if may_lift_limits() { "locked" } else { "swappable" };
+        let memory = if root_may_lift_limits() { "locked" } else { "swappable" };
         let is_whole =
             sandboxed.contains("landlock=abi") && sandboxed.ends_with(&format!("seccomp=on memory={memory}"));
         assert!(is_whole, "{sandboxed}");
     }
 }
 
-pub(crate) fn started_means_that_it_listens(hosts: &Hosts) {
+pub(crate) fn a_started_service_listens(hosts: &Hosts) {
     hosts.start_pipe();
     for _ in 0..5 {
         assert_eq!(hosts.client.run("systemctl restart spiped-send; redis-cli -p 8000 ping"), "PONG");
@@ -98,9 +98,7 @@ pub(crate) fn status_says_which_keys_have_connections(hosts: &Hosts) {
     hosts.server.await_output(status, &format!("Status: \"1 pipe, 1 connection ({fingerprint}: 1)\""));
 }
 
-pub(crate) fn connections_have_the_time_of_the_drain_timeout_whatever_the_unit_says_of_stopping(
-    hosts: &Hosts,
-) {
+pub(crate) fn the_drain_timeout_applies_whatever_the_stop_timeout_of_the_unit(hosts: &Hosts) {
     hosts.start_pipe();
     drop_in(
         &hosts.server,
@@ -114,7 +112,7 @@ pub(crate) fn connections_have_the_time_of_the_drain_timeout_whatever_the_unit_s
         "1 pipe, 1 connection",
     );
     hosts.server.run("systemctl stop spiped-receive");
-    // Cut by itself, and not killed after a second.
+    // spipe cut the connection itself, and was not killed after a second.
     hosts.server.await_line("spiped-receive", &["stopped: ended connections", "connections=1"]);
 }
 
@@ -127,7 +125,7 @@ pub(crate) fn a_reload_with_an_unusable_key_fails_and_changes_nothing(hosts: &Ho
     assert_eq!(hosts.client.run("redis-cli -p 8000 ping"), "PONG");
 }
 
-pub(crate) fn what_a_reload_finds_wrong_by_itself_is_in_the_status(hosts: &Hosts) {
+pub(crate) fn a_reload_that_fails_in_the_process_is_in_the_status(hosts: &Hosts) {
     hosts.start_office();
     hosts.server.run("echo nonsense >> /etc/spipe/office.toml; systemctl kill --signal=HUP spipe@office");
     hosts.server.await_line("spipe@office", &["not reloaded", "office.toml"]);
@@ -143,18 +141,18 @@ pub(crate) fn the_journal_has_levels(hosts: &Hosts) {
     hosts
         .server
         .run("echo nonsense > /etc/spipe/receive.keys/redis.key; systemctl kill --signal=HUP spiped-receive");
-    // No HTTP is spoken there.
+    // A plain client at the sealed port is refused.
     hosts.client.fail("redis-cli -h 192.0.2.10 -p 6380 ping");
     hosts.server.await_line("spiped-receive", &["refused"]);
     let grave = hosts.server.run("journalctl --sync; journalctl -o cat -p warning -u spiped-receive");
     assert!(!grave.contains("listening"), "{grave}");
     let all = hosts.server.run("journalctl -o cat -u spiped-receive");
     assert!(all.contains("listening"), "{all}");
-    // What the level is, is not said again.
+    // The level is not repeated in the text.
     assert!(!all.contains("INFO") && !all.contains("<6>"), "{all}");
 }
 
-pub(crate) fn a_port_below_1024_takes_one_capability(hosts: &Hosts) {
+pub(crate) fn a_port_below_1024_needs_one_capability(hosts: &Hosts) {
     hosts.start_pipe();
     drop_in(
         &hosts.server,
@@ -169,7 +167,7 @@ pub(crate) fn a_port_below_1024_takes_one_capability(hosts: &Hosts) {
 
 pub(crate) fn the_first_connection_to_the_socket_unit_starts_the_service(hosts: &Hosts) {
     hosts.start_office();
-    // As it is shipped, it is a Unix socket's.
+    // As it is shipped, the unit has a Unix-domain socket.
     hosts.client.run("rm /etc/systemd/system/spipe@office.socket.d/local.conf; systemctl daemon-reload");
     hosts.client.run("systemctl stop spipe@office.service; systemctl restart spipe@office.socket");
     hosts.client.fail("systemctl is-active spipe@office.service");
@@ -177,7 +175,7 @@ pub(crate) fn the_first_connection_to_the_socket_unit_starts_the_service(hosts: 
     assert_eq!(hosts.client.run("systemctl is-active spipe@office.service"), "active");
 }
 
-pub(crate) fn the_unit_lines_of_older_guides_work_with_the_name_changed(hosts: &Hosts) {
+pub(crate) fn the_unit_lines_of_guides_for_spiped_work_with_the_name_changed(hosts: &Hosts) {
     hosts.install();
     let unit = |line: &str| {
         format!(
@@ -205,7 +203,7 @@ pub(crate) fn the_unit_lines_of_older_guides_work_with_the_name_changed(hosts: &
         "/usr/bin/spiped -F -e -s [127.0.0.1]:8000 -t [192.0.2.10]:6379 -k /etc/spiped/redis.key",
     );
     assert_eq!(client.run("redis-cli -p 8000 ping"), "PONG");
-    // Where no Redis has the port already, as no two programs can on Linux.
+    // On the client, where no Redis listens on the port: on Linux, no two programs can share it.
     start(
         client,
         "spiped-every",
@@ -213,17 +211,17 @@ pub(crate) fn the_unit_lines_of_older_guides_work_with_the_name_changed(hosts: &
     );
 }
 
-/// Whether this machine lets root lift limits (CAP_SYS_RESOURCE), as machines do; within a container it may not, and then
-/// the hosts cannot either.
-fn may_lift_limits() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("there is /proc");
-    let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("the kernel tells");
+/// Whether root may lift limits on this machine (CAP_SYS_RESOURCE). In a container it may not, and then root on the
+/// hosts may not either.
+fn root_may_lift_limits() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("/proc has this field");
     u64::from_str_radix(rights.trim(), 16).expect("a number") & (1 << 24) != 0
 }
 
-/// Has `unit` say `text` besides; nothing is started for it.
+/// Adds a drop-in file with `text` to `unit`; nothing is started.
 fn drop_in(host: &Host, unit: &str, text: &str) {
+    // The name sorts after that of the guide's drop-in file, so that it overrides it.
     host.put(&format!("/etc/systemd/system/{unit}.service.d/test.conf"), "644", text.as_bytes());
-    // Sorted after what the guide has made.
     host.run("systemctl daemon-reload");
 }

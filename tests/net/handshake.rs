@@ -33,7 +33,7 @@ async fn a_responder_sends_nothing_to_a_peer_with_another_key() {
 }
 
 #[tokio::test]
-async fn a_message_1_that_is_cut_short_is_told_from_one_that_is_forged() {
+async fn an_incomplete_message_1_is_distinguished_from_a_forged_one() {
     for length in [0, 1, MESSAGE_1 - 1] {
         let (mut stranger, mut wire) = duplex(4096);
         stranger.write_all(&vec![7; length]).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_peer_that_trickles_bytes_is_given_up_at_the_deadline_too() {
 }
 
 #[tokio::test]
-async fn an_initiator_refuses_an_answer_that_is_not_the_responders() {
+async fn an_initiator_refuses_a_forged_message_2() {
     let (mut near, mut impostor) = duplex(4096);
     let (key, label) = (key(), Label::default());
     let initiate = handshake::initiate(&mut near, &key, &label, Ciphers::auto(true), deadline());
@@ -91,7 +91,7 @@ async fn an_initiator_refuses_an_answer_that_is_not_the_responders() {
 }
 
 #[tokio::test]
-async fn both_ends_learn_that_they_have_no_cipher_in_common() {
+async fn both_ends_report_that_they_have_no_cipher_in_common() {
     let (mut near, mut far) = duplex(4096);
     let (keys, label) = ([key()], Label::default());
     let (aes, chacha) = (Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
@@ -105,7 +105,7 @@ async fn both_ends_learn_that_they_have_no_cipher_in_common() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replayed_message_1_is_answered_and_opens_nothing() {
+async fn a_replayed_message_1_is_answered_and_establishes_no_connection() {
     let (mut near, mut far) = duplex(4096);
     let (keys, label) = ([key()], Label::default());
     let mut message = vec![0; MESSAGE_1];
@@ -119,8 +119,8 @@ async fn a_replayed_message_1_is_answered_and_opens_nothing() {
     let deadline = Instant::now() + Duration::from_secs(5);
     let (established, _) = handshake::respond(&mut wire, &keys, &label, Ciphers::auto(true), deadline)
         .await
-        .expect("it is authentic");
-    // The recording ends here: without the ephemeral secrets the attacker cannot seal Open. Silence, or noise.
+        .expect("the frame is authentic");
+    // The recording ends here: without the ephemeral secrets the attacker cannot seal Open, only send other bytes.
     attacker.write_all(&[0, 40]).await.unwrap();
     attacker.write_all(&[7; 40]).await.unwrap();
     let opened = handshake::await_open(&mut wire, established.opener, deadline).await;

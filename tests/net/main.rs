@@ -1,5 +1,5 @@
-//! The network code over memory: `tokio::io::duplex(8)` passes eight bytes at a time, so every message and every frame is
-//! cut at every boundary, and a writer waits for its reader all the time.
+//! The network code over streams in memory. `tokio::io::duplex(8)` passes at most eight bytes at a time, so messages
+//! and frames arrive in many small pieces, and a writer often waits for its reader.
 
 mod handshake;
 mod other_framing;

@@ -1,5 +1,5 @@
-//! Another wire protocol through the same pumps: packets of one small size, no frame that opens, ends or aborts a stream. Its
-//! end is the end of the stream below, and its failure is a reset.
+//! Another wire protocol through the same pumps. All packets have one small size, and no frame opens, ends or aborts
+//! a stream: its end is the end of the underlying stream, and its failure is a reset.
 
 use std::task::Poll;
 
@@ -8,11 +8,11 @@ use spipe::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use spipe::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
-/// Bytes of every packet: payload and fill, how many of them are payload, and their sum.
+/// The size of a packet: payload and fill, the payload's length, and a checksum.
 const PACKET: usize = 34;
 const PAYLOAD: usize = 31;
 
-/// The sum is no protection, but enough to see that a packet is not what was sealed.
+/// A checksum. It protects nothing, but shows that a packet was altered.
 fn sum(text: &[u8]) -> [u8; 2] {
     text.iter().fold(7_u16, |sum, &byte| sum.rotate_left(3) ^ u16::from(byte)).to_be_bytes()
 }
@@ -24,7 +24,7 @@ impl Seal for Sealer {
 
     fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
         slot[payload..PAYLOAD].fill(0);
-        slot[PAYLOAD] = u8::try_from(payload).expect("it fits a packet");
+        slot[PAYLOAD] = u8::try_from(payload).expect("the payload fits into a packet");
         let sum = sum(&slot[..=PAYLOAD]);
         slot[PAYLOAD + 1..PACKET].copy_from_slice(&sum);
         Ok(PACKET)
@@ -67,35 +67,35 @@ async fn run(
 }
 
 fn bytes(length: usize) -> Vec<u8> {
-    (0..length).map(|i| u8::try_from(i % 251).expect("it is small")).collect()
+    (0..length).map(|i| u8::try_from(i % 251).expect("a value below 251")).collect()
 }
 
 fn packets(text: &[u8]) -> Vec<u8> {
     let seal = |payload: &[u8]| {
         let mut slot = [0; PACKET];
         slot[..payload.len()].copy_from_slice(payload);
-        Sealer.data(&mut slot, payload.len()).expect("it seals for ever");
+        Sealer.data(&mut slot, payload.len()).expect("this sealer has no limit");
         slot
     };
     text.chunks(PAYLOAD).flat_map(seal).collect()
 }
 
-/// Runs a pump against a wire that brings `wire` and then ends. Gives what the local side got, and how that went; its other
-/// direction has ended already.
+/// Runs a pump on a wire that delivers `wire` and then ends. The other direction has already ended. Returns the bytes
+/// that the local side received, and the result of the pump.
 async fn receive(wire: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (mut service, local) = duplex(1 << 16);
-    service.shutdown().await.expect("it is open");
+    service.shutdown().await.expect("the socket is open");
     let (mut far, near) = duplex(1 << 16);
-    far.write_all(wire).await.expect("it has room");
-    far.shutdown().await.expect("it is open");
+    far.write_all(wire).await.expect("the buffer has room");
+    far.shutdown().await.expect("the socket is open");
     let result = run(split(local), near).await;
     let mut got = Vec::new();
-    service.read_to_end(&mut got).await.expect("it is memory");
+    service.read_to_end(&mut got).await.expect("the stream can be read");
     (got, result)
 }
 
 #[tokio::test]
-async fn bytes_cross_both_ways_at_once_whatever_the_pieces() {
+async fn bytes_cross_in_both_directions_at_once_in_pieces_of_any_size() {
     for (capacity, length) in [(1, 500), (8, 5_000), (PACKET, 20_000), (1 << 20, 1_500_000)] {
         let (client, near_local) = duplex(capacity);
         let (near_wire, far_wire) = duplex(capacity);
@@ -124,7 +124,7 @@ async fn bytes_cross_both_ways_at_once_whatever_the_pieces() {
 }
 
 #[tokio::test]
-async fn a_half_closed_client_still_gets_all_of_a_late_answer() {
+async fn a_half_closed_client_still_receives_a_late_answer() {
     let (mut client, near_local) = duplex(8);
     let (near_wire, far_wire) = duplex(8);
     let (far_local, mut service) = duplex(8);
@@ -138,7 +138,7 @@ async fn a_half_closed_client_still_gets_all_of_a_late_answer() {
     let serve = async {
         let mut question = Vec::new();
         service.read_to_end(&mut question).await.unwrap();
-        // Only now, after the client's end of stream, does the answer begin.
+        // The answer begins only after the client's end of stream.
         service.write_all(&bytes(1000)).await.unwrap();
         service.shutdown().await.unwrap();
         question
@@ -151,7 +151,7 @@ async fn a_half_closed_client_still_gets_all_of_a_late_answer() {
 }
 
 #[tokio::test]
-async fn a_wire_that_ends_between_packets_is_the_end_and_within_one_a_truncation() {
+async fn an_end_between_packets_is_clean_and_an_end_inside_a_packet_is_a_truncation() {
     let text = bytes(3 * PAYLOAD);
     let wire = packets(&text);
     for cut in 0..=wire.len() {
@@ -166,7 +166,7 @@ async fn a_wire_that_ends_between_packets_is_the_end_and_within_one_a_truncation
 }
 
 #[tokio::test]
-async fn a_packet_that_was_altered_is_refused_and_what_follows_is_not_opened() {
+async fn an_altered_packet_is_refused_and_no_later_packet_is_opened() {
     let mut wire = packets(&bytes(2 * PAYLOAD));
     wire[PACKET - 1] ^= 1;
     let (got, result) = receive(&wire).await;
@@ -175,7 +175,7 @@ async fn a_packet_that_was_altered_is_refused_and_what_follows_is_not_opened() {
 }
 
 #[tokio::test]
-async fn a_failure_cannot_be_told_and_what_was_sealed_before_it_is_written() {
+async fn an_abort_writes_the_sealed_packets_and_requires_a_reset() {
     let (mut client, local) = duplex(1 << 10);
     let (wire, mut far) = duplex(8);
     client.write_all(b"last words").await.unwrap();
@@ -187,9 +187,9 @@ async fn a_failure_cannot_be_told_and_what_was_sealed_before_it_is_written() {
     let (told, read) =
         tokio::join!(seal.abort(AbortReason::Reset, &mut wire_writer), far.read_exact(&mut got));
     read.unwrap();
-    assert_eq!(told.unwrap(), Told::Impossible, "so the caller has to reset the wire");
+    assert_eq!(told.unwrap(), Told::Impossible, "the caller must reset the wire");
     assert_eq!(&got[..10], b"last words");
-    // Not half-closed: that would be an end.
+    // The wire is not half-closed: a half-close would be an end.
     let pending = std::future::poll_fn(|context| {
         let mut room = [0; 1];
         let mut buffer = tokio::io::ReadBuf::new(&mut room);

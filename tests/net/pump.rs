@@ -1,4 +1,4 @@
-//! The pumps: every byte, in order, both ways, and how a connection ends.
+//! The pumps: all bytes arrive in order in both directions, and how a connection ends.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 
 use crate::support::{End, establish};
 
-/// A client, two established ends, and a service, with `capacity` bytes between each.
+/// A client, two established ends, and a target. Each stream between them buffers `capacity` bytes.
 struct Line {
     client: DuplexStream,
     service: DuplexStream,
@@ -64,7 +64,7 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) -> Vec<u8> 
 }
 
 #[tokio::test]
-async fn bytes_cross_both_ways_at_once_whatever_the_pieces() {
+async fn bytes_cross_in_both_directions_at_once_in_pieces_of_any_size() {
     for (capacity, length) in
         [(1, 2_000), (8, 20_000), (1_000, 300_000), (FRAME_MAX, 3_000_000), (1 << 20, 5_000_000)]
     {
@@ -74,14 +74,14 @@ async fn bytes_cross_both_ways_at_once_whatever_the_pieces() {
             let (near, far, at_client, at_service) =
                 tokio::join!(near.run(), far.run(), exchange(client, &question), exchange(service, &answer));
             assert!(near.is_ok() && far.is_ok());
-            assert!(at_service == question, "{capacity} {cipher}: to the service");
+            assert!(at_service == question, "{capacity} {cipher}: to the target");
             assert!(at_client == answer, "{capacity} {cipher}: to the client");
         }
     }
 }
 
 #[tokio::test]
-async fn nothing_at_all_crosses_too() {
+async fn empty_streams_end_cleanly() {
     let Line { client, service, near, far } = line(8, Cipher::Aes256Gcm).await;
     let (near, far, at_client, at_service) =
         tokio::join!(near.run(), far.run(), exchange(client, &[]), exchange(service, &[]));
@@ -89,13 +89,13 @@ async fn nothing_at_all_crosses_too() {
 }
 
 #[tokio::test]
-async fn a_half_closed_client_still_gets_all_of_a_late_answer() {
+async fn a_half_closed_client_still_receives_a_late_answer() {
     let Line { client, mut service, near, far } = line(8, Cipher::Aes256Gcm).await;
     let answer = random(3, 50_000);
     let serve = async {
         let mut question = Vec::new();
         service.read_to_end(&mut question).await.unwrap();
-        // Only now, after the client's end of stream, does the answer begin.
+        // The answer begins only after the client's end of stream.
         service.write_all(&answer).await.unwrap();
         service.shutdown().await.unwrap();
         question
@@ -108,7 +108,7 @@ async fn a_half_closed_client_still_gets_all_of_a_late_answer() {
 }
 
 #[tokio::test]
-async fn a_half_closed_service_still_gets_all_that_the_client_says_later() {
+async fn a_half_closed_target_still_receives_late_bytes_of_the_client() {
     let Line { mut client, service, near, far } = line(8, Cipher::Aes256Gcm).await;
     let question = random(4, 50_000);
     let talk = async {
@@ -125,7 +125,8 @@ async fn a_half_closed_service_still_gets_all_that_the_client_says_later() {
     assert!(at_service == question);
 }
 
-/// Runs the far side against a wire that brings `frames` and then ends; gives what the service got and how it ended.
+/// Runs the far side on a wire that delivers `frames` and then ends. Returns the bytes that the target received, and
+/// the result of the pump.
 async fn receive(far: End, frames: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (service, local) = duplex(1 << 20);
     let (mut wire, far_wire) = duplex(1 << 20);
@@ -134,7 +135,7 @@ async fn receive(far: End, frames: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (mut seal, mut open) = far.pumps();
     let result = pump::run(&mut seal, &mut open, split(local), split(far_wire)).await;
     let mut got = Vec::new();
-    // The service keeps its own direction open, as a client that waits for an answer does.
+    // The target does not end its own direction, like a client that waits for an answer.
     let (mut reader, _writer) = split(service);
     drop((seal, open));
     reader.read_to_end(&mut got).await.unwrap();
@@ -162,7 +163,7 @@ fn end(sealer: Sealer) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_wire_that_ends_without_end_is_truncation_at_every_byte() {
+async fn a_wire_that_ends_without_an_end_frame_is_a_truncation_at_every_byte() {
     let total = {
         let (mut near, _) = ends().await;
         data(&mut near.sealer, b"hello").len()
@@ -177,14 +178,14 @@ async fn a_wire_that_ends_without_end_is_truncation_at_every_byte() {
 }
 
 #[tokio::test]
-async fn a_peer_that_vanishes_after_its_end_is_noticed_though_our_side_is_silent() {
+async fn a_peer_that_vanishes_after_its_end_frame_is_noticed_while_this_side_is_silent() {
     let (near, far) = ends().await;
     let (_, result) = receive(far, &end(near.sealer)).await;
     assert!(matches!(result, Err(PumpError::Truncated)), "{result:?}");
 }
 
 #[tokio::test]
-async fn bytes_behind_end_are_refused() {
+async fn bytes_after_an_end_frame_are_refused() {
     let (near, far) = ends().await;
     let frames = [end(near.sealer), vec![0]].concat();
     let (_, result) = receive(far, &frames).await;
@@ -195,7 +196,7 @@ async fn bytes_behind_end_are_refused() {
 }
 
 #[tokio::test]
-async fn a_frame_that_was_altered_is_refused_and_what_follows_is_not_opened() {
+async fn an_altered_frame_is_refused_and_no_later_frame_is_opened() {
     let (mut near, far) = ends().await;
     let mut altered = data(&mut near.sealer, b"first");
     altered[10] ^= 1;
@@ -215,7 +216,7 @@ async fn an_impossible_length_is_refused() {
 }
 
 #[tokio::test]
-async fn empty_data_frames_are_no_end_of_stream() {
+async fn empty_data_frames_do_not_end_the_stream() {
     let (mut near, far) = ends().await;
     let frames =
         [data(&mut near.sealer, b""), data(&mut near.sealer, b"a"), data(&mut near.sealer, b"")].concat();
@@ -235,7 +236,7 @@ async fn thousands_of_small_frames_arrive_in_order() {
 }
 
 #[tokio::test]
-async fn an_abort_follows_what_was_sealed_before_and_gives_its_reason() {
+async fn an_abort_follows_the_sealed_frames_and_carries_its_reason() {
     let (near, far) = ends().await;
     let (mut client, near_local) = duplex(1 << 20);
     let (wire, far_wire) = duplex(1 << 20);
@@ -257,7 +258,7 @@ async fn an_abort_follows_what_was_sealed_before_and_gives_its_reason() {
 }
 
 #[tokio::test]
-async fn an_abort_cut_off_in_the_middle_of_a_frame_finishes_the_frame_first() {
+async fn an_abort_in_the_middle_of_a_frame_finishes_the_frame_first() {
     let (near, far) = ends().await;
     let (mut client, near_local) = duplex(1 << 20);
     let (wire, mut far_wire) = duplex(8);
@@ -266,7 +267,7 @@ async fn an_abort_cut_off_in_the_middle_of_a_frame_finishes_the_frame_first() {
     let mut seal = SealPump::new(near.sealer);
     let (mut reader, _writer) = split(near_local);
     let (_wire_reader, mut wire_writer) = split(wire);
-    // The wire takes eight bytes and then makes the pump wait, in the middle of its frame.
+    // The wire accepts eight bytes and then makes the pump wait in the middle of its frame.
     let polled = std::future::poll_fn(|context| {
         std::task::Poll::Ready(seal.poll(context, &mut reader, &mut wire_writer).is_pending())
     });
@@ -290,14 +291,14 @@ async fn a_reader_that_stops_stops_the_writer() {
     let pumps = tokio::spawn(async move { tokio::join!(near.run(), far.run()) });
     let (_client_reader, mut writer) = split(client);
     let mut accepted = 0;
-    // Time is not the measure: with nobody reading, the runtime has nothing left to do once everything is full.
+    // The writer is stuck long before the time limit: once all buffers are full, no task can make progress.
     let stuck = async {
         loop {
             accepted += writer.write(&[7; 4096]).await.unwrap();
         }
     };
     assert!(tokio::time::timeout(std::time::Duration::from_secs(1), stuck).await.is_err());
-    // A batch on either side of the wire, and what the four small channels hold.
+    // One batch on each side of the wire, and the bytes in the four small streams.
     assert!(accepted < 2 * BATCH, "{accepted} bytes were taken from the writer");
     drop(service);
     pumps.abort();

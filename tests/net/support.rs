@@ -12,7 +12,7 @@ use spipe::tunnel::handshake;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-/// Turns a hang into a failure.
+/// The limit that turns a hang into a failure.
 pub(crate) fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
@@ -21,7 +21,7 @@ pub(crate) fn key() -> Key {
     Key::from_bytes(&[42; 32]).expect("32 bytes are a key")
 }
 
-/// What an established end seals and opens with.
+/// The state of an established end.
 pub(crate) struct End {
     pub(crate) sealer: Sealer,
     pub(crate) opener: Opener,
@@ -34,7 +34,7 @@ impl End {
     }
 }
 
-/// Shakes hands over a wire, *Open* included: the initiator's end and the responder's.
+/// Performs the handshake over a wire, including *Open*. Returns the initiator's end and the responder's end.
 pub(crate) async fn establish(
     mut near: impl AsyncRead + AsyncWrite + Unpin,
     mut far: impl AsyncRead + AsyncWrite + Unpin,
@@ -44,7 +44,7 @@ pub(crate) async fn establish(
     let initiate = async {
         let established = handshake::initiate(&mut near, &keys[0], &label, ciphers, deadline())
             .await
-            .expect("the keys agree");
+            .expect("both ends hold the key");
         let mut open = vec![0; FRAME_MAX];
         let (sealer, length) = established.sealer.open(&ConnectionInfo::default(), &mut open);
         tokio::io::AsyncWriteExt::write_all(&mut near, &open[..length])
@@ -53,10 +53,11 @@ pub(crate) async fn establish(
         End { sealer, opener: established.opener, inbox: Inbox::new() }
     };
     let respond = async {
-        let (established, _) =
-            handshake::respond(&mut far, &keys, &label, ciphers, deadline()).await.expect("the keys agree");
+        let (established, _) = handshake::respond(&mut far, &keys, &label, ciphers, deadline())
+            .await
+            .expect("both ends hold the key");
         let (opener, _, inbox) =
-            handshake::await_open(&mut far, established.opener, deadline()).await.expect("Open comes");
+            handshake::await_open(&mut far, established.opener, deadline()).await.expect("Open arrives");
         End { sealer: established.sealer, opener, inbox }
     };
     tokio::join!(initiate, respond)

@@ -1,5 +1,5 @@
-//! What a reader of frames refuses (PROTOCOL.md, sections 5 and 6), under both ciphers, and what it must not mistake
-//! for a complete stream.
+//! The frames that a reader refuses (PROTOCOL.md, sections 5 and 6), under both ciphers, and the streams that it must
+//! not mistake for complete ones.
 
 use spipe::proto::cipher::Cipher;
 use spipe::proto::connection_info::ConnectionInfo;
@@ -15,26 +15,26 @@ const DATA: u8 = 2;
 const END: u8 = 3;
 const ABORT: u8 = 4;
 
-/// Frames of one key before the next (step T5), as the specification has it.
+/// The number of frames under one key (step T5 of the specification).
 const REKEY_AFTER: u64 = 65_536;
 
 fn info() -> ConnectionInfo {
     ConnectionInfo { client: Some("192.0.2.7:50123".parse().unwrap()) }
 }
 
-/// A whole stream of the initiator's, a frame an element: Open, three times Data, End.
+/// A whole stream of the initiator, one frame per element: Open, three times Data, End.
 fn frames(cipher: Cipher, seed: u8) -> Vec<Vec<u8>> {
     let (mut sealer, open) = open_frame(connect(cipher, seed).initiator, &info());
     let data = [&b"one"[..], b"two", b"three"].map(|payload| data_frame(&mut sealer, payload));
     [vec![open], data.to_vec(), vec![end_frame(sealer)]].concat()
 }
 
-/// Reads `wire` as the responder of a fresh connection with the same keys as [`frames`]`(cipher, 1)`.
+/// Reads `wire` as the responder of a new connection with the same keys as [`frames`]`(cipher, 1)`.
 fn read(cipher: Cipher, wire: &[u8]) -> Read {
     read_initiator(connect(cipher, 1).responder_reads, wire)
 }
 
-/// Reads frames of these plaintexts, sealed by someone who has the key, behind nothing.
+/// Reads frames with these texts, sealed by a key holder, as the whole stream of the initiator.
 fn read_raw(cipher: Cipher, texts: &[&[u8]]) -> Read {
     let connection = connect(cipher, 1);
     let key = connection.keys.to_responder;
@@ -44,7 +44,7 @@ fn read_raw(cipher: Cipher, texts: &[&[u8]]) -> Read {
 
 #[test]
 fn an_untouched_stream_arrives_whole() {
-    // Without this, a reader that refused everything would pass the rest of this file.
+    // Without this test, a reader that refuses everything would pass all others in this file.
     for cipher in CIPHERS {
         let read = read(cipher, &frames(cipher, 1).concat());
         let data = [&b"one"[..], b"two", b"three"].map(<[u8]>::to_vec).to_vec();
@@ -90,15 +90,15 @@ fn a_flipped_bit_anywhere_in_a_frame_is_refused() {
     for cipher in CIPHERS {
         let frames = frames(cipher, 1);
         let wire = frames.concat();
-        // The Data frame in the middle. More stream follows it than a small flip in its header asks for, so that a
-        // frame cut too long meets its tag as well.
+        // The Data frame in the middle. After a flip of a low bit in its length, enough bytes follow it that the
+        // frame is read to the end and its tag is checked.
         let start = frames[..2].concat().len();
         for bit in start * 8..(start + frames[2].len()) * 8 {
             let mut flipped = wire.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             let read = read(cipher, &flipped);
             assert_eq!(read.data, [b"one"], "{cipher}, bit {bit}");
-            // A length raised beyond the stream's end leaves the reader waiting: also no end, and nothing delivered.
+            // If the length goes beyond the end of the stream, the reader waits: no end, and nothing is delivered.
             assert!(read.is_refused() || read.stop == Stop::CutShort, "{cipher}, bit {bit}");
             let in_header = bit / 8 < start + 2;
             assert!(in_header || read.is_refused(), "{cipher}, bit {bit}");
@@ -121,16 +121,16 @@ fn a_flipped_bit_in_the_first_frame_is_refused() {
 }
 
 #[test]
-fn a_stream_cut_anywhere_is_cut_short_and_never_ended() {
-    // Whoever owns the network can forge TCP's end of file. Only End ends a stream, also when the cut is just behind a
-    // whole frame, where spiped would see a clean end.
+fn a_stream_cut_anywhere_is_a_truncation_and_not_an_end() {
+    // An attacker who controls the network can forge TCP's end of file. Only End ends a stream, even if the cut is
+    // directly after a whole frame, where spiped would see a clean end.
     for cipher in CIPHERS {
         let frames = frames(cipher, 1);
         let wire = frames.concat();
         for length in 0..wire.len() {
             let read = read(cipher, &wire[..length]);
             assert_eq!(read.stop, Stop::CutShort, "{cipher}, {length} bytes");
-            // What arrived whole counts; of a frame that did not, nothing is seen.
+            // Whole frames are delivered, and nothing of an incomplete frame.
             let whole = (1..4).filter(|&last| frames[..=last].concat().len() <= length).count();
             assert_eq!(read.data.len(), whole, "{cipher}, {length} bytes");
         }
@@ -138,7 +138,7 @@ fn a_stream_cut_anywhere_is_cut_short_and_never_ended() {
 }
 
 #[test]
-fn bytes_missing_inside_the_stream_are_refused_or_leave_it_waiting() {
+fn a_stream_with_a_missing_byte_does_not_end_cleanly() {
     for cipher in CIPHERS {
         let wire = frames(cipher, 1).concat();
         for missing in 0..wire.len() {
@@ -151,8 +151,8 @@ fn bytes_missing_inside_the_stream_are_refused_or_leave_it_waiting() {
 
 #[test]
 fn swapped_frames_are_refused() {
-    // A frame's number is its nonce and is nowhere on the wire, so there is nothing that could be renumbered. Among the
-    // pairs are those with Open and with End.
+    // The number of a frame is its nonce and is not on the wire, so an attacker cannot change it. Some of the pairs
+    // include Open or End.
     for cipher in CIPHERS {
         for (one, two) in [(0, 1), (1, 2), (2, 3), (3, 4), (1, 3), (0, 4)] {
             let mut frames = frames(cipher, 1);
@@ -166,7 +166,7 @@ fn swapped_frames_are_refused() {
 
 #[test]
 fn a_replayed_frame_is_refused() {
-    // Of a replayed End or Abort only the test of what comes behind them can tell: the first already ended the stream.
+    // A replayed End or Abort is covered by the test of frames after them: the first one already ended the stream.
     for cipher in CIPHERS {
         for replayed in 0..4 {
             let mut frames = frames(cipher, 1);
@@ -179,9 +179,9 @@ fn a_replayed_frame_is_refused() {
 }
 
 #[test]
-fn a_dropped_frame_is_noticed_at_the_next_one() {
+fn a_dropped_frame_is_detected_at_the_next_one() {
     for cipher in CIPHERS {
-        // Without the last frame, End, the stream is cut short: tested above.
+        // Without the last frame, End, the stream is cut short, which is tested above.
         for dropped in 0..4 {
             let mut frames = frames(cipher, 1);
             frames.remove(dropped);
@@ -192,7 +192,7 @@ fn a_dropped_frame_is_noticed_at_the_next_one() {
 }
 
 #[test]
-fn anything_behind_end_or_abort_is_refused() {
+fn any_frame_after_end_or_abort_is_refused() {
     for cipher in CIPHERS {
         for last in [&[END][..], &[1, ABORT]] {
             for late in [&[DATA][..], &[END], &[1, ABORT], &[OPEN]] {
@@ -206,13 +206,13 @@ fn anything_behind_end_or_abort_is_refused() {
 #[test]
 fn a_frame_reflected_to_its_sender_is_refused() {
     for cipher in CIPHERS {
-        // To the initiator: its own Open, which is frame 0 of the direction that it reads too.
+        // To the initiator: its own Open, as frame 0 of the direction that it reads.
         let connection = connect(cipher, 1);
         let (_, open) = open_frame(connection.initiator, &info());
         let read = read_stream(connection.initiator_reads, &open);
         assert_eq!(read.stop, Stop::Refused(FrameError::Forged), "{cipher}");
 
-        // To the responder: an Open under the key that it sends with. Its sealer cannot make one, its key can.
+        // To the responder: an Open under the key that it sends with. The product's sealer cannot make one there.
         let connection = connect(cipher, 1);
         let open = raw_frame(cipher, &connection.keys.to_initiator, 0, &[OPEN]);
         let read = read_initiator(connection.responder_reads, &open);
@@ -222,7 +222,7 @@ fn a_frame_reflected_to_its_sender_is_refused() {
 
 #[test]
 fn a_frame_of_another_connection_is_refused() {
-    // The same key file, and the same place in the stream: connections are kept apart by what each handshake drew.
+    // The key file and the position in the stream are the same. Only the random bytes of the handshakes differ.
     for cipher in CIPHERS {
         let (ours, others) = (frames(cipher, 1), frames(cipher, 2));
         for place in 0..5 {
@@ -236,8 +236,8 @@ fn a_frame_of_another_connection_is_refused() {
 
 #[test]
 fn frames_under_the_other_cipher_are_refused() {
-    // The cipher is agreed once. A reader that tried both would double a forger's chances and hide a confused sender.
-    // Here key and nonce are the same, and only the cipher differs.
+    // The cipher is agreed on once. A reader that tried both would double a forger's chances and hide faults of a
+    // sender. Here the direction's secret and the nonce are the same, and only the cipher differs.
     for (cipher, other) in [(CIPHERS[0], CIPHERS[1]), (CIPHERS[1], CIPHERS[0])] {
         let connection = connect(cipher, 1);
         let frame = raw_frame(other, &connection.keys.to_responder, 0, &[OPEN]);
@@ -248,8 +248,8 @@ fn frames_under_the_other_cipher_are_refused() {
 
 #[test]
 fn a_first_frame_other_than_open_is_refused() {
-    // The responder dials when the first frame has opened. What is no Open must not get it that far, even from a holder
-    // of the key.
+    // The responder dials after it has opened the first frame. No other frame than Open may cause that, even from a
+    // key holder.
     for cipher in CIPHERS {
         for text in [&[DATA][..], b"GET /\x02", &[END], &[1, ABORT], &[5], &[0]] {
             let read = read_raw(cipher, &[text]);
@@ -269,7 +269,8 @@ fn a_second_open_is_refused() {
 
 #[test]
 fn an_open_from_the_responder_is_refused() {
-    // Only the initiator's direction starts with Open. The types keep our responder from sending one, and no other's.
+    // Only the initiator's direction starts with Open. The types prevent our responder from sending one, but another
+    // implementation could.
     for cipher in CIPHERS {
         let connection = connect(cipher, 1);
         let frame = raw_frame(cipher, &connection.keys.to_initiator, 0, &[OPEN]);
@@ -280,7 +281,7 @@ fn an_open_from_the_responder_is_refused() {
 
 #[test]
 fn an_open_with_malformed_fields_is_refused() {
-    // Cut in the field's header, cut in its value, and a client address of no family's length.
+    // In turn: cut in the header of a field, cut in its value, and a client address of invalid length.
     for text in [&[1, 0, OPEN][..], &[1, 0, 6, 192, 0, 2, OPEN], &[1, 0, 3, 7, 7, 7, OPEN]] {
         let read = read_raw(Cipher::Aes256Gcm, &[text]);
         assert!(matches!(read.stop, Stop::Refused(FrameError::Misbehaved(_))), "{text:?}");
@@ -289,7 +290,7 @@ fn an_open_with_malformed_fields_is_refused() {
 
 #[test]
 fn authentic_frames_that_the_specification_forbids_are_refused() {
-    // In turn: nothing but padding, two unknown kinds, End with a payload, Abort without its reason, Abort with two.
+    // In turn: only padding, two unknown kinds, End with a payload, Abort without a reason, Abort with two.
     for cipher in CIPHERS {
         for text in [&[0_u8; 30][..], b"x\x05", b"x\xff", b"x\x03", &[ABORT], b"ab\x04"] {
             let read = read_raw(cipher, &[&[OPEN], text]);
@@ -300,8 +301,8 @@ fn authentic_frames_that_the_specification_forbids_are_refused() {
 
 #[test]
 fn padding_and_unknown_reasons_and_fields_of_later_versions_are_accepted() {
-    // The room that the format leaves. Were it refused today, no later version could ever use it. The payload that ends
-    // in a zero shows that padding is found from the kind and not guessed from the zeros.
+    // The format reserves these for later versions. If readers refused them today, no later version could use them.
+    // The payload that ends with a zero shows that padding starts after the kind, and not at the first zero.
     for cipher in CIPHERS {
         let read = read_raw(cipher, &[&[9, 0, 1, 7, OPEN, 0, 0], b"x\0\x02\0\0\0", &[99, ABORT, 0]]);
         let stop = Stop::Abort(AbortReason::Other(99));
@@ -311,8 +312,8 @@ fn padding_and_unknown_reasons_and_fields_of_later_versions_are_accepted() {
 
 #[test]
 fn a_frame_of_impossible_length_is_refused_from_its_header_alone() {
-    // Before a byte of the frame has come: otherwise a stranger on the wire could make the reader wait for, or reserve,
-    // what no frame can have.
+    // Before any other byte of the frame arrives: otherwise an attacker could make the reader wait for, or reserve,
+    // more bytes than a frame can have.
     for cipher in CIPHERS {
         for header in [[0, 0], [0, 16], [0xff, 0xff]] {
             assert!(read(cipher, &header).is_refused(), "{header:?}");
@@ -321,9 +322,9 @@ fn a_frame_of_impossible_length_is_refused_from_its_header_alone() {
 }
 
 #[test]
-fn a_sealer_that_does_not_rekey_or_rekeys_early_or_counts_anew_is_refused() {
+fn a_sealer_with_missing_or_early_rekeys_or_a_reset_counter_is_refused() {
     for cipher in CIPHERS {
-        // What the frame is sealed with that comes when 65,536 frames are through: (rekeys, nonce).
+        // The number of rekeys and the nonce of the frame that follows 65,536 frames, and whether it is accepted.
         for (rekeys, counter, accepted) in
             [(1, REKEY_AFTER, true), (0, REKEY_AFTER, false), (2, REKEY_AFTER, false), (1, 0, false)]
         {

@@ -1,8 +1,8 @@
-//! What the handshake refuses (PROTOCOL.md, sections 3 and 6), and beside it the few things near by that it must
+//! The messages that the handshake refuses (PROTOCOL.md, sections 3 and 6), and a few similar ones that it must
 //! accept.
 //!
-//! There is no test of a truncated handshake message: the readers take arrays of the messages' exact sizes, so a short
-//! message is a read that never completes, and not one of them can be called with it.
+//! There is no test of a truncated handshake message: the readers take arrays with the exact sizes of the messages.
+//! So a short message is a read that never completes, and no reader can be called with it.
 
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
@@ -20,12 +20,12 @@ use crate::support::{
 
 const FORGED: HandshakeError = HandshakeError::Forged(Forged);
 
-/// A responder of [`key`] reads message 1 with this `text` as its label.
+/// A responder with [`key`] and the label `text` reads message 1.
 fn read(message: &[u8; MESSAGE_1], text: &str) -> Result<Responder, HandshakeError> {
     Responder::read(message, &[key()], &label(text))
 }
 
-/// Gives the initiator a copy of message 2.
+/// Passes the initiator a copy of message 2.
 fn finish(
     initiator: Initiator,
     mut message: [u8; MESSAGE_2],
@@ -42,7 +42,7 @@ fn spliced<const N: usize>(a: [u8; N], b: [u8; N], at: usize) -> [u8; N] {
 
 #[test]
 fn untouched_messages_are_accepted() {
-    // Without this, a responder that refused everything would pass the rest of this file.
+    // Without this test, ends that refuse everything would pass all others in this file.
     let (initiator, message_1) = start(1);
     assert!(read(&message_1, "").is_ok());
     assert!(finish(initiator, answer(&message_1, 1)).is_ok());
@@ -58,7 +58,7 @@ fn a_flipped_bit_in_message_1_is_refused() {
 
 #[test]
 fn a_flipped_bit_in_message_2_is_refused() {
-    // Bit 255 matters most: X25519 ignores it, so both ends compute the same secret, and only the transcript tells.
+    // Bit 255 matters most: X25519 ignores it, so both ends compute the same secret, and only the transcript differs.
     let message = answer(&start(1).1, 1);
     for (bit, flipped) in flips(message) {
         assert_eq!(finish(start(1).0, flipped).err(), Some(FORGED), "bit {bit}");
@@ -66,9 +66,9 @@ fn a_flipped_bit_in_message_2_is_refused() {
 }
 
 #[test]
-fn bytes_that_are_no_handshake_are_refused() {
-    // All zeros is also the X25519 point of low order, whose shared secret everybody knows. It helps nobody without the
-    // key: the psk alone seals message 1.
+fn bytes_that_are_not_a_handshake_are_refused() {
+    // All zeros is also an X25519 point of low order, with a known shared secret. Without the key it does not help an
+    // attacker: the psk alone seals message 1.
     for byte in [0, 0xff, b'\n'] {
         assert_eq!(read(&[byte; MESSAGE_1], "").err(), Some(FORGED));
         assert_eq!(finish(start(1).0, [byte; MESSAGE_2]).err(), Some(FORGED));
@@ -92,8 +92,8 @@ fn a_key_file_that_differs_in_one_bit_is_another_key() {
 }
 
 #[test]
-fn a_key_file_with_a_line_end_behind_it_is_another_key() {
-    // Every byte of the file counts: nothing is trimmed, since a random key may well end in a newline.
+fn a_key_file_with_an_added_newline_is_another_key() {
+    // Every byte of the file counts: nothing is trimmed, since a random key may end with a newline.
     let (_, message) = start(1);
     let key = Key::from_bytes(&[&KEY_FILE[..], b"\n"].concat()).unwrap();
     assert_eq!(Responder::read(&message, &[key], &Label::default()).err(), Some(FORGED));
@@ -101,7 +101,7 @@ fn a_key_file_with_a_line_end_behind_it_is_another_key() {
 
 #[test]
 fn message_1_under_another_label_is_refused() {
-    // Prefixes and a trailing zero are among them, since the label stands at the end of the prologue with no length.
+    // They include prefixes and a trailing zero, since the label is at the end of the prologue without a length.
     let labels = ["", "redis", "Redis", "redi", "redis2", " redis", "redis\0", "postgres"];
     for ours in labels {
         let randomness = initiator_randomness(1);
@@ -115,7 +115,8 @@ fn message_1_under_another_label_is_refused() {
 
 #[test]
 fn message_2_under_another_label_is_refused() {
-    // Nobody answers what he cannot read: the answer is to the same initiator's message under the other label.
+    // A responder cannot answer a message that it cannot read, so it answers one from the same initiator with the
+    // other label.
     for (ours, theirs) in [("", "redis"), ("redis", ""), ("redis", "redi"), ("redis", "postgres")] {
         let initiator =
             |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1));
@@ -126,7 +127,7 @@ fn message_2_under_another_label_is_refused() {
 }
 
 #[test]
-fn a_label_of_255_bytes_is_taken_and_one_byte_more_is_refused() {
+fn a_label_of_255_bytes_is_accepted_and_one_of_256_is_refused() {
     assert!("x".repeat(255).parse::<Label>().is_ok());
     assert!("x".repeat(256).parse::<Label>().is_err());
     // Bytes count, not characters.
@@ -134,12 +135,12 @@ fn a_label_of_255_bytes_is_taken_and_one_byte_more_is_refused() {
 }
 
 #[test]
-fn a_responder_without_keys_refuses() {
+fn a_responder_without_keys_refuses_every_message() {
     assert_eq!(Responder::read(&start(1).1, &[] as &[Key], &Label::default()).err(), Some(FORGED));
 }
 
 #[test]
-fn a_responder_with_several_keys_says_which_one_the_initiator_holds() {
+fn a_responder_with_several_keys_reports_the_one_that_the_initiator_holds() {
     let keys = || [other_key(), Key::from_bytes(&[1; 40]).unwrap(), key()];
     for place in 0..3 {
         let mine = &keys()[place];
@@ -155,14 +156,14 @@ fn a_responder_with_several_keys_says_which_one_the_initiator_holds() {
 
 #[test]
 fn a_responder_with_several_keys_refuses_one_that_is_not_among_them() {
-    // Trying them in turn must not end in taking the last one.
+    // When no key in turn fits, the responder must not use the last one.
     let keys = [other_key(), Key::from_bytes(&[1; 40]).unwrap()];
     assert_eq!(Responder::read(&start(1).1, &keys, &Label::default()).err(), Some(FORGED));
 }
 
 #[test]
-fn fields_of_two_handshakes_put_together_are_refused() {
-    // Each field is authentic by itself. What binds them is the transcript, their associated data.
+fn a_message_with_fields_of_two_handshakes_is_refused() {
+    // Each field is authentic by itself. Only the transcript, their associated data, binds them together.
     let ((_, one), (_, two)) = (start(1), start(2));
     for at in [32, 32 + 1184 + 16] {
         assert_eq!(read(&spliced(one, two, at), "").err(), Some(FORGED), "message 1 from byte {at}");
@@ -194,7 +195,7 @@ fn a_replayed_message_2_is_refused() {
 
 #[test]
 fn message_1_reflected_to_its_sender_is_refused_as_message_2() {
-    // The sizes differ, so the network has to cut it or to move its parts; each way keeps some field intact.
+    // The sizes differ, so an attacker must cut the message or move its parts; each variant keeps some field intact.
     let (_, message) = start(1);
     let front: [u8; MESSAGE_2] = *message.first_chunk().unwrap();
     let back: [u8; MESSAGE_2] = *message.last_chunk().unwrap();
@@ -209,19 +210,19 @@ fn message_1_reflected_to_its_sender_is_refused_as_message_2() {
 
 #[test]
 fn message_2_reflected_to_its_sender_is_refused_as_message_1() {
-    // A host that runs both roles could be handed its own answer.
+    // A host that runs both roles could receive its own answer.
     let message = answer(&start(1).1, 1);
     let mut reflected = [0; MESSAGE_1];
     reflected[..MESSAGE_2].copy_from_slice(&message);
     assert_eq!(read(&reflected, "").err(), Some(FORGED));
-    // With its payload where message 1 has it.
+    // The same with the payload at its place in message 1.
     reflected[MESSAGE_1 - 32..].copy_from_slice(&message[MESSAGE_2 - 32..]);
     assert_eq!(read(&reflected, "").err(), Some(FORGED));
 }
 
 #[test]
 fn an_answer_with_the_initiators_own_ephemeral_key_is_refused() {
-    // The network knows the initiator's public key and so can claim to have drawn the same; it lacks the secrets.
+    // An attacker knows the initiator's public key and can send it as the responder's, but lacks the secrets.
     let (initiator, message_1) = start(1);
     let mut message_2 = answer(&message_1, 1);
     message_2[..32].copy_from_slice(&message_1[..32]);
@@ -229,10 +230,10 @@ fn an_answer_with_the_initiators_own_ephemeral_key_is_refused() {
 }
 
 #[test]
-fn an_initiator_led_to_the_opposite_tunnel_connects_under_one_label_and_not_under_two() {
+fn an_initiator_rerouted_to_the_opposite_tunnel_is_accepted_with_the_same_label_only() {
     // RFC 9257's "Selfie": a host runs an initiator and, for the opposite tunnel, a responder with the same key, and
-    // the network connects the one to the other. With one label for both it is what the key allows: any holder may
-    // talk to any other. A label for each tunnel is the answer, and so is a key for each.
+    // an attacker connects them to each other. With the same label this succeeds: the key lets any holder connect to
+    // any other. Separate labels or separate keys prevent it.
     let initiator =
         |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1)).1;
     assert!(read(&initiator(""), "").is_ok());
@@ -241,16 +242,16 @@ fn an_initiator_led_to_the_opposite_tunnel_connects_under_one_label_and_not_unde
 }
 
 #[test]
-fn a_replayed_connection_gets_an_answer_and_none_of_its_frames_opens() {
-    // The responder cannot know message 1 for a replay. It dials only once the first frame has opened, and that takes
-    // keys which depend on what it drew itself.
+fn a_replayed_connection_is_answered_and_its_frames_are_refused() {
+    // The responder cannot recognise a replayed message 1. It dials only after it has opened the first frame, whose
+    // key depends on the responder's own random bytes.
     let cipher = Cipher::ChaCha20Poly1305;
     let recorded = connect(cipher, 1);
     let (mut sealer, mut wire) = open_frame(recorded.initiator, &ConnectionInfo::default());
     wire.extend(data_frame(&mut sealer, b"DELETE everything"));
     wire.extend(end_frame(sealer));
     let read = read_initiator(recorded.responder_reads, &wire);
-    assert_eq!((read.data.len(), read.stop), (1, Stop::End), "the recording itself is good");
+    assert_eq!((read.data.len(), read.stop), (1, Stop::End), "the recording itself is valid");
 
     let replayed = Responder::read(&recorded.keys.message_1, &[key()], &Label::default()).unwrap();
     let (_, established) = replayed.reply(Ciphers::only(cipher), &responder_randomness(2));
@@ -259,10 +260,10 @@ fn a_replayed_connection_gets_an_answer_and_none_of_its_frames_opens() {
 }
 
 #[test]
-fn an_initiator_fed_a_whole_recorded_answer_opens_none_of_its_frames() {
+fn an_initiator_refuses_recorded_frames_of_another_connection() {
     let mut recorded = connect(Cipher::Aes256Gcm, 1);
     let wire = data_frame(&mut recorded.responder, b"+OK");
-    // Not even when its own half of the handshake repeats: another ephemeral key of the responder, other keys.
+    // Even if the initiator repeats its random bytes: the responder has another ephemeral key, so the keys differ.
     let (initiator, message_1) = start(1);
     let established = finish(initiator, answer(&message_1, 2)).unwrap();
     assert_eq!(read_stream(established.opener, &wire).stop, Stop::Refused(FrameError::Forged));
@@ -270,29 +271,29 @@ fn an_initiator_fed_a_whole_recorded_answer_opens_none_of_its_frames() {
 
 #[test]
 fn a_key_holder_with_a_malformed_kem_key_is_refused() {
-    // FIPS 203, section 7.2: each coefficient is below 3329. 4095 is what 0xff gives.
+    // FIPS 203, section 7.2: each coefficient is below 3329. Bytes 0xff encode the coefficient 4095.
     let pair = (&initiator_randomness(1), &responder_randomness(1));
     let second = Second::with_kem_key(&KEY_FILE, "", pair, &[1], &[1], &[0xff; 1184]);
     assert_eq!(read(&second.message_1, "").err(), Some(HandshakeError::MalformedKemKey));
 }
 
 #[test]
-fn ends_without_a_cipher_in_common_both_say_so() {
-    // A mistake of configuration on ends that trust each other: an administrator should read its cause in either log.
+fn both_ends_report_that_they_have_no_cipher_in_common() {
+    // The ends trust each other and have a configuration error, so the logs of both should have the cause.
     let (aes, chacha) = (Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
     for (ours, theirs) in [(aes, chacha), (chacha, aes)] {
         let (initiator, message_1) =
             Initiator::start(&key(), &Label::default(), ours, &initiator_randomness(1));
         let (message_2, established) = read(&message_1, "").unwrap().reply(theirs, &responder_randomness(1));
         assert_eq!(established.err(), Some(HandshakeError::NoCommonCipher(theirs)));
-        // Message 2 authenticates: a mere forger does not get to tell the initiator this.
+        // Message 2 is authenticated, so an attacker without the key cannot cause this error at the initiator.
         assert_eq!(finish(initiator, message_2).err(), Some(HandshakeError::NoCommonCipher(ours)));
     }
 }
 
 #[test]
-fn the_responders_preference_decides_among_what_both_accept() {
-    // AES only when both ends have it in hardware, and `--cipher` on either end is obeyed.
+fn the_responders_preference_decides_among_the_ciphers_in_common() {
+    // AES only if both ends have it in hardware. `--cipher` at either end is respected.
     let (auto, aes, chacha) =
         (Ciphers::auto(true), Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
     for (ours, theirs, chosen) in [
@@ -312,7 +313,7 @@ fn the_responders_preference_decides_among_what_both_accept() {
 
 #[test]
 fn a_choice_that_was_not_offered_is_refused() {
-    // A responder that holds the key could choose for us what we never accepted.
+    // A responder that holds the key could choose a cipher that the initiator did not offer.
     let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
     let chacha = Ciphers::only(Cipher::ChaCha20Poly1305);
     for choice in [0, 2, 3, 255] {
@@ -325,9 +326,9 @@ fn a_choice_that_was_not_offered_is_refused() {
 }
 
 #[test]
-fn what_a_later_version_says_in_the_payloads_is_passed_over() {
-    // The transcript covers all of a payload, so the second hand's message 2 answers its own message 1 only: here it
-    // meets our responder with the one and our initiator with the other.
+fn values_of_later_versions_in_the_payloads_are_ignored() {
+    // The transcript covers all of a payload, so the message 2 of `Second` answers only its own message 1. So this
+    // tests our responder with its message 1, and our initiator with the message 2 of another `Second`.
     let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
     let later = [200, 2, 201, 1, 0, 7, 7, 7, 1, 2, 3, 4, 5, 6, 7, 8];
     let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &later, &[]);

@@ -1,7 +1,7 @@
-//! The protocol, tested through the same public functions that the network code calls.
+//! The protocol, tested through the public functions that the network code calls.
 //!
-//! Refusals outnumber successes on purpose: that two ends which agree understand each other is soon shown, and what
-//! the specification promises (docs/PROTOCOL.md, section 6) is mostly what they do *not* accept.
+//! Most tests are about refusals: a few tests show that two ends that agree understand each other, and the promises
+//! of the specification (docs/PROTOCOL.md, section 6) are mostly about messages that the ends do *not* accept.
 
 mod frame_refusals;
 mod handshake_refusals;

@@ -1,8 +1,8 @@
-//! The published vector for `Noise_NNpsk0_25519_ChaChaPoly_SHA256` through our tokens: the handshake is that pattern
-//! with `e1` and `ekem1` added, so this is all of it that anybody has published bytes for.
+//! The published vector for `Noise_NNpsk0_25519_ChaChaPoly_SHA256`, reproduced with our tokens. Our handshake is this
+//! pattern with `e1` and `ekem1` added; for these two, no vectors are published.
 //!
-//! The vector's handshake hash is checked only by its effect, as associated data of the second message's payload:
-//! nothing in the product needs its value.
+//! The vector's handshake hash is checked only through its effect as associated data of the second message's payload,
+//! since the product never outputs it.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ fn begin(vector: &Vector) -> SymmetricState {
     noise
 }
 
-/// Plays the initiator: its message 0, then the keys of both directions from the recorded message 1.
+/// Plays the initiator. Returns its message 0, and the keys of both directions from the recorded message 1.
 fn initiator(vector: &Vector) -> (Vec<u8>, Result<(Secret, Secret), Forged>) {
     let mut noise = begin(vector);
     let (secret, public) = ephemeral(&vector["init_ephemeral"]);
@@ -37,7 +37,7 @@ fn initiator(vector: &Vector) -> (Vec<u8>, Result<(Secret, Secret), Forged>) {
     (sent, opened.map(|()| noise.split()))
 }
 
-/// Plays the responder: its message 1 and the keys of both directions, from the recorded message 0.
+/// Plays the responder. Returns its message 1 and the keys of both directions, from the recorded message 0.
 fn responder(vector: &Vector) -> Result<(Vec<u8>, (Secret, Secret)), Forged> {
     let mut noise = begin(vector);
     let (initiator, payload) = vector["0.message"].split_first_chunk::<32>().unwrap();
@@ -51,7 +51,7 @@ fn responder(vector: &Vector) -> Result<(Vec<u8>, (Secret, Secret)), Forged> {
     Ok((sent, noise.split()))
 }
 
-/// The recorded transport messages, sealed with these keys.
+/// Whether these keys seal the recorded transport messages.
 fn transport_matches(vector: &Vector, keys: &(Secret, Secret)) -> bool {
     // Messages 2 and 4 go to the responder, 3 and 5 to the initiator; each direction counts from 0.
     (2..6_u64).all(|number| {
@@ -89,8 +89,8 @@ fn the_responders_bytes_are_the_published_ones() {
 }
 
 #[test]
-fn keys_of_the_wrong_direction_do_not_give_the_published_transport_messages() {
-    // Two ends that both mixed up the directions would understand each other well, and nobody else.
+fn keys_of_the_wrong_direction_do_not_seal_the_published_transport_messages() {
+    // Two ends that both confuse the directions would understand each other, but no other implementation.
     let vector = vector();
     let (_, (to_responder, to_initiator)) = responder(&vector).unwrap();
     assert!(!transport_matches(&vector, &(to_initiator, to_responder)));

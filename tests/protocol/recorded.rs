@@ -1,10 +1,10 @@
-//! Whole connections with their randomness injected, byte for byte as `vectors/spipe-1.txt` records them.
+//! Whole connections with injected randomness, byte for byte as recorded in `vectors/spipe-1.txt`.
 //!
-//! They serve twice. A change that alters the wire fails here, however well both of our ends still agree; and another
+//! They have two uses. A change that alters the wire fails here, even if both of our ends still agree. And another
 //! implementation can be checked against them, as `vectors/check.py` does, which shares no code with this one.
 //!
-//! `SPIPE_RECORD=1 cargo test --test protocol recorded` writes the file anew. Wire version 1 is fixed, so that is for
-//! *more* vectors; the ones that are there must come out the same.
+//! `SPIPE_RECORD=1 cargo test --test protocol recorded` writes the file anew. Wire version 1 is fixed, so this is
+//! only for adding vectors; the existing ones must not change.
 
 use std::fmt::Write as _;
 
@@ -26,19 +26,19 @@ const RECORDED: &str = include_str!("vectors/spipe-1.txt");
 const HEAD: &str = "\
 # Test vectors of spipe's wire version 1 (docs/PROTOCOL.md). Each section is one connection; all values are hexadecimal.
 #
-# key_file, label                     what both ends are given; the label in UTF-8
+# key_file, label                     the configuration of both ends; the label in UTF-8
 # initiator_*, responder_*            the random bytes: X25519 secrets, ML-KEM's d then z, ML-KEM's m
 # psk, fingerprint                    derived from key_file (section 2)
-# offer, choice                       the code points in front of the payloads of messages 1 and 2 (section 4)
-# secret_to_responder, secret_to_initiator  what Split gives (section 3)
+# offer, choice                       the code points at the start of the payloads of messages 1 and 2 (section 4)
+# secret_to_responder, secret_to_initiator  the output of Split (section 3)
 # to_responder.N.frame                the frame number N, counted from 0, of this direction (section 5)
-# to_responder.N.text                 what is sealed in it: payload, kind, padding
+# to_responder.N.text                 the sealed text: payload, kind, padding
 #
-# Frames that are not here are Data frames with an empty payload and no padding.
-# Recorded by tests/protocol/recorded.rs, checked by check.py beside this file with other implementations of everything.
+# Frames that are not listed are Data frames with an empty payload and no padding.
+# Recorded by tests/protocol/recorded.rs; check.py beside this file checks it with independent implementations.
 ";
 
-/// What a connection of the recording is made from.
+/// The inputs of a recorded connection.
 struct Case {
     name: &'static str,
     key_file: Vec<u8>,
@@ -47,14 +47,14 @@ struct Case {
     responder: ResponderRandomness,
     offers: Ciphers,
     accepts: Ciphers,
-    /// The code points in the messages, said again independently of `Ciphers`.
+    /// The code points in the messages, independent of `Ciphers`.
     offer: &'static [u8],
     choice: u8,
     client: &'static str,
 }
 
 fn cases() -> Vec<Case> {
-    // Counting bytes, so that a second implementation that mixes up two inputs or their order is seen to.
+    // Counting bytes, so that an implementation that confuses two inputs or their order is detected.
     let from = |first: u8| std::array::from_fn(|i| first.wrapping_add(u8::try_from(i).unwrap()));
     let seeded = |first: u8| {
         let kem = std::array::from_fn(|i| first.wrapping_add(32).wrapping_add(u8::try_from(i).unwrap()));
@@ -80,7 +80,7 @@ fn cases() -> Vec<Case> {
         },
         Case {
             name: "aes256gcm with a label",
-            // Above SHA-256's block, which HMAC would hash first were it a key; here it is HKDF's input.
+            // Longer than a block of SHA-256. As an HMAC key it would be hashed first, but it is the input of HKDF.
             key_file: (0..100).collect(),
             label: "réplica",
             initiator: i2,
@@ -106,12 +106,12 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// A section of the file in the making.
+/// A section of the file, while it is written.
 struct Section(String);
 
 impl Section {
     fn put(&mut self, name: &str, value: &[u8]) {
-        // A value may be empty, and no line ends in a space.
+        // A value may be empty, and no line may end with a space.
         let space = if value.is_empty() { "" } else { " " };
         write!(self.0, "{name} ={space}").unwrap();
         for byte in value {
@@ -126,8 +126,8 @@ impl Section {
     }
 }
 
-/// Plays the case with `spipe::proto` and writes down what was on the wire; checks on the way that each end reads the
-/// other, and that the second hand of `support` puts the same messages together.
+/// Plays the case with `spipe::proto` and records the bytes on the wire. Also checks that each end reads the other,
+/// and that the second implementation in `support` makes the same messages.
 fn record(case: &Case) -> String {
     let key = Key::from_bytes(&case.key_file).unwrap();
     let label: Label = label(case.label);
@@ -170,7 +170,7 @@ fn record(case: &Case) -> String {
     let info = ConnectionInfo { client: Some(case.client.parse().unwrap()) };
     let (mut sealer, open) = open_frame(initiator.sealer, &info);
     let data = data_frame(&mut sealer, b"PING\r\n");
-    // spipe pads nothing, so the padded frame is the second hand's. Ours in its place is thrown away.
+    // spipe does not pad, so the second implementation makes the padded frame. It replaces the one that spipe sealed.
     let padded_text = b"PING\r\n\x02\0\0\0\0\0\0\0\0\0";
     let padded = raw_frame(initiator.cipher, &second.to_responder, 2, padded_text);
     data_frame(&mut sealer, b"PING\r\n");
@@ -183,7 +183,7 @@ fn record(case: &Case) -> String {
     let read = read_initiator(responder.opener, &[open, data, padded, end].concat());
     assert_eq!(read, Read { info: Some(info), data: vec![b"PING\r\n".to_vec(); 2], stop: Stop::End });
 
-    // To the initiator: Data on both sides of two rekeys, Abort.
+    // To the initiator: Data before and after each of two rekeys, Abort.
     let wire = long_stream(responder.sealer, &mut section);
     let read = read_stream(initiator.opener, &wire);
     assert_eq!(read.data.len(), 131_074);
@@ -191,7 +191,7 @@ fn record(case: &Case) -> String {
     section.0
 }
 
-/// *Open*'s payload as section 5.2 lays it out, said again without `ConnectionInfo`.
+/// The payload of *Open* as specified in section 5.2, without the use of `ConnectionInfo`.
 fn open_payload(client: &str) -> Vec<u8> {
     match client.parse().unwrap() {
         core::net::SocketAddr::V4(v4) => {
@@ -226,14 +226,14 @@ fn long_stream(mut sealer: Sealer, section: &mut Section) -> Vec<u8> {
 }
 
 #[test]
-fn every_byte_on_the_wire_is_the_recorded_one() {
+fn every_byte_on_the_wire_is_as_recorded() {
     let fresh = HEAD.to_owned() + &cases().iter().map(record).collect::<String>();
     if std::env::var_os("SPIPE_RECORD").is_some() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/protocol/vectors/spipe-1.txt");
         std::fs::write(file, &fresh).unwrap();
         return;
     }
-    // Field by field, since a failure that prints two files of hexadecimal digits helps nobody.
+    // Field by field, since a failure that prints two whole files of hexadecimal digits is hard to read.
     let (fresh_fields, recorded) = (parse(&fresh), parse(RECORDED));
     assert_eq!(fresh_fields.keys().collect::<Vec<_>>(), recorded.keys().collect::<Vec<_>>());
     for (section, fields) in &fresh_fields {
@@ -242,5 +242,5 @@ fn every_byte_on_the_wire_is_the_recorded_one() {
             assert_eq!(value, &recorded[section][name], "{name} of [{section}]");
         }
     }
-    assert_eq!(fresh, RECORDED, "the fields are equal, so it is a comment or their order");
+    assert_eq!(fresh, RECORDED, "the fields are equal, so the comments or the order differ");
 }

@@ -1,5 +1,5 @@
-//! Our tokens against `snow`, which others wrote from the same specification and test against other vectors: as
-//! initiator, as responder, and as a peer with another pre-shared key.
+//! Our Noise tokens against `snow`, an independent implementation of the same specification that is tested with other
+//! vectors: as initiator, as responder, and as a peer with another pre-shared key.
 
 use snow::{Builder, HandshakeState, TransportState};
 use spipe::proto::noise::{Forged, Secret, SymmetricState};
@@ -30,7 +30,7 @@ fn begin(psk: &[u8; 32]) -> SymmetricState {
     noise
 }
 
-/// Our initiator between its message and the answer.
+/// Our initiator after its message and before the answer.
 struct Started {
     noise: SymmetricState,
     secret: StaticSecret,
@@ -68,7 +68,8 @@ fn respond(psk: &[u8; 32], message: &[u8]) -> Result<(Vec<u8>, (Secret, Secret))
     Ok((message, noise.split()))
 }
 
-/// Sends three messages each way: the keys are equal, stand for the same directions, and go with Noise's nonces.
+/// Sends three messages in each direction. Shows that both sides have equal keys for the same directions, with
+/// Noise's nonces.
 fn talk(snow: &mut TransportState, we_send: &Secret, we_receive: &Secret) {
     for number in 0..3_u64 {
         let (nonce, mut buffer) = (noise_nonce(number), [0; 100]);
@@ -84,7 +85,7 @@ fn talk(snow: &mut TransportState, we_send: &Secret, we_receive: &Secret) {
 }
 
 #[test]
-fn snow_as_initiator_understands_us_as_responder() {
+fn snow_as_initiator_and_our_responder_understand_each_other() {
     let mut peer = snow(&PSK).build_initiator().unwrap();
     let (answer, (to_responder, to_initiator)) =
         respond(&PSK, &write(&mut peer, b"from the initiator")).unwrap();
@@ -95,7 +96,7 @@ fn snow_as_initiator_understands_us_as_responder() {
 }
 
 #[test]
-fn snow_as_responder_understands_us_as_initiator() {
+fn snow_as_responder_and_our_initiator_understand_each_other() {
     let ours = start(&PSK);
     let mut peer = snow(&PSK).build_responder().unwrap();
     let mut payload = [0; 100];
@@ -119,8 +120,8 @@ fn snow_as_responder_with_another_psk_refuses_our_first_message() {
 
 #[test]
 fn an_answer_of_snow_under_another_psk_is_refused() {
-    // A responder cannot answer what it could not read, so this one read a message of its own key's holder. Even the
-    // ephemeral key in it is the same: only the pre-shared key makes the difference.
+    // A responder cannot answer a message that it could not read, so this one reads a message under its own key. The
+    // ephemeral key is the same in both messages, so only the pre-shared key differs.
     let mut peer = snow(&OTHER_PSK).build_responder().unwrap();
     peer.read_message(&start(&OTHER_PSK).message, &mut [0; 100]).unwrap();
     let answer = write(&mut peer, b"from the responder");

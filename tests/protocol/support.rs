@@ -1,5 +1,5 @@
-//! What several of the test modules need: whole connections, a byte stream cut into frames, and a second hand that
-//! holds the keys.
+//! Helpers of several test modules: whole connections, a byte stream cut into frames, and a second implementation of
+//! the sending side that holds the keys.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +21,10 @@ use spipe::proto::key::Key;
 use spipe::proto::noise::SymmetricState;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// Both ciphers: what is promised of frames is promised whatever seals them.
+/// Both ciphers: the promises about frames hold for each of them.
 pub(crate) const CIPHERS: [Cipher; 2] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm];
 
-/// The key file of tests that need only one.
+/// The key file for tests that need only one.
 pub(crate) const KEY_FILE: [u8; 32] = *b"a key that only tests may use!!!";
 
 pub(crate) fn key() -> Key {
@@ -39,38 +39,39 @@ pub(crate) fn label(text: &str) -> Label {
     text.parse().unwrap()
 }
 
-/// The initiator's random bytes. Each `seed` gives other ones, so two handshakes differ exactly when a test says so.
+/// The initiator's random bytes. Different seeds give different bytes, so a test decides whether two handshakes
+/// differ.
 pub(crate) fn initiator_randomness(seed: u8) -> InitiatorRandomness {
     InitiatorRandomness { x25519: [seed; 32], kem: [seed.wrapping_add(64); 64] }
 }
 
-/// The responder's random bytes. They differ from the initiator's of the same `seed`.
+/// The responder's random bytes. They differ from the initiator's with the same `seed`.
 pub(crate) fn responder_randomness(seed: u8) -> ResponderRandomness {
     ResponderRandomness { x25519: [seed.wrapping_add(128); 32], kem: [seed.wrapping_add(192); 32] }
 }
 
-/// An initiator with [`key`], no label and both ciphers on offer, and its message 1.
+/// An initiator with [`key`] and no label that offers both ciphers, and its message 1.
 pub(crate) fn start(seed: u8) -> (Initiator, [u8; MESSAGE_1]) {
     Initiator::start(&key(), &Label::default(), Ciphers::auto(true), &initiator_randomness(seed))
 }
 
-/// The message 2 with which a responder of the same configuration answers.
+/// The message 2 of a responder with the same configuration.
 pub(crate) fn answer(message_1: &[u8; MESSAGE_1], seed: u8) -> [u8; MESSAGE_2] {
     let responder = Responder::read(message_1, &[key()], &Label::default()).unwrap();
     responder.reply(Ciphers::auto(true), &responder_randomness(seed)).0
 }
 
-/// Both ends of one connection, right behind the handshake.
+/// Both ends of one connection, directly after the handshake.
 pub(crate) struct Connection {
     pub(crate) initiator: First<Sealer>,
     pub(crate) initiator_reads: Opener,
     pub(crate) responder: Sealer,
     pub(crate) responder_reads: First<Opener>,
-    /// The same two keys in the hands of the test: see [`Second`].
+    /// The secrets of both directions for use by the test: see [`Second`].
     pub(crate) keys: Second,
 }
 
-/// A connection under `cipher`. Equal seeds give the same keys: tests tell connections apart by them.
+/// A connection under `cipher`. Connections have the same keys exactly when their seeds are equal.
 pub(crate) fn connect(cipher: Cipher, seed: u8) -> Connection {
     let (ours, theirs) = (initiator_randomness(seed), responder_randomness(seed));
     let ciphers = Ciphers::only(cipher);
@@ -88,10 +89,10 @@ pub(crate) fn connect(cipher: Cipher, seed: u8) -> Connection {
     }
 }
 
-/// A second hand that makes the handshake's messages and the frames' plaintexts as it likes, with the right keys.
+/// A second implementation that makes the messages of the handshake with any content, sealed with the right keys.
 ///
-/// A key holder that breaks the specification, or a later version that goes beyond it, is such a hand; `spipe::proto`
-/// itself can be neither. It puts the Noise tokens together anew, so it also checks the order in `handshake`.
+/// It plays a key holder that violates the specification, or a later version that extends it; `spipe::proto` can be
+/// neither. It has its own sequence of Noise tokens, so it also checks the order of tokens in `handshake`.
 pub(crate) struct Second {
     pub(crate) psk: [u8; 32],
     pub(crate) message_1: [u8; MESSAGE_1],
@@ -101,7 +102,7 @@ pub(crate) struct Second {
 }
 
 impl Second {
-    /// Plays both ends. `offer` and `choice` are the fronts of the two payloads.
+    /// Plays both ends. `offer` and `choice` are the first bytes of the two payloads.
     pub(crate) fn new(
         key_file: &[u8],
         label: &str,
@@ -114,7 +115,7 @@ impl Second {
         Self::with_kem_key(key_file, label, (ours, theirs), offer, choice, &kem_public)
     }
 
-    /// As [`Second::new`], with any bytes in the place of the initiator's ML-KEM key.
+    /// As [`Second::new`], with any bytes instead of the initiator's ML-KEM key.
     pub(crate) fn with_kem_key(
         key_file: &[u8],
         label: &str,
@@ -183,14 +184,14 @@ pub(crate) fn rekeyed(secret: [u8; 32], times: u64) -> [u8; 32] {
     (0..times).fold(secret, |secret, _| expand(&Hkdf::from_prk(&secret).unwrap(), b"spipe/1 rekey"))
 }
 
-/// The frame number `counter` of a direction, with any `text` at all for its payload, kind and padding.
+/// The frame number `counter` of a direction, with any `text` as its payload, kind and padding.
 pub(crate) fn raw_frame(cipher: Cipher, secret: &[u8; 32], counter: u64, text: &[u8]) -> Vec<u8> {
     let key = &expand(&Hkdf::from_prk(secret).unwrap(), format!("spipe/1 key {cipher}").as_bytes());
     let header = u16::try_from(text.len() + 16).unwrap().to_be_bytes();
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_be_bytes());
     let body = match cipher {
-        // Another implementation than the product's, where one is at hand.
+        // A different implementation than the product's, where one is available.
         Cipher::ChaCha20Poly1305 => chacha_seal(key, nonce, &header, text),
         Cipher::Aes256Gcm => {
             let key = LessSafeKey::new(UnboundKey::new(&aead::AES_256_GCM, key).unwrap());
@@ -202,7 +203,7 @@ pub(crate) fn raw_frame(cipher: Cipher, secret: &[u8; 32], counter: u64, text: &
     [&header[..], &body].concat()
 }
 
-/// ChaCha20-Poly1305 of another library than the one that seals the product's frames.
+/// Seals with ChaCha20-Poly1305 from a different library than the one that seals the product's frames.
 pub(crate) fn chacha_seal(key: &[u8; 32], nonce: [u8; 12], associated: &[u8], text: &[u8]) -> Vec<u8> {
     let mut sealed = text.to_vec();
     let cipher = ChaCha20Poly1305::new(key.into());
@@ -220,14 +221,14 @@ pub(crate) fn chacha_open(key: &[u8; 32], nonce: [u8; 12], associated: &[u8], se
     text
 }
 
-/// A nonce as the Noise framework has it: little-endian, where spipe's frames count big-endian.
+/// A nonce of the Noise framework: little-endian, whereas the nonces of spipe's frames are big-endian.
 pub(crate) fn noise_nonce(counter: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
     nonce
 }
 
-/// Seals *Open*, and gives the sealer for what follows.
+/// Seals *Open*, and returns the sealer for later frames.
 pub(crate) fn open_frame(sealer: First<Sealer>, info: &ConnectionInfo) -> (Sealer, Vec<u8>) {
     let mut slot = vec![0; FRAME_MAX];
     let (sealer, length) = sealer.open(info, &mut slot);
@@ -255,7 +256,7 @@ pub(crate) fn abort_frame(sealer: Sealer, reason: AbortReason) -> Vec<u8> {
     slot
 }
 
-/// What a direction's reader made of a byte stream, up to where it stopped.
+/// What a reader of one direction got from a byte stream, and why it stopped.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Read {
     pub(crate) info: Option<ConnectionInfo>,
@@ -265,11 +266,11 @@ pub(crate) struct Read {
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Stop {
-    /// The peer said that the stream is complete, and nothing followed.
+    /// The peer sent *End*, and nothing followed.
     End,
     Abort(AbortReason),
     Refused(FrameError),
-    /// The bytes ran out before *End*: a truncation, wherever it is.
+    /// The bytes ended before *End*: a truncation at any place.
     CutShort,
 }
 
@@ -296,7 +297,7 @@ pub(crate) fn read_initiator(opener: First<Opener>, wire: &[u8]) -> Read {
     }
 }
 
-/// Reads the responder's stream, or the initiator's behind *Open*.
+/// Reads the responder's stream, or the initiator's stream after *Open*.
 pub(crate) fn read_stream(mut opener: Opener, mut wire: &[u8]) -> Read {
     let mut read = Read::stopped(Stop::CutShort);
     loop {
@@ -314,7 +315,7 @@ pub(crate) fn read_stream(mut opener: Opener, mut wire: &[u8]) -> Read {
             Ok(Received::Abort(reason)) => Stop::Abort(reason),
             Err(error) => return Read { stop: Stop::Refused(error), ..read },
         };
-        // Behind End and Abort nothing may follow; if something does, the next round refuses it.
+        // Nothing may follow End or Abort; if something does, the next iteration refuses it.
         if rest.is_empty() {
             return read;
         }
@@ -325,14 +326,14 @@ pub(crate) fn read_stream(mut opener: Opener, mut wire: &[u8]) -> Read {
 /// A frame and what follows it.
 type Cut<'w> = (Vec<u8>, &'w [u8]);
 
-/// The first frame of `wire`, or `None` when not all of it is there.
+/// The first frame of `wire`, or `None` if it is incomplete.
 fn next_frame(wire: &[u8]) -> Result<Option<Cut<'_>>, FrameError> {
     let Some(&header) = wire.first_chunk::<HEADER>() else { return Ok(None) };
     let cut = wire.split_at_checked(frame_length(header)?);
     Ok(cut.map(|(frame, rest)| (frame.to_vec(), rest)))
 }
 
-/// Every variant of `bytes` with one bit flipped, and which bit it is.
+/// All variants of `bytes` with one bit flipped, each with the number of that bit.
 pub(crate) fn flips<const N: usize>(bytes: [u8; N]) -> impl Iterator<Item = (usize, [u8; N])> {
     (0..N * 8).map(move |bit| {
         let mut flipped = bytes;
@@ -341,7 +342,7 @@ pub(crate) fn flips<const N: usize>(bytes: [u8; N]) -> impl Iterator<Item = (usi
     })
 }
 
-/// The fields of a vector file, `name = hex` a line, under the `[section]` that they stand in.
+/// The fields of a vector file, one `name = hex` per line, grouped by `[section]`.
 pub(crate) fn parse(file: &str) -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
     let mut sections: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
     let mut section = String::new();
@@ -352,7 +353,7 @@ pub(crate) fn parse(file: &str) -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
             let (name, value) = line.split_once(" =").expect("a field is name = hex");
             let fields = sections.entry(section.clone()).or_default();
             let twice = fields.insert(name.to_owned(), from_hex(value.trim_start()));
-            assert!(twice.is_none(), "{name} stands twice in {section}");
+            assert!(twice.is_none(), "{name} occurs twice in {section}");
         }
     }
     sections

@@ -1,15 +1,15 @@
-//! The walls between the rooms of `src`: each uses only those behind it, and `proto` is pure.
+//! The walls between the rooms (the top-level modules) of `src`: each room uses only later ones, and `proto` is pure.
 //!
-//! They are what makes every protocol test deterministic and every fuzz target a function call, and what lets a reader
-//! of the cryptography stop at one directory. A compiler cannot hold them inside one crate, so this test does.
+//! Because of these rules every protocol test is deterministic, every fuzz target is a function call, and all
+//! cryptography is in one directory. The compiler cannot enforce them inside one crate, so these tests do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What would make `proto` impure: I/O, the clock, the environment, threads, and randomness of its own.
+/// Names that would make `proto` impure: I/O, the clock, the environment, threads, and its own randomness.
 ///
-/// `core::net` is not among them on purpose. `SocketAddr` is plain data, and `proto` carries one inside *Open*;
-/// writing it as `core::net` says that there are no sockets to it.
+/// `core::net` is allowed. `SocketAddr` is plain data, and `proto` has one in *Open*; it is written as `core::net` to
+/// show that no sockets are involved.
 const IMPURE: &[&str] = &[
     "tokio",
     "std::net",
@@ -39,20 +39,21 @@ const IMPURE: &[&str] = &[
     "dbg",
 ];
 
-/// Ways to write a path of `std` that the list above would not recognise.
+/// Notations of `std` paths that the list above would not recognise.
 const HIDDEN: &[&str] = &["std::{", "std::*", "std as ", "::std::"];
 
-/// What only `proto` may name. (`x25519` is not here: it is a field of `InitiatorRandomness`, which `tunnel` fills.)
+/// Names that only `proto` may use. (`x25519` is not listed: it is a field of `InitiatorRandomness`, which `tunnel`
+/// fills.)
 const CRYPTOGRAPHY: &[&str] =
     &["chacha20poly1305", "aws_lc_rs", "hkdf", "hmac", "sha2", "x25519_dalek", "libcrux_ml_kem"];
 
 #[test]
-fn proto_does_no_io_and_knows_no_clock_environment_or_randomness() {
+fn proto_uses_no_io_clock_environment_or_randomness() {
     assert_names_none("proto", IMPURE);
     assert_names_none("proto", HIDDEN);
 }
 
-/// All rooms in the order in which they use each other: each may use those behind it, and none before it.
+/// All rooms in the order in which they use each other: each may use later ones, and no earlier one.
 const ROOMS: &[&str] = &[
     "cli",
     "config",
@@ -86,9 +87,9 @@ fn every_room_is_in_the_order() {
 }
 
 #[test]
-fn no_room_reaches_into_the_rooms_before_it() {
+fn no_room_uses_an_earlier_room() {
     for (place, room) in ROOMS.iter().enumerate() {
-        assert_reaches_into_none(room, &ROOMS[..place]);
+        assert_uses_none(room, &ROOMS[..place]);
     }
 }
 
@@ -129,8 +130,8 @@ fn only_proto_names_cryptography() {
 }
 
 #[test]
-fn the_search_finds_words_and_only_words() {
-    // The walls stand on this function, so it is tested like one.
+fn the_search_finds_whole_words_only() {
+    // All tests in this file depend on this function.
     for (code, word) in [
         ("use std::io;", "std::io"),
         ("x = std::io::Error;", "std::io"),
@@ -156,16 +157,16 @@ fn the_search_finds_words_and_only_words() {
     }
 }
 
-/// Fails for each place in `src/ROOM` that uses one of the rooms `others`, or could do so unseen.
-fn assert_reaches_into_none(room: &str, others: &[&str]) {
+/// Fails for each line in `src/ROOM` that uses one of the rooms `others`, or that could do so undetected.
+fn assert_uses_none(room: &str, others: &[&str]) {
     for other in others {
         assert_names_none(room, &[&format!("crate::{other}")]);
     }
     assert_names_none(room, &["crate::{", "super::super"]);
 }
 
-/// Fails for each place in `src/ROOM` that names one of `words`, and when there is no such room: a wall around nothing
-/// would stand for ever.
+/// Fails for each line in `src/ROOM` that names one of `words`. Also fails if there is no such room, so that a
+/// renamed room does not escape the test.
 fn assert_names_none(room: &str, words: &[&str]) {
     let files = files_of(room);
     assert!(!files.is_empty(), "no Rust files in {room}");
@@ -194,17 +195,17 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
-/// Whether the code of this line, without its comment, names `word` and not a longer word around it.
+/// Whether the code of this line, without its comment, has `word` as a whole word.
 ///
-/// Words inside string literals and block comments count: a false alarm is seen, and is easy to write around.
+/// Words in string literals and block comments count: such a false alarm is visible and easy to avoid.
 fn names(line: &str, word: &str) -> bool {
     let code = code(line);
     code.match_indices(word).any(|(at, _)| {
         let before = code[..at].chars().next_back();
         let after = code[at + word.len()..].chars().next();
         let open = |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric() && c != '_');
-        // A word that itself begins or ends in punctuation is bounded by it. `net::` in `core::net::IpAddr` is no word
-        // of its own: it continues a path.
+        // A word that begins or ends with punctuation is bounded by it. `net::` in `core::net::IpAddr` is not a whole
+        // word: it continues a path.
         let starts = open(before) && (before != Some(':') || word.starts_with(':'));
         let ends = open(after) || !word.ends_with(|c: char| c.is_alphanumeric());
         starts && ends

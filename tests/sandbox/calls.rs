@@ -17,28 +17,28 @@ use socket2::{Domain, Protocol, Socket, Type};
 use spipe::addr::Target;
 use spipe::service::sandbox::Needs;
 
-use crate::isolated::{assert_no_such_call, isolated, lock_in, refuse};
+use crate::isolated::{assert_no_such_call, enter_sandbox, isolated, restrict_calls};
 use seccompiler::SeccompAction;
 
-/// A process that may use the most system calls of all.
-fn lock_in_for_anything() {
+/// Enters the sandbox that allows the most system calls.
+fn enter_widest_sandbox() {
     let mut needs = Needs::new();
     needs.configuration("/etc/spipe/spipe.toml".as_ref());
-    lock_in(&needs);
+    enter_sandbox(&needs);
 }
 
-/// One that may use the fewest.
-fn lock_in_for_one_address() {
+/// Enters the sandbox that allows the fewest system calls.
+fn enter_narrowest_sandbox() {
     let mut needs = Needs::new();
     needs.dial(&"192.0.2.1:80".parse::<Target>().unwrap().into());
-    lock_in(&needs);
+    enter_sandbox(&needs);
 }
 
 #[test]
-fn the_kernel_says_that_it_is_on() {
+fn the_kernel_reports_the_sandbox() {
     isolated(|_| {
         let mut status = File::open("/proc/thread-self/status").unwrap();
-        lock_in(&Needs::new());
+        enter_sandbox(&Needs::new());
         let mut text = String::new();
         status.read_to_string(&mut text).unwrap();
         assert!(text.contains("NoNewPrivs:\t1\n"), "{text}");
@@ -49,8 +49,8 @@ fn the_kernel_says_that_it_is_on() {
 #[test]
 fn no_program_can_be_run() {
     isolated(|_| {
-        lock_in_for_anything();
-        // In place of this one, and beside it.
+        enter_widest_sandbox();
+        // Instead of this program, and as a new process.
         assert_no_such_call::<()>(Err(Command::new("/bin/true").exec()));
         assert_no_such_call(Command::new("/bin/true").spawn());
     });
@@ -59,17 +59,17 @@ fn no_program_can_be_run() {
 #[test]
 fn no_process_can_be_started() {
     isolated(|_| {
-        // One that was started would end here, and starting it would have been a success.
-        refuse(&[libc::SYS_execve], SeccompAction::KillProcess);
-        lock_in_for_anything();
+        // A process that was started would be killed here, but starting it would have succeeded.
+        restrict_calls(&[libc::SYS_execve], SeccompAction::KillProcess);
+        enter_widest_sandbox();
         assert_no_such_call(Command::new("/bin/true").spawn());
     });
 }
 
 #[test]
-fn threads_can_be_started_and_are_locked_in_as_well() {
+fn threads_can_be_started_and_are_sandboxed_too() {
     isolated(|_| {
-        lock_in_for_anything();
+        enter_widest_sandbox();
         let threads: Vec<_> = (0..20)
             .map(|number| {
                 let thread = thread::Builder::new().name(format!("thread {number}"));
@@ -83,9 +83,9 @@ fn threads_can_be_started_and_are_locked_in_as_well() {
 }
 
 #[test]
-fn namespaces_and_mounts_are_out_of_reach() {
+fn namespaces_and_mounts_cannot_be_changed() {
     isolated(|_| {
-        lock_in_for_anything();
+        enter_widest_sandbox();
         for namespace in [CloneFlags::CLONE_NEWUSER, CloneFlags::CLONE_NEWNS, CloneFlags::CLONE_NEWNET] {
             assert_no_such_call(nix::sched::unshare(namespace).map_err(io::Error::from));
         }
@@ -97,14 +97,14 @@ fn namespaces_and_mounts_are_out_of_reach() {
 }
 
 #[test]
-fn other_processes_are_out_of_reach() {
+fn other_processes_cannot_be_accessed() {
     isolated(|_| {
-        // It ends when its standard input does, so with us at the latest.
+        // It ends when its standard input ends, so at the latest with this process.
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
         let input = child.stdin.take();
         let waiting = thread::spawn(move || child.wait());
-        lock_in_for_anything();
+        enter_widest_sandbox();
         assert_no_such_call(ptrace::attach(pid).map_err(io::Error::from));
         let mut byte = [0];
         let there = RemoteIoVec { base: 0x1000, len: 1 };
@@ -121,10 +121,10 @@ fn other_processes_are_out_of_reach() {
 }
 
 #[test]
-fn memory_cannot_become_code() {
+fn memory_cannot_become_executable() {
     isolated(|_| {
         let before = memmap2::MmapMut::map_anon(4096).unwrap();
-        lock_in_for_anything();
+        enter_widest_sandbox();
         assert_no_such_call(before.make_exec().map(drop));
         let after = memmap2::MmapMut::map_anon(4096).unwrap();
         assert_no_such_call(after.make_exec().map(drop));
@@ -133,9 +133,9 @@ fn memory_cannot_become_code() {
 }
 
 #[test]
-fn what_keeps_keys_from_others_cannot_be_undone() {
+fn the_protection_of_memory_cannot_be_undone() {
     isolated(|_| {
-        lock_in_for_anything();
+        enter_widest_sandbox();
         assert_no_such_call(
             rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(io::Error::from),
         );
@@ -146,9 +146,9 @@ fn what_keeps_keys_from_others_cannot_be_undone() {
 }
 
 #[test]
-fn sockets_of_other_families_and_kinds_are_refused() {
+fn sockets_of_other_families_and_types_are_refused() {
     isolated(|_| {
-        lock_in_for_anything();
+        enter_widest_sandbox();
         for (domain, kind, protocol) in [
             (libc::AF_PACKET, libc::SOCK_RAW, 0),
             (libc::AF_PACKET, libc::SOCK_DGRAM, 0),
@@ -158,7 +158,7 @@ fn sockets_of_other_families_and_kinds_are_refused() {
             (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
             (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
             (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_TCP),
-            // Streams that landlock does not see.
+            // Streams that landlock does not restrict.
             (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP),
             (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
             (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_KOBJECT_UEVENT),
@@ -167,7 +167,7 @@ fn sockets_of_other_families_and_kinds_are_refused() {
             let socket =
                 Socket::new_raw(Domain::from(domain), Type::from(kind), Some(Protocol::from(protocol)));
             assert_eq!(
-                socket.map(drop).expect_err("it is forbidden").raw_os_error(),
+                socket.map(drop).expect_err("the sandbox forbids it").raw_os_error(),
                 Some(libc::ENOSYS),
                 "family {domain}, type {kind}, protocol {protocol}"
             );
@@ -176,9 +176,9 @@ fn sockets_of_other_families_and_kinds_are_refused() {
 }
 
 #[test]
-fn without_names_there_are_no_datagrams_but_those_of_this_host() {
+fn without_host_names_only_unix_domain_datagram_sockets_are_allowed() {
     isolated(|_| {
-        lock_in_for_one_address();
+        enter_narrowest_sandbox();
         for domain in [Domain::IPV4, Domain::IPV6] {
             assert_no_such_call(Socket::new(domain, Type::DGRAM, None));
             assert!(Socket::new(domain, Type::STREAM, None).is_ok());
@@ -190,21 +190,21 @@ fn without_names_there_are_no_datagrams_but_those_of_this_host() {
 }
 
 #[test]
-fn a_fixed_pipe_listens_on_nothing_else() {
+fn a_fixed_pipe_cannot_listen_on_anything_else() {
     isolated(|_| {
-        lock_in_for_one_address();
+        enter_narrowest_sandbox();
         assert_no_such_call(TcpListener::bind("127.0.0.1:0"));
-        // Without a port of its own choice either.
+        // Nor without a chosen port.
         assert_no_such_call(Socket::new(Domain::IPV4, Type::STREAM, None).unwrap().listen(1));
     });
 }
 
 #[test]
-fn a_connection_cannot_come_about_by_sending() {
+fn sending_cannot_establish_a_connection() {
     isolated(|_| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        lock_in_for_one_address();
+        enter_narrowest_sandbox();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         // TCP Fast Open.
         assert_no_such_call(socket.send_to_with_flags(b"x", &address.into(), libc::MSG_FASTOPEN));
@@ -212,9 +212,9 @@ fn a_connection_cannot_come_about_by_sending() {
 }
 
 #[test]
-fn a_panic_ends_its_thread_and_nothing_else() {
+fn a_panic_ends_only_its_thread() {
     isolated(|_| {
-        lock_in_for_one_address();
+        enter_narrowest_sandbox();
         assert!(thread::spawn(|| panic!("on purpose")).join().is_err());
     });
 }

@@ -10,9 +10,9 @@ use spipe::service::log::Destination;
 use spipe::service::pid_file::PidFile;
 use spipe::service::sandbox::Needs;
 
-use crate::isolated::{assert_denied, assert_no_such_call, isolated, lock_in};
+use crate::isolated::{assert_denied, assert_no_such_call, enter_sandbox, isolated};
 
-/// A file with this name and some content, in directories that are made for it.
+/// Makes a file with this name and some content, and the directories above it.
 pub(crate) fn file(directory: &Path, name: &str) -> PathBuf {
     let path = directory.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -21,13 +21,13 @@ pub(crate) fn file(directory: &Path, name: &str) -> PathBuf {
 }
 
 #[test]
-fn what_nobody_asked_for_cannot_be_read() {
+fn files_without_a_need_cannot_be_read() {
     isolated(|directory| {
         let (key, other) = (file(directory, "keys/key"), file(directory, "other/file"));
         let mut needs = Needs::new();
         needs.key(&key);
         needs.dial(&"192.0.2.1:80".parse::<Target>().unwrap().into());
-        lock_in(&needs);
+        enter_sandbox(&needs);
         for path in [
             other.as_path(),
             Path::new("/etc/passwd"),
@@ -44,12 +44,12 @@ fn what_nobody_asked_for_cannot_be_read() {
 }
 
 #[test]
-fn what_can_be_read_cannot_be_written() {
+fn readable_files_cannot_be_written() {
     isolated(|directory| {
         let key = file(directory, "keys/key");
         let mut needs = Needs::new();
         needs.key(&key);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(File::options().write(true).open(&key));
         assert_denied(File::options().append(true).open(&key));
         assert_denied(File::options().write(true).truncate(true).open(&key));
@@ -58,7 +58,7 @@ fn what_can_be_read_cannot_be_written() {
 }
 
 #[test]
-fn no_file_is_made_moved_or_changed_anywhere() {
+fn no_file_can_be_created_moved_or_changed_anywhere() {
     isolated(|directory| {
         let socket: spipe::addr::Source = directory.join("sockets/s").to_str().unwrap().parse().unwrap();
         let here = file(directory, "sockets/here");
@@ -66,7 +66,7 @@ fn no_file_is_made_moved_or_changed_anywhere() {
         // The directory with the most rights.
         needs.listen_at(&socket);
         needs.configuration(&here);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         let new = directory.join("sockets/new");
         assert_no_such_call(File::create(&new));
         assert_no_such_call(File::create_new(&new));
@@ -80,12 +80,12 @@ fn no_file_is_made_moved_or_changed_anywhere() {
 }
 
 #[test]
-fn the_neighbours_of_a_key_in_a_home_directory_stay_private() {
+fn only_the_key_can_be_read_in_a_home_directory() {
     isolated(|directory| {
         let (key, neighbour) = (file(directory, "home/key"), file(directory, "home/.ssh/id_ed25519"));
         let mut needs = Needs::new();
         needs.key(&key);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(File::open(neighbour));
         assert_denied(fs::read_dir(directory.join("home")));
         assert!(File::open(key).is_ok());
@@ -93,17 +93,17 @@ fn the_neighbours_of_a_key_in_a_home_directory_stay_private() {
 }
 
 #[test]
-fn a_key_in_a_top_level_directory_is_all_of_it_that_can_be_read() {
+fn only_the_key_can_be_read_in_a_top_level_directory() {
     isolated(|directory| {
         let top = Path::new("/dev/shm").join(directory.file_name().unwrap());
         fs::write(&top, "key").unwrap();
         let mut needs = Needs::new();
         needs.key(Path::new("/etc/hostname"));
         needs.key(&top);
-        // It is still there for those who have it, and must not stay behind.
+        // An open file stays readable after it is removed, and the test must leave no file behind.
         let open = File::open(&top).unwrap();
         fs::remove_file(&top).unwrap();
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(File::open("/etc/passwd"));
         assert_denied(fs::read_dir("/etc"));
         assert_denied(fs::read_dir("/dev/shm"));
@@ -113,7 +113,7 @@ fn a_key_in_a_top_level_directory_is_all_of_it_that_can_be_read() {
 }
 
 #[test]
-fn a_key_behind_links_can_be_read_where_they_lead() {
+fn a_key_behind_links_can_be_read() {
     isolated(|directory| {
         let (key, neighbour) = (file(directory, "store/secret/key"), file(directory, "store/file"));
         fs::create_dir(directory.join("keys")).unwrap();
@@ -121,27 +121,27 @@ fn a_key_behind_links_can_be_read_where_they_lead() {
         symlink(&key, &link).unwrap();
         let mut needs = Needs::new();
         needs.key(&link);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_eq!(fs::read_to_string(&link).unwrap(), "store/secret/key");
         assert_denied(File::open(neighbour));
     });
 }
 
 #[test]
-fn a_link_that_is_put_among_the_keys_later_leads_nowhere() {
+fn a_link_beside_the_keys_to_another_directory_cannot_be_followed() {
     isolated(|directory| {
         let (key, secret) = (file(directory, "keys/key"), file(directory, "other/secret"));
         let link = directory.join("keys/link");
         symlink(secret, &link).unwrap();
         let mut needs = Needs::new();
         needs.key(&key);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(File::open(link));
     });
 }
 
 #[test]
-fn a_relative_key_is_where_it_was_when_it_was_named() {
+fn a_relative_key_can_be_read_after_a_change_of_directory() {
     isolated(|directory| {
         let key = file(directory, "keys/key");
         std::env::set_current_dir(directory).unwrap();
@@ -149,19 +149,19 @@ fn a_relative_key_is_where_it_was_when_it_was_named() {
         needs.key(Path::new("keys/key"));
         // As --daemon does.
         std::env::set_current_dir("/").unwrap();
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert!(File::open(key).is_ok());
     });
 }
 
 #[test]
-fn a_directory_of_keys_can_be_listed_and_read_and_nothing_beside_it() {
+fn only_the_directory_of_keys_can_be_listed_and_read() {
     isolated(|directory| {
         let (first, beside) = (file(directory, "keys/a.key"), file(directory, "key"));
         file(directory, "keys/b.key");
         let mut needs = Needs::new();
         needs.key(&directory.join("keys"));
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_eq!(fs::read_dir(directory.join("keys")).unwrap().count(), 2);
         assert!(File::open(first).is_ok());
         assert_denied(File::open(beside));
@@ -169,7 +169,7 @@ fn a_directory_of_keys_can_be_listed_and_read_and_nothing_beside_it() {
 }
 
 #[test]
-fn a_socket_can_be_removed_at_the_end_and_nothing_elsewhere() {
+fn a_socket_can_be_removed_at_the_end_and_no_file_in_another_directory() {
     isolated(|directory| {
         let elsewhere = file(directory, "other/file");
         fs::create_dir(directory.join("sockets")).unwrap();
@@ -179,7 +179,7 @@ fn a_socket_can_be_removed_at_the_end_and_nothing_elsewhere() {
         let secret = file(directory, "sockets/secret");
         let mut needs = Needs::new();
         needs.listen_at(&source);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(fs::remove_file(elsewhere));
         assert_denied(File::open(secret));
         assert_denied(fs::read_dir(directory.join("sockets")));
@@ -189,18 +189,18 @@ fn a_socket_can_be_removed_at_the_end_and_nothing_elsewhere() {
 }
 
 #[test]
-fn a_pipe_of_fixed_sockets_makes_no_other() {
+fn a_pipe_with_fixed_sockets_cannot_make_another() {
     isolated(|directory| {
         fs::create_dir(directory.join("sockets")).unwrap();
         let mut needs = Needs::new();
         needs.listen_at(&directory.join("sockets/s").to_str().unwrap().parse().unwrap());
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_no_such_call(UnixListener::bind(directory.join("sockets/other")));
     });
 }
 
 #[test]
-fn the_pid_file_can_be_removed_at_the_end_and_nothing_elsewhere() {
+fn the_pid_file_can_be_removed_at_the_end_and_no_file_in_another_directory() {
     isolated(|directory| {
         let elsewhere = file(directory, "other/file");
         fs::create_dir(directory.join("run")).unwrap();
@@ -208,7 +208,7 @@ fn the_pid_file_can_be_removed_at_the_end_and_nothing_elsewhere() {
         let pid_file = PidFile::create(&path).unwrap();
         let mut needs = Needs::new();
         needs.pid_file(&path);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(fs::remove_file(elsewhere));
         assert_denied(File::open(&path));
         drop(pid_file);
@@ -221,49 +221,49 @@ fn a_pid_file_that_cannot_be_removed_is_emptied() {
     isolated(|directory| {
         let path = directory.join("spipe.pid");
         let pid_file = PidFile::create(&path).unwrap();
-        lock_in(&Needs::new());
+        enter_sandbox(&Needs::new());
         drop(pid_file);
         assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     });
 }
 
 #[test]
-fn standard_output_can_become_the_null_device_and_no_other() {
+fn standard_output_can_become_the_null_device_only() {
     isolated(|_| {
-        lock_in(&Needs::new());
+        enter_sandbox(&Needs::new());
         assert!(File::options().write(true).open("/dev/null").is_ok());
         assert_denied(File::options().write(true).open("/dev/full"));
     });
 }
 
 #[test]
-fn without_syslog_the_time_zone_is_out_of_reach() {
+fn without_syslog_the_time_zone_cannot_be_read() {
     isolated(|_| {
         let mut needs = Needs::new();
         needs.log_to(Destination::Stderr);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(File::open("/etc/localtime"));
     });
 }
 
 #[test]
-fn the_time_zone_is_there_for_syslog() {
+fn with_syslog_the_time_zone_can_be_read() {
     isolated(|_| {
         let mut needs = Needs::new();
         needs.log_to(Destination::Syslog);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert!(File::open("/etc/localtime").is_ok());
         assert_denied(File::open("/etc/passwd"));
     });
 }
 
 #[test]
-fn what_is_not_there_is_no_failure() {
+fn missing_files_are_not_an_error() {
     isolated(|directory| {
         let mut needs = Needs::new();
         needs.key(&directory.join("missing/key"));
         needs.pid_file(&directory.join("missing/pid"));
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert_denied(File::open("/etc/passwd"));
     });
 }

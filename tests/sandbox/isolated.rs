@@ -1,4 +1,4 @@
-//! A process of its own for a test.
+//! Runs a test in a separate process.
 
 use std::any::type_name;
 use std::env;
@@ -14,18 +14,19 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_fi
 use spipe::service::sandbox::{Needs, confine};
 use tempfile::TempDir;
 
-/// In the environment of the process that was started for a test: its directory.
+/// The environment variable that holds the directory of the test, in the process that was started for it.
 const DIRECTORY: &str = "SPIPE_TEST_DIRECTORY";
 
-/// Printed when a test has come to its end there; a process that ran nothing would end well, too.
-const END: &str = "the isolated test has come to its end";
+/// Printed at the end of a test in its process, since a process that runs no test succeeds as well.
+const END_OF_TEST: &str = "the isolated test has ended";
 
-/// The guard that turns a hang into a failure; no test waits for it to pass.
+/// The limit that turns a hang into a failure; a test that passes never waits for it.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs `body`, which is to be a closure of the test itself, in a process of its own: this program, started anew with
-/// nothing but that test. It is the thread of the test that is locked in, and those that it starts then; what it started
-/// before, such as a service to talk to, is free. What has to be there before goes in the directory that `body` gets.
+/// Runs `body`, which must be a closure in the test function, in a separate process: this program, started again with
+/// only that test. The sandbox applies to the thread of the test and to threads that it starts afterwards. Threads
+/// that were started before, such as a target, are not sandboxed. `body` gets a directory for files that the test
+/// needs.
 pub(crate) fn isolated<F: FnOnce(&Path)>(body: F) {
     isolated_with(&[], body);
 }
@@ -35,8 +36,8 @@ pub(crate) fn isolated_with<F: FnOnce(&Path)>(environment: &[(&str, &str)], body
     start::<F>(Command::new(env::current_exe().unwrap()).envs(environment.iter().copied()), body);
 }
 
-/// The same, as root of namespaces of its own: a network with nothing but a loopback, and an `/etc` that is the directory
-/// `etc` of the test.
+/// The same, as root of new namespaces: the network has only a loopback, and `/etc` is the directory `etc` of the
+/// test.
 pub(crate) fn isolated_in_namespaces<F: FnOnce(&Path)>(body: F) {
     let prepare = format!(
         "ip link set lo up && ip address add fe80::1/64 dev lo && mkdir ${DIRECTORY}/etc && mount --bind ${DIRECTORY}/etc /etc && exec \"$@\""
@@ -50,38 +51,42 @@ fn start<F: FnOnce(&Path)>(command: &mut Command, body: F) {
     if let Some(directory) = env::var_os(DIRECTORY) {
         thread::spawn(|| {
             thread::sleep(DEADLINE);
-            eprintln!("it did not come to its end in time");
+            eprintln!("the test did not end in time");
             process::abort();
         });
         body(Path::new(&directory));
-        println!("{END}");
+        println!("{END_OF_TEST}");
         return;
     }
     let directory = TempDir::with_prefix("spipe-sandbox-").unwrap();
-    // "sandbox::files::a_test::{{closure}}". Were this written otherwise one day, no test would run, and END not come.
+    // "sandbox::files::a_test::{{closure}}". If this format changes, no test runs, and END_OF_TEST is missing.
     let closure = type_name::<F>();
-    let test = closure.trim_end_matches("::{{closure}}").split_once("::").expect("the crate comes first").1;
+    let test = closure
+        .trim_end_matches("::{{closure}}")
+        .split_once("::")
+        .expect("the type name starts with the crate")
+        .1;
     let output = command
         .args(["--exact", test, "--nocapture"])
         .env(DIRECTORY, directory.path())
-        // Places that are treated apart; nothing is there unless the test makes it.
+        // Paths with special treatment; they do not exist unless the test makes them.
         .env("HOME", directory.path().join("home"))
         .env("CREDENTIALS_DIRECTORY", directory.path().join("credentials/spipe.service"))
         .output()
-        .expect("unshare is there; type: apt-get install util-linux iproute2");
+        .expect("unshare can be run; type: apt-get install util-linux iproute2");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains(END),
+        output.status.success() && said.contains(END_OF_TEST),
         "{test}: {}\n{said}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
 }
 
-/// Locks this process in, and makes sure that it is.
-pub(crate) fn lock_in(needs: &Needs) {
+/// Sandboxes this process, and asserts that the sandbox is in force.
+pub(crate) fn enter_sandbox(needs: &Needs) {
     confine(needs);
-    // /proc is out of reach now, and that is the proof for landlock.
+    // With landlock in force, /proc cannot be read.
     let Err(error) = std::fs::read("/proc/self/status") else {
         panic!("landlock is not on: these tests need a kernel with it, enabled (lsm=landlock,… at boot)")
     };
@@ -93,22 +98,22 @@ pub(crate) fn lock_in(needs: &Needs) {
     );
 }
 
-/// Does this to these calls of this thread, before it is locked in.
-pub(crate) fn refuse(calls: &[i64], action: SeccompAction) {
+/// Makes these system calls of this thread end with `action`. To be called before the sandbox is entered.
+pub(crate) fn restrict_calls(calls: &[i64], action: SeccompAction) {
     let architecture = TargetArch::try_from(env::consts::ARCH).unwrap();
     let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, architecture).unwrap();
     apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
-/// That this was refused by landlock.
+/// Asserts that landlock refused this.
 #[track_caller]
 pub(crate) fn assert_denied<T: Debug>(result: io::Result<T>) {
-    assert_eq!(result.expect_err("it is forbidden").kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(result.expect_err("the sandbox forbids it").kind(), io::ErrorKind::PermissionDenied);
 }
 
-/// That seccomp does not know this.
+/// Asserts that seccomp refused this.
 #[track_caller]
 pub(crate) fn assert_no_such_call<T: Debug>(result: io::Result<T>) {
-    assert_eq!(result.expect_err("it is forbidden").raw_os_error(), Some(Errno::NOSYS.raw_os_error()));
+    assert_eq!(result.expect_err("the sandbox forbids it").raw_os_error(), Some(Errno::NOSYS.raw_os_error()));
 }

@@ -1,4 +1,4 @@
-//! What the log says of it, and that it goes on.
+//! Log lines about the sandbox, and logging inside it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use spipe::service::sandbox::{Needs, confine};
 use tracing::level_filters::LevelFilter;
 
 use crate::files::file;
-use crate::isolated::{isolated, isolated_in_namespaces, lock_in, refuse};
+use crate::isolated::{enter_sandbox, isolated, isolated_in_namespaces, restrict_calls};
 
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -31,7 +31,7 @@ impl Write for Lines {
     }
 }
 
-/// Locks this process in, and gives the lines that were logged meanwhile, without their times.
+/// Sandboxes this process. Returns the lines that were logged meanwhile, without their times.
 fn logged(needs: &Needs) -> Vec<String> {
     let lines = Lines::default();
     let writer = lines.clone();
@@ -42,9 +42,9 @@ fn logged(needs: &Needs) -> Vec<String> {
     text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
-/// Has this call fail in this thread as on a kernel that does not have it, or does not want it.
-fn without(call: i64, errno: i32) {
-    refuse(&[call], SeccompAction::Errno(errno.cast_unsigned()));
+/// Makes this call of this thread fail, as on a kernel that does not have it or forbids it.
+fn make_call_fail(call: i64, errno: i32) {
+    restrict_calls(&[call], SeccompAction::Errno(errno.cast_unsigned()));
 }
 
 fn needs_of_a_fixed_pipe() -> Needs {
@@ -54,21 +54,21 @@ fn needs_of_a_fixed_pipe() -> Needs {
 }
 
 #[test]
-fn one_line_says_what_is_on() {
+fn one_line_reports_what_is_in_force() {
     isolated(|_| {
-        let [line] = &logged(&needs_of_a_fixed_pipe())[..] else { panic!("one line") };
-        let rest = line.strip_prefix("INFO sandboxed landlock=abi").expect("landlock is there");
+        let [line] = &logged(&needs_of_a_fixed_pipe())[..] else { panic!("not one line") };
+        let rest = line.strip_prefix("INFO sandboxed landlock=abi").expect("landlock is available");
         assert!(rest.contains(" seccomp=on memory="), "{line}");
     });
 }
 
 #[test]
-fn a_key_that_cannot_be_replaced_has_a_line() {
+fn a_key_that_cannot_be_replaced_is_reported() {
     isolated(|directory| {
         let mut needs = Needs::new();
         needs.key(&file(directory, "home/key"));
         needs.key(&file(directory, "keys/key"));
-        let [_, line] = &logged(&needs)[..] else { panic!("two lines") };
+        let [_, line] = &logged(&needs)[..] else { panic!("not two lines") };
         assert!(
             line.starts_with("INFO a reload can read this very file") && line.contains("home/key"),
             "{line}"
@@ -77,23 +77,23 @@ fn a_key_that_cannot_be_replaced_has_a_line() {
 }
 
 #[test]
-fn a_kernel_without_landlock_gives_a_line_and_no_failure() {
+fn a_kernel_without_landlock_causes_a_warning_only() {
     isolated(|_| {
-        without(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
+        make_call_fail(libc::SYS_landlock_create_ruleset, libc::ENOSYS);
         let lines = logged(&needs_of_a_fixed_pipe());
         let [warning, line] = &lines[..] else { panic!("{lines:?}") };
         assert!(warning.starts_with("WARN files and ports are not restricted"), "{warning}");
         assert!(line.starts_with("INFO sandboxed landlock=off seccomp=on"), "{line}");
-        // The rest is on.
+        // The rest is in force.
         assert!(File::open("/etc/passwd").is_ok());
         assert!(rustix::process::getsid(None).is_err());
     });
 }
 
 #[test]
-fn a_kernel_with_landlock_turned_off_gives_a_line_and_no_failure() {
+fn a_kernel_with_landlock_turned_off_causes_a_warning_only() {
     isolated(|_| {
-        without(libc::SYS_landlock_create_ruleset, libc::EOPNOTSUPP);
+        make_call_fail(libc::SYS_landlock_create_ruleset, libc::EOPNOTSUPP);
         let lines = logged(&needs_of_a_fixed_pipe());
         let [warning, line] = &lines[..] else { panic!("{lines:?}") };
         assert!(warning.contains("lsm=landlock"), "{warning}");
@@ -102,9 +102,9 @@ fn a_kernel_with_landlock_turned_off_gives_a_line_and_no_failure() {
 }
 
 #[test]
-fn a_container_that_forbids_landlock_gives_a_line_and_no_failure() {
+fn a_container_that_forbids_landlock_causes_a_warning_only() {
     isolated(|_| {
-        without(libc::SYS_landlock_restrict_self, libc::EPERM);
+        make_call_fail(libc::SYS_landlock_restrict_self, libc::EPERM);
         let lines = logged(&needs_of_a_fixed_pipe());
         let [warning, line] = &lines[..] else { panic!("{lines:?}") };
         assert!(warning.contains("Operation not permitted"), "{warning}");
@@ -113,20 +113,20 @@ fn a_container_that_forbids_landlock_gives_a_line_and_no_failure() {
 }
 
 #[test]
-fn a_kernel_without_seccomp_gives_a_line_and_no_failure() {
+fn a_kernel_without_seccomp_causes_a_warning_only() {
     isolated(|_| {
-        without(libc::SYS_seccomp, libc::EINVAL);
+        make_call_fail(libc::SYS_seccomp, libc::EINVAL);
         let lines = logged(&needs_of_a_fixed_pipe());
         let [warning, line] = &lines[..] else { panic!("{lines:?}") };
         assert!(warning.starts_with("WARN system calls are not filtered"), "{warning}");
         assert!(line.contains(" seccomp=off"), "{line}");
-        // The rest is on.
+        // The rest is in force.
         assert!(File::open("/etc/passwd").is_err());
     });
 }
 
 #[test]
-fn syslog_is_written_to_also_after_its_daemon_was_started_anew() {
+fn syslog_is_still_written_after_a_restart_of_its_daemon() {
     isolated_in_namespaces(|_| {
         let nothing = None::<&str>;
         mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
@@ -151,7 +151,7 @@ fn syslog_is_written_to_also_after_its_daemon_was_started_anew() {
         });
         let mut needs = Needs::new();
         needs.log_to(Destination::Syslog);
-        lock_in(&needs);
+        enter_sandbox(&needs);
         tracing::info!("before");
         restart.send(()).unwrap();
         wait.recv().unwrap();

@@ -1,6 +1,6 @@
-//! Processes that are locked in, and what they try then. Each test runs in a process of its own, which is not let out again.
+//! What sandboxed processes can and cannot do. Each test runs in a separate process, since a sandbox cannot be left.
 //!
-//! A kernel without landlock or seccomp fails them: what was not tried has not been shown.
+//! On a kernel without landlock or seccomp the tests fail, since they could not show anything.
 
 mod calls;
 mod files;

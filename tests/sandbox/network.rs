@@ -1,4 +1,4 @@
-//! Connections, by every form of address.
+//! Connections to and from every form of address.
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -14,7 +14,7 @@ use spipe::upstream::{Dialer, Route};
 use tokio::time::{Duration, Instant};
 
 use crate::isolated::{
-    assert_denied, assert_no_such_call, isolated, isolated_in_namespaces, isolated_with, lock_in,
+    assert_denied, assert_no_such_call, enter_sandbox, isolated, isolated_in_namespaces, isolated_with,
 };
 use crate::resolver;
 
@@ -31,7 +31,7 @@ fn needs(target: &str, from: Option<&str>) -> Needs {
     needs
 }
 
-/// Dials as a pipe does: with a runtime that is started when the process is locked in.
+/// Dials as a pipe does: with a runtime that is started after the sandbox is entered.
 fn dial(target: &str, from: Option<&str>) -> io::Result<()> {
     let dialer = Dialer::new(route(target, from), Keepalive::On);
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -52,37 +52,37 @@ fn listen(address: &str) -> (TcpListener, u16) {
     (listener, port)
 }
 
-/// A target, and a place beside it that nobody asked for.
-fn only_the_target_is_reached(host: &'static str, listen_at: &'static str) {
+/// Asserts that the target is reached, and that another address is not.
+fn assert_only_the_target_is_reached(host: &'static str, listen_at: &'static str) {
     let ((_target, port), (_other, other)) = (listen(listen_at), listen(listen_at));
     let target = format!("{host}:{port}");
-    lock_in(&needs(&target, None));
+    enter_sandbox(&needs(&target, None));
     dial(&target, None).unwrap();
     assert_denied(dial(&format!("{host}:{other}"), None));
-    // Nor are the places where a shell would call home.
+    // Nor are ports that an attacker's shell would use.
     for port in [22, 80, 443] {
         assert_denied(TcpStream::connect((LOOPBACK, port)));
     }
 }
 
 #[test]
-fn an_ipv4_address_is_the_only_one_reached() {
-    isolated(|_| only_the_target_is_reached("127.0.0.1", "127.0.0.1:0"));
+fn only_an_ipv4_target_is_reached() {
+    isolated(|_| assert_only_the_target_is_reached("127.0.0.1", "127.0.0.1:0"));
 }
 
 #[test]
-fn an_ipv4_address_in_brackets_is_the_only_one_reached() {
-    isolated(|_| only_the_target_is_reached("[127.0.0.1]", "127.0.0.1:0"));
+fn only_an_ipv4_target_in_brackets_is_reached() {
+    isolated(|_| assert_only_the_target_is_reached("[127.0.0.1]", "127.0.0.1:0"));
 }
 
 #[test]
-fn an_ipv6_address_is_the_only_one_reached() {
-    isolated(|_| only_the_target_is_reached("[::1]", "[::1]:0"));
+fn only_an_ipv6_target_is_reached() {
+    isolated(|_| assert_only_the_target_is_reached("[::1]", "[::1]:0"));
 }
 
 #[test]
-fn a_host_name_is_the_only_one_reached() {
-    isolated(|_| only_the_target_is_reached("localhost", "127.0.0.1:0"));
+fn only_a_target_with_a_host_name_is_reached() {
+    isolated(|_| assert_only_the_target_is_reached("localhost", "127.0.0.1:0"));
 }
 
 #[test]
@@ -91,31 +91,31 @@ fn an_ipv6_address_with_a_scope_is_reached() {
         resolver::set_up(directory, resolver::Answers::InOneDatagram);
         let (_target, port) = listen("[::]:0");
         let target = format!("[fe80::1%lo]:{port}");
-        lock_in(&needs(&target, None));
+        enter_sandbox(&needs(&target, None));
         dial(&target, None).unwrap();
     });
 }
 
 #[test]
-fn a_unix_socket_is_reached_and_no_port() {
+fn a_unix_socket_is_reached_but_no_port() {
     isolated(|directory| {
         let path = directory.join("service.sock");
         let _target = UnixListener::bind(&path).unwrap();
         let (_other, other) = listen("127.0.0.1:0");
         let target = path.to_str().unwrap();
-        lock_in(&needs(target, None));
+        enter_sandbox(&needs(target, None));
         dial(target, None).unwrap();
         assert_denied(TcpStream::connect((LOOPBACK, other)));
     });
 }
 
 #[test]
-fn a_unix_socket_that_was_made_anew_is_reached() {
+fn a_unix_socket_that_was_replaced_is_reached() {
     isolated(|directory| {
         let path = directory.join("service.sock");
         let first = UnixListener::bind(&path).unwrap();
         let target = path.to_str().unwrap();
-        // The service, free as any other process.
+        // The target, which is not sandboxed.
         let (restart, restarted) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
         let service = {
             let path = path.clone();
@@ -128,7 +128,7 @@ fn a_unix_socket_that_was_made_anew_is_reached() {
                 drop(second.accept().unwrap());
             })
         };
-        lock_in(&needs(target, None));
+        enter_sandbox(&needs(target, None));
         restart.0.send(()).unwrap();
         restarted.1.recv().unwrap();
         dial(target, None).unwrap();
@@ -146,50 +146,50 @@ fn an_abstract_socket_is_reached() {
         let name = abstract_name();
         let _target = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
         let target = format!("@{name}");
-        lock_in(&needs(&target, None));
+        enter_sandbox(&needs(&target, None));
         dial(&target, None).unwrap();
     });
 }
 
-/// Landlock's answer for scopes.
+/// Asserts that landlock refused this because of its scope.
 #[track_caller]
 fn assert_out_of_scope<T: Debug>(result: io::Result<T>) {
-    assert_eq!(result.expect_err("it is forbidden").raw_os_error(), Some(Errno::PERM.raw_os_error()));
+    assert_eq!(result.expect_err("the sandbox forbids it").raw_os_error(), Some(Errno::PERM.raw_os_error()));
 }
 
 #[test]
-fn an_abstract_socket_that_nobody_asked_for_is_out_of_reach() {
+fn an_abstract_socket_without_a_need_cannot_be_reached() {
     isolated(|_| {
         let address = UnixAddr::from_abstract_name(abstract_name()).unwrap();
         let _other = UnixListener::bind_addr(&address).unwrap();
-        lock_in(&needs("127.0.0.1:1", None));
+        enter_sandbox(&needs("127.0.0.1:1", None));
         assert_out_of_scope(UnixStream::connect_addr(&address));
     });
 }
 
 #[test]
-fn a_service_manager_with_an_abstract_name_hears_news() {
+fn a_service_manager_with_an_abstract_name_can_be_notified() {
     let name = format!("@{}", abstract_name());
     isolated_with(&[("NOTIFY_SOCKET", &name)], |_| {
         let name = std::env::var("NOTIFY_SOCKET").unwrap();
         let address = UnixAddr::from_abstract_name(name.trim_start_matches('@')).unwrap();
         let mailbox = UnixDatagram::bind_addr(&address).unwrap();
         let manager = spipe::service::notify::Manager::from_env().unwrap();
-        lock_in(&Needs::new());
-        manager.ready("locked in");
+        enter_sandbox(&Needs::new());
+        manager.ready("sandboxed");
         let mut message = [0; 64];
         let length = mailbox.recv(&mut message).unwrap();
-        assert_eq!(&message[..length], b"READY=1\nSTATUS=locked in");
+        assert_eq!(&message[..length], b"READY=1\nSTATUS=sandboxed");
     });
 }
 
 #[test]
-fn a_service_manager_with_a_path_hears_news() {
+fn a_service_manager_with_a_path_can_be_notified() {
     isolated(|directory| {
         let address = UnixAddr::from_pathname(directory.join("notify")).unwrap();
         let mailbox = UnixDatagram::bind_addr(&address).unwrap();
         let sender = UnixDatagram::unbound().unwrap();
-        lock_in(&Needs::new());
+        enter_sandbox(&Needs::new());
         sender.send_to_addr(b"READY=1", &address).unwrap();
         let mut message = [0; 64];
         assert_eq!(mailbox.recv(&mut message).unwrap(), 7);
@@ -197,26 +197,26 @@ fn a_service_manager_with_a_path_hears_news() {
 }
 
 #[test]
-fn connections_go_out_from_an_address() {
+fn connections_can_have_an_outgoing_address() {
     isolated(|_| {
         let (target, port) = listen("127.0.0.1:0");
         let target_name = format!("127.0.0.1:{port}");
-        lock_in(&needs(&target_name, Some("127.0.0.2")));
+        enter_sandbox(&needs(&target_name, Some("127.0.0.2")));
         dial(&target_name, Some("127.0.0.2")).unwrap();
         assert_eq!(target.accept().unwrap().1.ip(), Ipv4Addr::new(127, 0, 0, 2));
     });
 }
 
 #[test]
-fn connections_go_out_from_one_port_and_no_other() {
+fn connections_can_have_one_outgoing_port_only() {
     isolated(|_| {
         let (target, port) = listen("127.0.0.1:0");
         let target_name = format!("127.0.0.1:{port}");
-        // Two that are free, since they were.
+        // Two ports that were free a moment ago.
         let (first, second) = (listen("127.0.0.1:0"), listen("127.0.0.1:0"));
         let (from, other) = (format!("127.0.0.1:{}", first.1), format!("127.0.0.1:{}", second.1));
         drop((first, second));
-        lock_in(&needs(&target_name, Some(&from)));
+        enter_sandbox(&needs(&target_name, Some(&from)));
         assert_denied(dial(&target_name, Some(&other)));
         assert_denied(dial(&target_name, Some("127.0.0.1")));
         dial(&target_name, Some(&from)).unwrap();
@@ -225,23 +225,23 @@ fn connections_go_out_from_one_port_and_no_other() {
 }
 
 #[test]
-fn an_outgoing_name_is_looked_up() {
+fn an_outgoing_host_name_is_looked_up() {
     isolated(|_| {
         let (_target, port) = listen("127.0.0.1:0");
         let target = format!("127.0.0.1:{port}");
-        lock_in(&needs(&target, Some("localhost")));
+        enter_sandbox(&needs(&target, Some("localhost")));
         dial(&target, Some("localhost")).unwrap();
     });
 }
 
 #[test]
-fn a_unix_socket_gets_a_name_for_each_connection() {
+fn each_connection_to_a_unix_socket_gets_the_outgoing_name() {
     isolated(|directory| {
         let (path, from) = (directory.join("service.sock"), directory.join("names/client.sock"));
         std::fs::create_dir(directory.join("names")).unwrap();
         let target = UnixListener::bind(&path).unwrap();
         let (path, from) = (path.to_str().unwrap(), from.to_str().unwrap());
-        lock_in(&needs(path, Some(from)));
+        enter_sandbox(&needs(path, Some(from)));
         for _ in 0..3 {
             dial(path, Some(from)).unwrap();
             assert_eq!(target.accept().unwrap().1.as_pathname(), Some(from.as_ref()));
@@ -252,9 +252,9 @@ fn a_unix_socket_gets_a_name_for_each_connection() {
 }
 
 #[test]
-fn without_a_name_nothing_is_looked_up() {
+fn without_a_host_name_nothing_can_be_looked_up() {
     isolated(|_| {
-        lock_in(&needs("192.0.2.1:80", None));
+        enter_sandbox(&needs("192.0.2.1:80", None));
         assert!(("localhost", 80).to_socket_addrs().is_err());
         assert_denied(File::open("/etc/hosts"));
         assert_denied(TcpStream::connect((LOOPBACK, 53)));
@@ -263,55 +263,55 @@ fn without_a_name_nothing_is_looked_up() {
 }
 
 #[test]
-fn names_are_asked_of_dns() {
+fn host_names_are_looked_up_in_dns() {
     isolated_in_namespaces(|directory| {
         resolver::set_up(directory, resolver::Answers::InOneDatagram);
         let (_target, port) = listen("127.0.0.7:0");
         let target = format!("service.example:{port}");
-        lock_in(&needs(&target, None));
+        enter_sandbox(&needs(&target, None));
         dial(&target, None).unwrap();
     });
 }
 
 #[test]
-fn libraries_of_the_resolver_are_loaded() {
+fn libraries_of_the_resolver_can_be_loaded() {
     isolated_in_namespaces(|directory| {
         resolver::set_up(directory, resolver::Answers::InOneDatagram);
-        // Asked first, and not a part of the C library.
+        // This module is used first, and is not part of the C library.
         std::fs::write("/etc/nsswitch.conf", "hosts: hesiod [NOTFOUND=continue] files dns\n").unwrap();
         let mut maps = File::open("/proc/self/maps").unwrap();
         let (_target, port) = listen("127.0.0.7:0");
         let target = format!("service.example:{port}");
-        lock_in(&needs(&target, None));
+        enter_sandbox(&needs(&target, None));
         dial(&target, None).unwrap();
         let mut loaded = String::new();
         maps.read_to_string(&mut loaded).unwrap();
-        // Its code is, too.
+        // Its code is mapped as well.
         let is_code = |line: &str| line.contains("r-xp") && line.contains("libnss_hesiod");
         assert!(loaded.lines().any(is_code), "{loaded}");
     });
 }
 
 #[test]
-fn long_answers_of_dns_come_over_tcp() {
+fn long_dns_answers_are_received_over_tcp() {
     isolated_in_namespaces(|directory| {
         resolver::set_up(directory, resolver::Answers::OverTcp);
         let (_target, port) = listen("127.0.0.7:0");
         let target = format!("service.example:{port}");
-        lock_in(&needs(&target, None));
+        enter_sandbox(&needs(&target, None));
         dial(&target, None).unwrap();
     });
 }
 
 #[test]
-fn another_dns_server_is_taken_up() {
+fn a_change_of_the_dns_server_takes_effect() {
     isolated_in_namespaces(|directory| {
         let replace = resolver::set_up(directory, resolver::Answers::InOneDatagram);
         resolver::serve("127.0.0.9:53", resolver::Answers::InOneDatagram, Ipv4Addr::new(127, 0, 0, 8));
         let (_first, port) = listen("127.0.0.7:0");
         let second = TcpListener::bind(SocketAddr::from(([127, 0, 0, 8], port))).unwrap();
         let target = format!("service.example:{port}");
-        lock_in(&needs(&target, None));
+        enter_sandbox(&needs(&target, None));
         dial(&target, None).unwrap();
         replace.with("nameserver 127.0.0.9\n");
         dial(&target, None).unwrap();

@@ -1,4 +1,4 @@
-//! Both ends of a pipe in a process that is locked in, between a client and a service that are not.
+//! Both ends of a pipe in a sandboxed process, between a client and a target that are not sandboxed.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,9 +17,9 @@ use spipe::proto::key::Key;
 use spipe::service::sandbox::Needs;
 use vec1::vec1;
 
-use crate::isolated::{isolated, lock_in};
+use crate::isolated::{enter_sandbox, isolated};
 
-/// Enough for full frames, several at a time.
+/// Enough for several full frames at a time.
 const LENGTH: usize = 1 << 20;
 
 /// Both take as long as a machine under load needs.
@@ -42,7 +42,7 @@ fn initiator(source: &str, target: Target) -> Specs {
     patient(Spec::initiator(source.parse().unwrap(), target, key(), ciphers))
 }
 
-/// Sends back what comes.
+/// Sends back all bytes that arrive.
 fn echo(mut stream: impl Read + Write + Send + 'static) {
     thread::spawn(move || {
         let mut piece = vec![0; 65536];
@@ -77,7 +77,7 @@ impl Client for UnixStream {
     }
 }
 
-/// Sends [`LENGTH`] bytes and gets them back.
+/// Sends [`LENGTH`] bytes, and asserts that they come back.
 fn talk(mut client: Box<dyn Client>) {
     let mut writer = client.another();
     let sent: Vec<u8> = (0..=250).cycle().take(LENGTH).collect();
@@ -89,11 +89,15 @@ fn talk(mut client: Box<dyn Client>) {
     let mut received = Vec::new();
     client.read_to_end(&mut received).unwrap();
     writing.join().unwrap();
-    assert!(received == sent, "{} bytes of {LENGTH} came back, or others", received.len());
+    assert!(
+        received == sent,
+        "{} bytes came back, which differ from the {LENGTH} bytes sent",
+        received.len()
+    );
 }
 
-/// A client at `source`, an initiator, `wire`, a responder, and a service at `target`.
-fn carries(
+/// Asserts that bytes cross between clients at `source` and the target at `target`, with `wire` between the two ends.
+fn assert_carries(
     source: &str,
     wire: &str,
     target: &str,
@@ -110,21 +114,21 @@ fn carries(
     }
     needs.dial(&far_address.into());
     needs.dial(&target.into());
-    // They connect while nothing is accepted, and from a thread that is free.
+    // The clients connect before the ends accept, from a thread that is not sandboxed.
     let (start, started) = channel();
     let clients: Vec<_> = (0..3).map(|_| client(near.places().next().unwrap())).collect();
     let talking = thread::spawn(move || {
         started.recv().unwrap();
         clients.into_iter().for_each(talk);
     });
-    lock_in(&needs);
+    enter_sandbox(&needs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let ends = [far, near].map(|pipes| pipes.start(Registry::default()).unwrap());
         start.send(()).unwrap();
         tokio::task::spawn_blocking(|| talking.join().unwrap()).await.unwrap();
         for end in ends {
-            assert_eq!(end.drain(std::future::pending()).await, 0, "none is cut");
+            assert_eq!(end.drain(std::future::pending()).await, 0, "connections were cut");
         }
     });
 }
@@ -134,51 +138,51 @@ fn tcp_client(place: &Endpoint) -> Box<dyn Client> {
     Box::new(TcpStream::connect(address).unwrap())
 }
 
-fn tcp_service(address: &str) -> u16 {
+fn tcp_target(address: &str) -> u16 {
     let service = TcpListener::bind(address).unwrap();
     let port = service.local_addr().unwrap().port();
     thread::spawn(move || service.incoming().for_each(|stream| echo(stream.unwrap())));
     port
 }
 
-fn unix_service(service: UnixListener) {
+fn unix_target(service: UnixListener) {
     thread::spawn(move || service.incoming().for_each(|stream| echo(stream.unwrap())));
 }
 
 #[test]
-fn tcp_is_carried() {
+fn bytes_cross_over_tcp() {
     isolated(|_| {
-        let port = tcp_service("127.0.0.1:0");
-        carries("127.0.0.1:0", "[127.0.0.1]:0", &format!("127.0.0.1:{port}"), tcp_client);
+        let port = tcp_target("127.0.0.1:0");
+        assert_carries("127.0.0.1:0", "[127.0.0.1]:0", &format!("127.0.0.1:{port}"), tcp_client);
     });
 }
 
 #[test]
-fn tcp_over_ipv6_is_carried() {
+fn bytes_cross_over_tcp_with_ipv6() {
     isolated(|_| {
-        let port = tcp_service("[::1]:0");
-        carries("[::1]:0", "[::1]:0", &format!("[::1]:{port}"), tcp_client);
+        let port = tcp_target("[::1]:0");
+        assert_carries("[::1]:0", "[::1]:0", &format!("[::1]:{port}"), tcp_client);
     });
 }
 
 #[test]
-fn a_service_by_name_is_carried() {
+fn bytes_cross_to_a_target_with_a_host_name() {
     isolated(|_| {
-        let port = tcp_service("127.0.0.1:0");
-        carries("127.0.0.1:0", "127.0.0.1:0", &format!("localhost:{port}"), tcp_client);
+        let port = tcp_target("127.0.0.1:0");
+        assert_carries("127.0.0.1:0", "127.0.0.1:0", &format!("localhost:{port}"), tcp_client);
     });
 }
 
 #[test]
-fn unix_sockets_are_carried() {
+fn bytes_cross_over_unix_sockets() {
     isolated(|directory| {
         for name in ["near", "far", "service"] {
             std::fs::create_dir(directory.join(name)).unwrap();
         }
         let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
-        unix_service(UnixListener::bind(path("service/s")).unwrap());
+        unix_target(UnixListener::bind(path("service/s")).unwrap());
         let near = path("near/s");
-        carries(&near.clone(), &path("far/s"), &path("service/s"), move |_| {
+        assert_carries(&near.clone(), &path("far/s"), &path("service/s"), move |_| {
             Box::new(UnixStream::connect(&near).unwrap())
         });
         assert!(!directory.join("near/s").exists() && !directory.join("far/s").exists());
@@ -186,14 +190,14 @@ fn unix_sockets_are_carried() {
 }
 
 #[test]
-fn abstract_sockets_are_carried() {
+fn bytes_cross_over_abstract_sockets() {
     isolated(|_| {
         let name = |end: &str| format!("spipe-test-{}-{end}", std::process::id());
         let address = |end: &str| UnixAddr::from_abstract_name(name(end)).unwrap();
-        unix_service(UnixListener::bind_addr(&address("service")).unwrap());
+        unix_target(UnixListener::bind_addr(&address("service")).unwrap());
         let near = address("near");
         let at = |end: &str| format!("@{}", name(end));
-        carries(&at("near"), &at("far"), &at("service"), move |_| {
+        assert_carries(&at("near"), &at("far"), &at("service"), move |_| {
             Box::new(UnixStream::connect_addr(&near).unwrap())
         });
     });

@@ -1,4 +1,4 @@
-//! What a reload (SIGHUP) comes back to.
+//! The files and addresses that a reload (SIGHUP) may use.
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -14,21 +14,21 @@ use spipe::listen::{Passed, listen};
 use spipe::service::sandbox::Needs;
 
 use crate::files::file;
-use crate::isolated::{assert_denied, isolated, isolated_in_namespaces, lock_in};
+use crate::isolated::{assert_denied, enter_sandbox, isolated, isolated_in_namespaces};
 
-/// Has `change` made by a process that is free, once this one is locked in with `needs`.
-fn lock_in_and_then(needs: &Needs, change: impl FnOnce() + Send + 'static) {
-    let (locked_in, wait) = channel();
+/// Enters the sandbox with `needs`, and then runs `change` on a thread that is not sandboxed.
+fn enter_sandbox_and_then(needs: &Needs, change: impl FnOnce() + Send + 'static) {
+    let (entered, wait) = channel();
     let other = thread::spawn(move || {
         wait.recv().unwrap();
         change();
     });
-    lock_in(needs);
-    locked_in.send(()).unwrap();
+    enter_sandbox(needs);
+    entered.send(()).unwrap();
     other.join().unwrap();
 }
 
-/// As editors do.
+/// Replaces a file, as editors do.
 fn replace(path: &Path, content: &str) {
     let new = path.with_extension("new");
     fs::write(&new, content).unwrap();
@@ -36,35 +36,35 @@ fn replace(path: &Path, content: &str) {
 }
 
 #[test]
-fn a_key_that_was_replaced_is_read() {
+fn a_replaced_key_can_be_read() {
     isolated(|directory| {
         let key = file(directory, "keys/key");
         let mut needs = Needs::new();
         needs.key(&key);
         let path = key.clone();
-        lock_in_and_then(&needs, move || replace(&path, "another"));
+        enter_sandbox_and_then(&needs, move || replace(&path, "another"));
         assert_eq!(fs::read_to_string(key).unwrap(), "another");
     });
 }
 
 #[test]
-fn a_key_that_comes_later_is_read() {
+fn an_added_key_can_be_read() {
     isolated(|directory| {
         let (keys, late) = (directory.join("keys"), directory.join("keys/late.key"));
         fs::create_dir(&keys).unwrap();
         let mut needs = Needs::new();
         needs.key(&keys);
         let path = late.clone();
-        lock_in_and_then(&needs, move || fs::write(path, "late").unwrap());
+        enter_sandbox_and_then(&needs, move || fs::write(path, "late").unwrap());
         assert_eq!(fs::read_dir(keys).unwrap().count(), 1);
         assert_eq!(fs::read_to_string(late).unwrap(), "late");
     });
 }
 
 #[test]
-fn keys_that_a_link_switches_all_at_once_are_read() {
+fn keys_switched_by_a_link_can_be_read() {
     isolated(|directory| {
-        // As Kubernetes does it.
+        // As Kubernetes does.
         file(directory, "keys/..first/key");
         file(directory, "keys/..second/key");
         let (key, data) = (directory.join("keys/key"), directory.join("keys/..data"));
@@ -72,7 +72,7 @@ fn keys_that_a_link_switches_all_at_once_are_read() {
         symlink("..data/key", &key).unwrap();
         let mut needs = Needs::new();
         needs.key(&key);
-        lock_in_and_then(&needs, move || {
+        enter_sandbox_and_then(&needs, move || {
             let new = data.with_file_name("..data_tmp");
             symlink("..second", &new).unwrap();
             fs::rename(new, data).unwrap();
@@ -82,14 +82,14 @@ fn keys_that_a_link_switches_all_at_once_are_read() {
 }
 
 #[test]
-fn a_key_in_a_home_directory_is_read_when_it_was_written_over_and_not_when_it_was_replaced() {
+fn a_key_in_a_home_directory_can_be_read_if_overwritten_but_not_if_replaced() {
     isolated(|directory| {
         let (written, replaced) = (file(directory, "home/written"), file(directory, "home/replaced"));
         let mut needs = Needs::new();
         needs.key(&written);
         needs.key(&replaced);
         let paths = (written.clone(), replaced.clone());
-        lock_in_and_then(&needs, move || {
+        enter_sandbox_and_then(&needs, move || {
             fs::write(paths.0, "another").unwrap();
             replace(&paths.1, "another");
         });
@@ -99,15 +99,15 @@ fn a_key_in_a_home_directory_is_read_when_it_was_written_over_and_not_when_it_wa
 }
 
 #[test]
-fn credentials_that_systemd_refreshed_are_read() {
+fn credentials_refreshed_by_systemd_can_be_read() {
     isolated_in_namespaces(|directory| {
         let credentials = directory.join("credentials/spipe.service");
         let key = file(directory, "credentials/spipe.service/key");
         let other = file(directory, "other/secret");
         let mut needs = Needs::new();
         needs.key(&key);
-        lock_in_and_then(&needs, move || {
-            // systemd puts a new file system in place of the old one.
+        enter_sandbox_and_then(&needs, move || {
+            // systemd replaces the file system with a new one.
             let nothing = None::<&str>;
             mount(Some("tmpfs"), &credentials, Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
             fs::write(credentials.join("key"), "refreshed").unwrap();
@@ -117,7 +117,7 @@ fn credentials_that_systemd_refreshed_are_read() {
     });
 }
 
-/// A configuration that has been read, with a key and a socket in the directories beside it.
+/// The needs of a process with a configuration, a key and a socket, each in its own directory.
 fn configured(directory: &Path) -> Needs {
     let mut needs = Needs::new();
     needs.configuration(&file(directory, "etc/spipe.toml"));
@@ -129,21 +129,21 @@ fn configured(directory: &Path) -> Needs {
 }
 
 #[test]
-fn a_configuration_that_was_replaced_is_read() {
+fn a_replaced_configuration_can_be_read() {
     isolated(|directory| {
         let path = directory.join("etc/spipe.toml");
         let needs = configured(directory);
         let late = path.clone();
-        lock_in_and_then(&needs, move || replace(&late, "another"));
+        enter_sandbox_and_then(&needs, move || replace(&late, "another"));
         assert_eq!(fs::read_to_string(path).unwrap(), "another");
     });
 }
 
 #[test]
-fn a_new_pipe_may_have_any_port_and_name() {
+fn a_new_pipe_may_have_any_port_and_host_name() {
     isolated(|directory| {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
-        lock_in(&configured(directory));
+        enter_sandbox(&configured(directory));
         assert!(TcpStream::connect(target.local_addr().unwrap()).is_ok());
         assert!(listen(&"127.0.0.1:0".parse().unwrap(), &mut Passed::default()).is_ok());
         assert!(("localhost", 80).to_socket_addrs().is_ok());
@@ -152,13 +152,13 @@ fn a_new_pipe_may_have_any_port_and_name() {
 }
 
 #[test]
-fn a_new_pipe_may_listen_where_another_did() {
+fn a_new_pipe_may_listen_in_the_directory_of_an_earlier_socket() {
     isolated(|directory| {
         let listen = |name: &str| {
             let path = directory.join(name);
             listen(&path.to_str().unwrap().parse().unwrap(), &mut Passed::default()).map(drop)
         };
-        // Left behind by a process that was killed.
+        // A socket file that a killed process left behind.
         drop(UnixListener::bind({
             fs::create_dir(directory.join("sockets")).unwrap();
             directory.join("sockets/stale")
@@ -167,21 +167,21 @@ fn a_new_pipe_may_listen_where_another_did() {
         let mut needs = Needs::new();
         needs.configuration(&file(directory, "etc/spipe.toml"));
         needs.listen_at(&directory.join("sockets/s").to_str().unwrap().parse().unwrap());
-        lock_in(&needs);
+        enter_sandbox(&needs);
         assert!(listen("sockets/new").is_ok());
         assert!(listen("sockets/stale").is_ok());
-        let error = listen("elsewhere/new").expect_err("it is forbidden");
+        let error = listen("elsewhere/new").expect_err("the sandbox forbids it");
         assert!(error.to_string().contains("Permission denied"), "{error}");
     });
 }
 
 #[test]
-fn a_new_key_in_another_directory_stays_out_of_reach() {
+fn a_new_key_in_another_directory_cannot_be_read() {
     isolated(|directory| {
         let (here, elsewhere) = (directory.join("keys/late"), file(directory, "elsewhere/key"));
         let needs = configured(directory);
         let late = here.clone();
-        lock_in_and_then(&needs, move || fs::write(late, "late").unwrap());
+        enter_sandbox_and_then(&needs, move || fs::write(late, "late").unwrap());
         assert!(File::open(here).is_ok());
         assert_denied(File::open(elsewhere));
     });

@@ -1,4 +1,4 @@
-//! A DNS server that knows one answer, in namespaces where it is the only one.
+//! A DNS server with one answer, in namespaces in which it is the only server.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,11 +10,11 @@ use std::thread;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answers {
     InOneDatagram,
-    /// Datagrams say only that there is more.
+    /// Datagrams are truncated; the whole answer comes over TCP.
     OverTcp,
 }
 
-/// Replaces `/etc/resolv.conf`, from a thread that is not locked in.
+/// Replaces `/etc/resolv.conf` from a thread that is not sandboxed.
 pub(crate) struct Replace(Sender<(String, Sender<()>)>);
 
 impl Replace {
@@ -25,13 +25,13 @@ impl Replace {
     }
 }
 
-/// Serves names at 127.0.0.1, where every name has the address 127.0.0.7, and has this process ask there.
+/// Starts a DNS server at 127.0.0.1 that gives every name the address 127.0.0.7, and makes this process use it.
 pub(crate) fn set_up(directory: &Path, answers: Answers) -> Replace {
     let etc = directory.join("etc");
     assert_eq!(
         fs::read_dir("/etc").unwrap().count(),
         fs::read_dir(&etc).unwrap().count(),
-        "/etc is the test's"
+        "/etc is the directory of the test"
     );
     fs::write(etc.join("nsswitch.conf"), "hosts: files dns\n").unwrap();
     fs::write(etc.join("hosts"), "127.0.0.1 localhost\n").unwrap();
@@ -47,14 +47,14 @@ pub(crate) fn set_up(directory: &Path, answers: Answers) -> Replace {
     Replace(sender)
 }
 
-/// As every tool does that writes it.
+/// Replaces the file, as the tools that write it do.
 fn replace(path: PathBuf, content: &str) {
     let new = path.with_extension("new");
     fs::write(&new, content).unwrap();
     fs::rename(&new, path).unwrap();
 }
 
-/// Answers every question for an IPv4 address with `address`, and all others with nothing.
+/// Answers every question for an IPv4 address with `address`, and all other questions with an empty answer.
 pub(crate) fn serve(at: &str, answers: Answers, address: Ipv4Addr) {
     let (datagrams, streams) = (UdpSocket::bind(at).unwrap(), TcpListener::bind(at).unwrap());
     thread::spawn(move || {
@@ -83,7 +83,7 @@ pub(crate) fn serve(at: &str, answers: Answers, address: Ipv4Addr) {
     });
 }
 
-/// The head of an answer (RFC 1035, section 4.1.1) and the question, without what may follow it.
+/// The header of an answer (RFC 1035, section 4.1.1) and the question, without records.
 fn head(query: &[u8], flags: [u8; 2], answers: u8) -> Vec<u8> {
     let name = query[12..].iter().position(|byte| *byte == 0).unwrap();
     let question = &query[12..12 + name + 5];
@@ -96,7 +96,7 @@ fn truncated(query: &[u8]) -> Vec<u8> {
 
 fn answer(query: &[u8], address: Ipv4Addr) -> Vec<u8> {
     let empty = head(query, [0x81, 0x80], 0);
-    // The type of the question is the last but two.
+    // The question ends with its type and its class: A and IN.
     if empty[empty.len() - 4..] != [0, 1, 0, 1] {
         return empty;
     }

@@ -1,4 +1,4 @@
-//! A service manager that the test plays: it hears what the process notifies.
+//! A service manager played by the test: it receives the notifications of the process.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -11,12 +11,12 @@ use super::DEADLINE;
 pub(crate) struct Manager {
     mailbox: UnixDatagram,
     address: String,
-    /// Where the socket is, if it is a file.
+    /// The directory of the socket, if the socket is a file.
     _directory: Option<TempDir>,
 }
 
 impl Manager {
-    /// One at a path.
+    /// A manager that listens at a path.
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("notify");
@@ -24,9 +24,9 @@ impl Manager {
         Self::of(mailbox, path.display().to_string(), Some(directory))
     }
 
-    /// One with an abstract name.
+    /// A manager that listens at an abstract name.
     pub(crate) fn start_abstract() -> Self {
-        // The directory is gone when this returns, but nobody else gets its name by chance.
+        // The directory is removed when this returns, but its name is still unique.
         let unique = tempfile::tempdir().expect("a temporary directory");
         let name = unique.path().display().to_string();
         let address = SocketAddr::from_abstract_name(&name).expect("a name");
@@ -35,50 +35,50 @@ impl Manager {
     }
 
     fn of(mailbox: UnixDatagram, address: String, directory: Option<TempDir>) -> Self {
-        mailbox.set_read_timeout(Some(DEADLINE)).expect("it is open");
+        mailbox.set_read_timeout(Some(DEADLINE)).expect("the socket is open");
         Self { mailbox, address, _directory: directory }
     }
 
-    /// What goes into `NOTIFY_SOCKET`.
+    /// The value for `NOTIFY_SOCKET`.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
     /// The next message, line by line.
     #[track_caller]
-    pub(crate) fn hear(&self) -> Vec<String> {
+    pub(crate) fn next_message(&self) -> Vec<String> {
         let mut message = vec![0; 4096];
-        let length = self.mailbox.recv(&mut message).expect("something is told in time");
+        let length = self.mailbox.recv(&mut message).expect("a message arrives in time");
         String::from_utf8_lossy(&message[..length]).lines().map(ToOwned::to_owned).collect()
     }
 
-    /// The next message that has the line `wanted`; those before it are passed over.
+    /// The next message that has the line `wanted`; earlier messages are skipped.
     #[track_caller]
     pub(crate) fn await_line(&self, wanted: &str) -> Vec<String> {
         let start = std::time::Instant::now();
         loop {
-            let message = self.hear();
+            let message = self.next_message();
             if message.iter().any(|line| line == wanted) {
                 return message;
             }
-            assert!(start.elapsed() < DEADLINE, "never told: {wanted}");
+            assert!(start.elapsed() < DEADLINE, "no message with {wanted}");
         }
     }
 
-    /// Everything that has been told and not heard yet.
-    pub(crate) fn rest(&self) -> Vec<String> {
-        self.mailbox.set_nonblocking(true).expect("it is open");
-        let mut rest = Vec::new();
+    /// The lines of all messages that have arrived and have not been read yet.
+    pub(crate) fn remaining_lines(&self) -> Vec<String> {
+        self.mailbox.set_nonblocking(true).expect("the socket is open");
+        let mut lines = Vec::new();
         let mut message = vec![0; 4096];
         while let Ok(length) = self.mailbox.recv(&mut message) {
-            rest.extend(String::from_utf8_lossy(&message[..length]).lines().map(ToOwned::to_owned));
+            lines.extend(String::from_utf8_lossy(&message[..length]).lines().map(ToOwned::to_owned));
         }
-        self.mailbox.set_nonblocking(false).expect("it is open");
-        rest
+        self.mailbox.set_nonblocking(false).expect("the socket is open");
+        lines
     }
 
-    /// Takes its file away, so that nobody can tell it anything.
-    pub(crate) fn vanish(&self) {
-        std::fs::remove_file(Path::new(&self.address)).expect("it is ours");
+    /// Removes the socket file, so that no process can send a message.
+    pub(crate) fn remove_socket(&self) {
+        std::fs::remove_file(Path::new(&self.address)).expect("the file can be removed");
     }
 }

@@ -1,5 +1,5 @@
-//! What the tests are made of: processes that end with the test, both ends of a pipe, services and clients to put at
-//! them, and a relay that does to the wire what networks and attackers do.
+//! Building blocks of the tests: processes that end with the test, both ends of a pipe, targets and clients for them,
+//! and a relay that does to the wire what networks and attackers can do.
 
 pub(crate) mod manager;
 pub(crate) mod pipe;
@@ -12,18 +12,18 @@ pub(crate) mod socket;
 
 use std::time::Duration;
 
-/// The guard that turns a hang into a failure. No test waits for it to pass, so it may be generous: the machine may be
-/// slow and busy.
+/// The limit that turns a hang into a failure. A test that passes never waits for it, so it is long: the machine may
+/// be slow and busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// For the few cases where nothing but asking again tells that something has come about.
+/// For the few conditions that can only be polled.
 pub(crate) fn poll_until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let start = std::time::Instant::now();
     loop {
         if let Some(done) = attempt() {
             return done;
         }
-        assert!(start.elapsed() < DEADLINE, "it did not come about in time that {what}");
+        assert!(start.elapsed() < DEADLINE, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

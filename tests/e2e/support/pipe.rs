@@ -1,4 +1,4 @@
-//! Both ends of a pipe, as processes.
+//! The two ends of a pipe, as processes.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -12,7 +12,7 @@ use super::process::{Process, run, spipe};
 use super::relay::{Plan, Relay};
 use super::socket;
 
-/// A key file of its own, made by `spipe keygen`.
+/// A new key file, made by `spipe keygen`.
 pub(crate) struct Key {
     directory: TempDir,
 }
@@ -24,10 +24,10 @@ impl Key {
         key
     }
 
-    /// A key file with this content, readable by its owner alone.
+    /// A key file with this content that only its owner can read.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let key = Self { directory: tempfile::tempdir().expect("a temporary directory") };
-        std::fs::write(key.path(), bytes).expect("it can be written");
+        std::fs::write(key.path(), bytes).expect("the file can be written");
         key.set_mode(0o600);
         key
     }
@@ -38,7 +38,8 @@ impl Key {
 
     pub(crate) fn set_mode(&self, mode: u32) {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        std::fs::set_permissions(self.path(), std::fs::Permissions::from_mode(mode))
+            .expect("the mode can be changed");
     }
 }
 
@@ -59,14 +60,14 @@ impl End {
         EndBuilder::new("-d", key, target.to_string())
     }
 
-    /// Where it says that it listens.
+    /// The source address that it logs.
     pub(crate) fn source(&self) -> &str {
         &self.source
     }
 
-    /// The same, as an IP address and a port.
+    /// The source as an IP address and a port.
     pub(crate) fn address(&self) -> SocketAddr {
-        let port = self.source.rsplit_once(':').expect("it listens on a port").1;
+        let port = self.source.rsplit_once(':').expect("the source has a port").1;
         format!("127.0.0.1:{port}").parse().expect("a port")
     }
 
@@ -74,12 +75,12 @@ impl End {
         self.address().port().to_string()
     }
 
-    /// A connection to it, over TCP.
+    /// Connects to it over TCP.
     pub(crate) fn connect(&self) -> TcpStream {
         socket::connect(self.address())
     }
 
-    /// Asserts that a client that connects is reset without having got a byte.
+    /// Asserts that a client that connects is reset and receives no byte.
     #[track_caller]
     pub(crate) fn assert_resets_a_client(&self) {
         if let Some(mut client) = self.connect_unless_reset() {
@@ -87,7 +88,7 @@ impl End {
         }
     }
 
-    /// A connection to it; none when it was reset before connect(2) came back to this process, which happens on a busy
+    /// Connects to it. Returns `None` if the connection was reset before connect(2) returned, which happens on a busy
     /// machine.
     pub(crate) fn connect_unless_reset(&self) -> Option<TcpStream> {
         match socket::try_connect(self.address()) {
@@ -129,7 +130,7 @@ impl EndBuilder {
         self
     }
 
-    /// Runs it where no process may have more descriptors than this.
+    /// Runs it with this limit on file descriptors.
     pub(crate) fn descriptors(mut self, limit: u32) -> Self {
         self.descriptors = Some(limit);
         self
@@ -179,13 +180,13 @@ impl Pipe {
         }
     }
 
-    /// A client of it.
+    /// Connects a client to the pipe.
     pub(crate) fn connect(&self) -> TcpStream {
         self.initiator.connect()
     }
 }
 
-/// What is special about a [`Pipe`].
+/// The options of a [`Pipe`].
 pub(crate) struct PipeBuilder {
     target: String,
     both: Vec<String>,
@@ -239,7 +240,7 @@ impl PipeBuilder {
     }
 }
 
-/// `spipe -t TARGET -k KEY`: standard input and output are the local end.
+/// `spipe -t TARGET -k KEY`: standard input and output take the place of the client.
 pub(crate) fn stdio(target: impl AsRef<OsStr>, key: &Path) -> Command {
     let mut command = spipe();
     command.arg("-t").arg(target).arg("-k").arg(key);

@@ -1,4 +1,4 @@
-//! Child processes that cannot outlive their test, and whose output can be awaited line by line.
+//! Child processes that cannot outlive their test. Tests can wait for single lines of their output.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -30,7 +30,7 @@ pub(crate) fn spipe() -> Command {
     Command::new(env!("CARGO_BIN_EXE_spipe"))
 }
 
-/// `command` as the process of a shell that has done `setup` before; the shell's `$$` is its process id.
+/// `command`, executed by a shell that first runs `setup`. The shell's `$$` is the process id of the command.
 pub(crate) fn after(setup: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{setup} exec \"$0\" \"$@\""));
@@ -38,7 +38,7 @@ pub(crate) fn after(setup: &str, command: &Command) -> Command {
     shell
 }
 
-/// Starts `command`; a missing program is a failure that says what to install.
+/// Starts `command`. If the program is missing, panics with the name of the package to install.
 fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| {
         let program = command.get_program().to_string_lossy().into_owned();
@@ -86,7 +86,7 @@ impl Lines {
         self.changed.notify_all();
     }
 
-    /// Waits until `found` gives something; None when it never will, or not in time.
+    /// Waits until `found` returns a value. Returns `None` when all streams have ended or the time is up.
     fn wait_for<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> Option<T> {
         let start = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +103,7 @@ impl Lines {
     }
 }
 
-/// A process in the background. Dropping it kills it, so none is left behind by a test that panics.
+/// A process in the background. It is killed when dropped, so a test that panics leaves no process behind.
 pub(crate) struct Process {
     name: String,
     child: Child,
@@ -111,12 +111,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command`, with nothing to read and everything it writes recorded.
+    /// Starts `command` with empty standard input, and records all its output.
     pub(crate) fn start(command: &mut Command) -> Self {
         Self::start_piped(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
 
-    /// Starts `command`, recording of its output what is piped.
+    /// Starts `command`, and records those of its output streams that are piped.
     pub(crate) fn start_piped(command: &mut Command) -> Self {
         let mut child = spawn(command);
         let lines = Arc::new(Lines::default());
@@ -137,7 +137,7 @@ impl Process {
             .unwrap_or_else(|| panic!("no line with {parts:?} from {}:\n{}", self.name, self.log()))
     }
 
-    /// Waits for a line with `part` in it; false when the process ended without one.
+    /// Waits for a line with `part` in it. Returns false if the process ended without one.
     pub(crate) fn has_line_before_exit(&self, part: &str) -> bool {
         self.lines
             .wait_for(|state| state.lines.iter().any(|line| line.contains(part)).then_some(()))
@@ -159,32 +159,32 @@ impl Process {
         self.lines.state.lock().unwrap_or_else(PoisonError::into_inner).lines.join("\n")
     }
 
-    /// Its standard input, if that is piped: closing it is then up to the test.
+    /// Its standard input, which must be piped; the test decides when to close it.
     pub(crate) fn take_input(&mut self) -> ChildStdin {
-        self.child.stdin.take().expect("it is piped, and is taken once")
+        self.child.stdin.take().expect("standard input is piped and taken only once")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).expect("the process is there until it is waited for");
+        kill_process(self.pid(), signal).expect("the process exists until it is waited for");
     }
 
-    /// Sends SIGHUP and waits until it is obeyed; gives the line that says how that went.
+    /// Sends SIGHUP and waits until the reload has ended. Returns the log line about it.
     pub(crate) fn reload(&self) -> String {
         let before = self.log().matches("reloaded: ").count();
         self.signal(Signal::HUP);
         self.await_lines(before + 1, "reloaded: ").swap_remove(before)
     }
 
-    /// The same, where all must go well.
+    /// Reloads, and asserts that the reload succeeds.
     #[track_caller]
-    pub(crate) fn reload_well(&self) {
+    pub(crate) fn reload_successfully(&self) {
         let line = self.reload();
         assert!(line.contains("INFO reloaded: "), "{line}");
     }
 
-    /// The same, where it must fail; `parts` are in the line that says so.
+    /// Reloads, and asserts that the reload fails with a line that has all of `parts`.
     #[track_caller]
-    pub(crate) fn reload_in_vain(&self, parts: &[&str]) {
+    pub(crate) fn fail_to_reload(&self, parts: &[&str]) {
         let line = self.reload();
         for part in [&["ERROR not reloaded: what was in force stays in force"], parts].concat() {
             assert!(line.contains(part), "no '{part}' in: {line}");
@@ -195,29 +195,30 @@ impl Process {
         Pid::from_child(&self.child)
     }
 
-    /// Ends it without any chance to say goodbye.
+    /// Kills it with SIGKILL.
     pub(crate) fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
+        self.child.kill().expect("the process can be killed");
+        self.child.wait().expect("the process ends");
     }
 
-    /// Waits until everything that is recorded of it has ended.
+    /// Waits until all recorded streams have ended.
     pub(crate) fn await_end_of_output(&self) {
         let closed = self.lines.wait_for(|state| (state.open == 0).then_some(()));
         assert!(closed.is_some(), "{} does not end:\n{}", self.name, self.log());
     }
 
-    /// Waits until it has ended by itself; a process that stays is a failure.
+    /// Waits until it has ended by itself; panics if it does not.
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        // Its output ends a moment before it does, or long before, if it closes it itself.
+        // The output ends shortly before the process, or long before it if the process closes its streams.
         self.await_end_of_output();
-        poll_until("the process ends", || self.child.try_wait().expect("it is our child"))
+        poll_until("the process ends", || self.child.try_wait().expect("the process is a child"))
     }
 
-    /// What it takes of memory now, in KiB.
+    /// Its resident memory now, in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel tells");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("/proc has this field");
         line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
     }
 }
@@ -227,7 +228,7 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            // On the test's own thread, so that cargo shows it with the failure.
+            // On the thread of the test, so that cargo shows it with the failure.
             println!("--- {}\n{}", self.name, self.log());
         }
     }
@@ -242,7 +243,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Its standard output as text, without the last line end.
+    /// Its standard output as text, without the final newline.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
@@ -255,7 +256,7 @@ impl Ended {
         self.failed_with_last_line(code, parts);
     }
 
-    /// The same, where the log may have something to say before.
+    /// The same, but log lines may come before that line.
     #[track_caller]
     pub(crate) fn failed_with_last_line(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
@@ -266,7 +267,7 @@ impl Ended {
         }
     }
 
-    /// Asserts that all went well.
+    /// Asserts that it succeeded.
     #[track_caller]
     pub(crate) fn succeeded(self) -> Self {
         assert_eq!(self.code, Some(0), "{} {}", self.text(), self.stderr);
@@ -274,7 +275,7 @@ impl Ended {
     }
 }
 
-/// Runs `command` to its end, which must come in time.
+/// Runs `command` to its end; panics if it does not end in time.
 pub(crate) fn run(command: &mut Command) -> Ended {
     run_with_input(command, Vec::new())
 }
@@ -283,8 +284,8 @@ pub(crate) fn run(command: &mut Command) -> Ended {
 pub(crate) fn run_with_input(command: &mut Command, input: Vec<u8>) -> Ended {
     let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
     let pid = Pid::from_child(&child);
-    let mut stdin = child.stdin.take().expect("piped");
-    // A command that does not read all of it is no failure here.
+    let mut stdin = child.stdin.take().expect("the stream is piped");
+    // A command may leave some of its input unread.
     thread::spawn(move || {
         let _ = stdin.write_all(&input);
     });
@@ -294,7 +295,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: Vec<u8>) -> Ended {
         let _ = kill_process(pid, Signal::KILL);
         panic!("{command:?} does not end");
     };
-    let output = output.expect("it can be waited for");
+    let output = output.expect("the process can be waited for");
     Ended {
         code: output.status.code(),
         stdout: output.stdout,

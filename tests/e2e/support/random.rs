@@ -1,7 +1,7 @@
-//! Bytes that are cheap to make and to compare, and that no error leaves as they were.
+//! Random bytes that are cheap to make and to compare, so that any change to them is found.
 
-/// SplitMix64 (Steele, Lea and Flood 2014): not for secrets, but as good as random for finding lost, doubled or swapped
-/// bytes. The same seed gives the same stream however it is cut into pieces of 8 bytes.
+/// SplitMix64 (Steele, Lea and Flood 2014): not for secrets, but good enough to find lost, repeated or swapped bytes.
+/// The same seed gives the same stream, however it is cut into multiples of 8 bytes.
 pub(crate) struct Random(u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! A real Redis on a port of its own.
+//! A real Redis on a free port.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -20,8 +20,8 @@ impl Redis {
     }
 
     pub(crate) fn start_with(args: &[&str]) -> Self {
-        // Redis cannot let the system choose its port, so one that was free a moment ago has to do; another process may be
-        // quicker to take it.
+        // Redis cannot let the system choose its port, so it gets one that was free a moment ago. Another process may
+        // take that port first.
         for _ in 0..10 {
             let port = free_port();
             let directory = tempfile::tempdir().expect("a temporary directory");
@@ -37,7 +37,7 @@ impl Redis {
                     "--appendonly",
                     "no",
                 ])
-                // Else a replica waits for five seconds whether others come.
+                // Otherwise a replica waits five seconds for other replicas.
                 .args(["--repl-diskless-sync-delay", "0"])
                 .arg("--dir")
                 .arg(directory.path())
@@ -60,7 +60,7 @@ impl Redis {
         cli(&self.port.to_string(), args).succeeded().text()
     }
 
-    /// How many connections it has ever had, the one that asks included.
+    /// How many connections it has had so far, including the one for this question.
     pub(crate) fn connections_received(&self) -> u64 {
         let stats = self.ask(&["INFO", "stats"]);
         let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
@@ -80,8 +80,8 @@ pub(crate) fn command(port: &str) -> Command {
     command
 }
 
-/// A port that nobody has, for programs that cannot listen on port 0 and say what they got.
+/// A free port, for programs that cannot listen on port 0 and report the port that they got.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    listener.local_addr().expect("the socket is bound").port()
 }

@@ -1,4 +1,4 @@
-//! A man in the middle: a relay between the two ends that cuts and alters the wire where a test wants it.
+//! A man in the middle: a relay between the two ends that cuts or alters the stream where a test wants it.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ pub(crate) enum Rule {
     FlipAt(usize),
 }
 
-/// What to do to the first connection; later ones are passed on as they are.
+/// What to do to the first connection; later connections are relayed unchanged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     /// From the initiator to the responder.
@@ -40,13 +40,13 @@ impl Plan {
     }
 }
 
-/// The relay, at work until the test ends.
+/// The relay, which runs until the test ends.
 pub(crate) struct Relay {
     address: SocketAddr,
     recorded: Arc<Mutex<Recorded>>,
 }
 
-/// All that went through a relay, by direction.
+/// All bytes that went through a relay, by direction.
 #[derive(Clone, Default)]
 pub(crate) struct Recorded {
     pub(crate) forth: Vec<u8>,
@@ -61,9 +61,9 @@ impl Relay {
         let address = Service::start().serve(move |near| {
             let plan = first.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Plan::PASS);
             let far = socket::connect(to);
-            // An idle test is no failure of the relay's.
+            // The relay must not fail when a test is idle.
             for stream in [&near, &far] {
-                stream.set_read_timeout(None).expect("it is open");
+                stream.set_read_timeout(None).expect("the socket is open");
             }
             let clone = |stream: &TcpStream| stream.try_clone().expect("descriptors are left");
             let (near_too, far_too) = (clone(&near), clone(&far));
@@ -123,8 +123,8 @@ fn pass(mut from: TcpStream, mut to: TcpStream, rule: Rule, record: impl Fn(&[u8
         offset += bytes.len();
         let written = to.write_all(bytes);
         if cut || written.is_err() {
-            // Only the sending sides: closing a socket with unread bytes would be a reset, which is easy to tell from an
-            // end, and the other direction's thread goes on reading.
+            // Only the sending sides: closing a socket with unread bytes would cause a reset, which is easy to
+            // distinguish from an end. The thread of the other direction continues to read.
             let _ = to.shutdown(Shutdown::Write);
             let _ = from.shutdown(Shutdown::Write);
             while let Ok(1..) = from.read(&mut buffer) {}

@@ -1,4 +1,4 @@
-//! A host's directory of configuration: a file of pipes, keys, and Unix-domain sockets as places that need no port.
+//! The configuration directory of a host: a file of pipes, keys, and Unix-domain sockets, which need no free port.
 
 use std::fmt::Display;
 use std::io;
@@ -15,12 +15,12 @@ use super::socket::connect_unix;
 pub(crate) struct Site(TempDir);
 
 impl Site {
-    /// An empty one.
+    /// An empty directory.
     pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary directory"))
     }
 
-    /// One with the key `test.key`.
+    /// A directory with the key `test.key`.
     pub(crate) fn with_key() -> Self {
         let site = Self::new();
         site.add_key("test.key");
@@ -35,9 +35,10 @@ impl Site {
         self.path(name).display().to_string()
     }
 
-    /// Makes a key, and gives its fingerprint.
+    /// Makes a key, and returns its fingerprint.
     pub(crate) fn add_key(&self, name: &str) -> String {
-        std::fs::create_dir_all(self.path(name).parent().expect("it is in a directory")).expect("it is ours");
+        std::fs::create_dir_all(self.path(name).parent().expect("the path has a parent"))
+            .expect("the directory can be created");
         run(spipe().arg("keygen").arg(self.path(name))).succeeded();
         fingerprint(&self.path(name))
     }
@@ -48,7 +49,7 @@ impl Site {
     }
 
     pub(crate) fn configure(&self, text: impl AsRef<[u8]>) {
-        std::fs::write(self.file(), text).expect("it is ours");
+        std::fs::write(self.file(), text).expect("the file can be written");
     }
 
     /// `spipe run` of the configuration.
@@ -58,7 +59,7 @@ impl Site {
         command
     }
 
-    /// Serves `text`. When this returns, all of its sockets listen.
+    /// Serves the configuration `text`. When this returns, all its sockets listen.
     pub(crate) fn serve(&self, text: impl AsRef<[u8]>) -> Process {
         self.configure(text);
         let process = Process::start(&mut self.command());
@@ -83,13 +84,13 @@ impl Site {
         )
     }
 
-    /// Both ends of a pipe to `target`: it is entered at the socket `NAME.sock`.
+    /// Both ends of a pipe to `target`; clients connect to the socket `NAME.sock`.
     pub(crate) fn both_ends(&self, name: &str, target: impl Display) -> String {
         let sealed = format!("{name}-sealed");
         self.encrypt(name, self.socket(&sealed)) + &self.decrypt(&sealed, target)
     }
 
-    /// Where the pipe NAME accepts connections.
+    /// The path at which the pipe NAME accepts connections.
     pub(crate) fn socket(&self, name: &str) -> String {
         self.name(&format!("{name}.sock"))
     }
@@ -103,7 +104,7 @@ impl Site {
     }
 }
 
-/// What `spipe fingerprint` says of a key.
+/// The fingerprint that `spipe fingerprint` prints for a key.
 pub(crate) fn fingerprint(key: &Path) -> String {
     run(spipe().arg("fingerprint").arg(key)).succeeded().text()
 }

@@ -1,4 +1,4 @@
-//! Clients and services that the test itself plays.
+//! Clients and targets played by the test.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::DEADLINE;
 
-/// A connection that fails rather than hangs.
+/// A connection with a timeout, so that it fails instead of hanging.
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     try_connect(address).unwrap_or_else(|error| panic!("{address}: {error}"))
 }
@@ -23,13 +23,13 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn guard(stream: &TcpStream) {
-    // These fail on a connection that is over already; its first use says so as well.
+    // These fail on a connection that has already ended; its first use reports that too.
     let _ = stream.set_read_timeout(Some(DEADLINE));
     let _ = stream.set_write_timeout(Some(DEADLINE));
     let _ = stream.set_nodelay(true);
 }
 
-/// A connection over a Unix-domain socket that fails rather than hangs.
+/// A connection over a Unix-domain socket with a timeout, so that it fails instead of hanging.
 pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(path)?;
     guard_unix(&stream);
@@ -41,7 +41,7 @@ pub(crate) fn guard_unix(stream: &UnixStream) {
     let _ = stream.set_write_timeout(Some(DEADLINE));
 }
 
-/// A service on a port of its own whose connections the test takes one by one.
+/// A target on a free port; the test accepts its connections one by one.
 pub(crate) struct Service(TcpListener);
 
 impl Service {
@@ -51,35 +51,35 @@ impl Service {
 
     pub(crate) fn start_on(address: &str) -> Self {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-        // accept(2) on Linux minds the timeout for reading.
-        SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("it is open");
+        // On Linux the receive timeout also applies to accept(2).
+        SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("the socket is open");
         Self(listener)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.0.local_addr().expect("it is bound")
+        self.0.local_addr().expect("the socket is bound")
     }
 
     pub(crate) fn accept(&self) -> TcpStream {
-        let (stream, _) = self.0.accept().expect("somebody connects in time");
+        let (stream, _) = self.0.accept().expect("a client connects in time");
         guard(&stream);
         stream
     }
 
-    /// Asserts that nobody has connected since the last [`Self::accept`]. The kernel has a connection in its queue before
+    /// Asserts that no connection has arrived since the last [`Self::accept`]. The kernel queues a connection before
     /// connect(2) returns at the other side, so there is nothing to wait for.
     #[track_caller]
-    pub(crate) fn assert_unvisited(&self) {
-        self.0.set_nonblocking(true).expect("it is open");
+    pub(crate) fn assert_no_connection(&self) {
+        self.0.set_nonblocking(true).expect("the socket is open");
         let accepted = self.0.accept();
-        self.0.set_nonblocking(false).expect("it is open");
+        self.0.set_nonblocking(false).expect("the socket is open");
         assert_eq!(accepted.map(|(_, peer)| peer).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
     }
 
-    /// Serves every connection with `serve` on a thread of its own, for as long as the test runs.
+    /// Serves every connection with `serve` on a separate thread, for as long as the test runs.
     pub(crate) fn serve(self, serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
         let address = self.address();
-        SockRef::from(&self.0).set_read_timeout(None).expect("it is open");
+        SockRef::from(&self.0).set_read_timeout(None).expect("the socket is open");
         thread::spawn(move || {
             while let Ok((stream, _)) = self.0.accept() {
                 guard(&stream);
@@ -91,7 +91,7 @@ impl Service {
     }
 }
 
-/// A service that sends back what it gets.
+/// A target that sends back all bytes that it receives.
 pub(crate) fn echo() -> SocketAddr {
     Service::start().serve(send_back)
 }
@@ -102,10 +102,10 @@ pub(crate) fn send_back(mut stream: TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// Sends `text`, and asserts that the far end sends it back.
+/// Sends `text`, and asserts that the target sends it back.
 #[track_caller]
 pub(crate) fn assert_echoes(stream: &mut (impl Read + Write), text: &str) {
-    stream.write_all(text.as_bytes()).expect("it can be written to");
+    stream.write_all(text.as_bytes()).expect("the stream can be written");
     assert_reads(stream, text);
 }
 
@@ -113,19 +113,19 @@ pub(crate) fn assert_echoes(stream: &mut (impl Read + Write), text: &str) {
 #[track_caller]
 pub(crate) fn assert_reads(stream: &mut impl Read, text: &str) {
     let mut bytes = vec![0; text.len()];
-    stream.read_exact(&mut bytes).expect("it can be read from");
+    stream.read_exact(&mut bytes).expect("the stream can be read");
     assert_eq!(String::from_utf8_lossy(&bytes), text);
 }
 
-/// Asserts that the stream ends in an orderly way and without another byte.
+/// Asserts that the stream ends cleanly and without another byte.
 #[track_caller]
 pub(crate) fn assert_ends(stream: &mut impl Read) {
     let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).expect("an orderly end");
+    stream.read_to_end(&mut rest).expect("a clean end");
     assert!(rest.is_empty(), "{} bytes too many", rest.len());
 }
 
-/// Asserts that the stream is reset, whatever comes before; gives what came.
+/// Asserts that the stream is reset, after any number of bytes; returns these bytes.
 #[track_caller]
 pub(crate) fn assert_reset(stream: &mut impl Read) -> Vec<u8> {
     let mut received = Vec::new();
@@ -134,23 +134,23 @@ pub(crate) fn assert_reset(stream: &mut impl Read) -> Vec<u8> {
     received
 }
 
-/// Reads until the peer closes, by whatever means, and gives the bytes.
+/// Reads until the other side closes or resets the connection; returns the bytes.
 pub(crate) fn read_all(stream: &mut TcpStream) -> Vec<u8> {
     let mut received = Vec::new();
     match stream.read_to_end(&mut received) {
         Ok(_) => received,
         Err(error) if error.kind() == ErrorKind::ConnectionReset => received,
-        Err(error) => panic!("neither end nor reset: {error}"),
+        Err(error) => panic!("neither a clean end nor a reset: {error}"),
     }
 }
 
-/// Closes it with a reset.
+/// Resets the connection.
 pub(crate) fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("it is open");
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("the socket is open");
     drop(stream);
 }
 
-/// An address whose connection attempts are never answered: a queue of length zero that is full.
+/// An address that never answers a connection attempt: its queue has length zero and is full.
 pub(crate) struct BlackHole {
     listener: Socket,
     _queued: Vec<TcpStream>,
@@ -160,10 +160,11 @@ impl BlackHole {
     pub(crate) fn start() -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
-        listener.listen(0).expect("it is bound");
-        let address = listener.local_addr().ok().and_then(|address| address.as_socket()).expect("bound");
+        listener.listen(0).expect("the socket is bound");
+        let address =
+            listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound");
         let mut queued = Vec::new();
-        // The kernel drops a SYN that it has no place for, so the first attempt that is not answered says "full".
+        // The kernel drops a SYN when the queue is full, so the queue is full once an attempt gets no answer.
         while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
             queued.push(stream);
         }
@@ -171,6 +172,6 @@ impl BlackHole {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("bound")
+        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound")
     }
 }

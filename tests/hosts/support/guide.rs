@@ -1,21 +1,21 @@
-//! The guides of `docs/guides`, whose commands are run as they stand there.
+//! Runs the commands of the guides in `docs/guides` exactly as written.
 //!
-//! A block of commands names its host after the language (` ```sh server `); a block that follows it and is marked `text`
-//! is what the commands print, where a line of `…` stands for any lines, and `…` within a line for anything.
+//! A block of commands names its host after the language (` ```sh server `). A following block that is marked `text`
+//! is the output of these commands: a line of `…` matches any lines, and `…` in a line matches any text.
 
 use std::path::Path;
 
 use super::host::Host;
 
-/// A block between two fences.
+/// A fenced code block.
 struct Block {
-    /// What follows the opening fence.
+    /// The words after the opening fence.
     info: Vec<String>,
     text: String,
     line: usize,
 }
 
-/// Runs every command of `docs/guides/NAME` between the headings `from` and the next one of the same level, in order.
+/// Runs all commands in section `section` of `docs/guides/NAME`, in order.
 #[track_caller]
 pub(crate) fn follow(name: &str, section: &str, server: &Host, client: &Host) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guides").join(name);
@@ -27,7 +27,7 @@ pub(crate) fn follow(name: &str, section: &str, server: &Host, client: &Host) {
         let info: Vec<_> = info.iter().map(String::as_str).collect();
         let place = format!("{name}:{line}");
         let mut run = |host: &Host| {
-            // In the order in which a terminal shows it.
+            // Both streams in the order in which a terminal shows them.
             let ended = host.try_run(&format!("exec 2>&1\n{text}"));
             assert!(ended.success, "{place} failed:\n{text}\n{}\n{}", ended.text, host.journal("'spipe*'"));
             printed = Some(ended.text);
@@ -48,7 +48,7 @@ pub(crate) fn follow(name: &str, section: &str, server: &Host, client: &Host) {
     }
 }
 
-/// The blocks of the section with this heading.
+/// The code blocks of the section with this heading.
 fn blocks(text: &str, section: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let (mut within, mut open): (bool, Option<Block>) = (false, None);
@@ -74,7 +74,7 @@ fn blocks(text: &str, section: &str) -> Vec<Block> {
     blocks
 }
 
-/// Whether `printed` is what `expected` describes.
+/// Whether `printed` matches the pattern `expected`.
 fn matches(printed: &str, expected: &str) -> bool {
     let mut rest = printed.trim();
     let mut pieces = expected.trim().split('…').map(str::trim).enumerate().peekable();

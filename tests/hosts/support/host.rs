@@ -1,12 +1,13 @@
-//! A Debian system that is booted: its own systemd is process 1, and files, network and processes are its own.
+//! A booted Debian system with its own systemd as process 1, and with its own files, network and processes.
 //!
 //! ```text
 //!  this process ── unshare ──┃── sh ── systemd-nspawn ──┃── the host's systemd ── its services
 //!                        namespaces                namespaces
 //! ```
 //!
-//! The shell is the first process of a namespace, and dies with this process, however that comes about; then the kernel
-//! ends all others in there, and with the last of them go the mounts and the network. So nothing is left behind.
+//! The shell is the first process of a PID namespace and is killed when this process ends. Then the kernel ends all
+//! other processes in the namespace, and mounts and network disappear with the last of them. So nothing is left
+//! behind.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -20,9 +21,9 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::image::Image;
-use super::{DEADLINE, cannot_start, here, poll_until};
+use super::{DEADLINE, cannot_start, poll_until, run_locally};
 
-/// Runs in namespaces of its own. What the host writes goes to a file system in memory, over an image that stays as it is.
+/// Runs in new namespaces. The host writes to a file system in memory, which is mounted over an unchanged image.
 const BOOT: &str = r#"
 name=$1 image=$2 layers=$3; shift 3
 for group; do echo $$ > "$group/cgroup.procs"; done
@@ -31,10 +32,10 @@ mkdir "$layers/changes" "$layers/work" "$layers/root"
 mount -t overlay -o "lowerdir=$image,upperdir=$layers/changes,workdir=$layers/work" overlay "$layers/root"
 echo "$name" > "$layers/root/etc/hostname"
 rm -f "$layers/root/etc/resolv.conf"
-# systemd-nspawn keeps things of its own there.
+# systemd-nspawn keeps its own files there.
 mount -t tmpfs -o mode=0755 tmpfs /run
 ip link set lo up
-# 133 asks to be started again: the host reboots. Calls and limits are those of a machine, not of a container.
+# 133 means that the host reboots and must be started again. Calls and limits are those of a machine, not of a container.
 ended=133
 while [ $ended -eq 133 ]; do
     ended=0
@@ -49,27 +50,27 @@ done
 /// A booted host.
 pub(crate) struct Host {
     name: &'static str,
-    /// unshare(1), for as long as the host is to be there.
+    /// unshare(1), which runs for as long as the host.
     supervisor: Child,
-    /// Something for each time that the host is up.
+    /// Receives a message each time the host has booted.
     ready: Receiver<()>,
     groups: Vec<PathBuf>,
     directory: TempDir,
 }
 
 impl Host {
-    /// Starts to boot; [`await_boot`](Self::await_boot) waits for the end of that.
+    /// Starts to boot; [`await_boot`](Self::await_boot) waits until that is done.
     pub(crate) fn boot(name: &'static str, image: Image) -> Self {
         let tree = image.tree();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let layers = directory.path().join("layers");
-        fs::create_dir(&layers).expect("it is ours");
+        fs::create_dir(&layers).expect("the directory can be created");
         let ready = follow_readiness(&directory.path().join("ready"));
         let groups = control_groups(name);
-        let console = File::create(directory.path().join("console")).expect("it is ours");
+        let console = File::create(directory.path().join("console")).expect("the file can be created");
         let mut command = Command::new("setpriv");
         command
-            // Should this process be killed, the host is, too.
+            // If this process is killed, the host is killed too.
             .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--net"])
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-euc", BOOT, "sh", name])
@@ -83,19 +84,19 @@ impl Host {
         Self { name, supervisor, ready, groups, directory }
     }
 
-    /// Waits until all that is started at boot is started.
+    /// Waits until all services that start at boot have started.
     pub(crate) fn await_boot(&self) {
         let is_ready = self.ready.recv_timeout(DEADLINE).is_ok();
         assert!(is_ready, "the host {} does not boot:\n{}", self.name, self.console());
-        // The host says "ready" a moment before the last service is; one that failed is not this function's business.
+        // The host reports "ready" shortly before the last service is. A service that failed is ignored here.
         self.try_run("systemctl is-system-running --wait");
     }
 
-    /// Boots again; files and the network stay, processes do not.
+    /// Reboots; files and the network stay, processes do not.
     pub(crate) fn reboot(&self) {
-        // What there was to say of the boot before.
+        // Discard messages about earlier boots.
         while self.ready.try_recv().is_ok() {}
-        // It ends with the host that it runs on, at any point.
+        // The command may be killed at any point, since its host goes down.
         self.try_run("systemctl reboot");
         self.await_boot();
     }
@@ -104,29 +105,28 @@ impl Host {
         fs::read_to_string(self.directory.path().join("console")).unwrap_or_default()
     }
 
-    /// The process whose network namespace is the host's for good.
+    /// The process whose network namespace the host uses, also after a reboot.
     fn network(&self) -> String {
         self.supervisor.id().to_string()
     }
 
-    /// The command that runs `script` on this host as root; nothing of this process's environment goes with it.
+    /// The command that runs `script` on this host as root, without the environment of this process.
     fn command(&self, script: &str) -> Command {
-        // The host's process 1; a reboot brings another.
-        let first =
-            poll_until("there is a host to run something on", || child(child(child(self.supervisor.id())?)?));
+        // The host's process 1, which changes with a reboot.
+        let first = poll_until("the host has a process 1", || child(child(child(self.supervisor.id())?)?));
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &first.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
             .args(["env", "--ignore-environment", "--chdir=/root", "HOME=/root", "LANG=C.UTF-8"])
             .arg("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            // Within the host, so that it ends what it runs when nobody waits any more.
+            // On the host, so that the script ends even when this process no longer waits for it.
             .args(["timeout", "--kill-after=5", &DEADLINE.as_secs().to_string()])
             .args(["bash", "-euo", "pipefail", "-c", script])
             .stdin(Stdio::null());
         command
     }
 
-    /// Runs `script` on this host, to whatever end.
+    /// Runs `script` on this host; it may succeed or fail.
     pub(crate) fn try_run(&self, script: &str) -> Ended {
         let output = self.command(script).output().expect("nsenter is in util-linux");
         let text =
@@ -134,7 +134,7 @@ impl Host {
         Ended { success: output.status.success(), text: text.trim_end().to_owned() }
     }
 
-    /// Runs `script` on this host; it has to succeed. Returns what it printed.
+    /// Runs `script` on this host, and asserts that it succeeds. Returns its output.
     #[track_caller]
     pub(crate) fn run(&self, script: &str) -> String {
         let ended = self.try_run(script);
@@ -142,46 +142,50 @@ impl Host {
         ended.text
     }
 
-    /// Runs `script` on this host; it has to fail. Returns what it printed.
+    /// Runs `script` on this host, and asserts that it fails. Returns its output.
     #[track_caller]
     pub(crate) fn fail(&self, script: &str) -> String {
         let ended = self.try_run(script);
-        assert!(!ended.success, "on {}, this was to fail: {script}\n{}", self.name, ended.text);
+        assert!(!ended.success, "on {}, this succeeded: {script}\n{}", self.name, ended.text);
         ended.text
     }
 
-    /// Puts a file there.
+    /// Writes a file on this host.
     #[track_caller]
     pub(crate) fn put(&self, path: &str, mode: &str, content: &[u8]) {
         let file = self.directory.path().join("put");
-        fs::write(&file, content).expect("it is ours");
+        fs::write(&file, content).expect("the file can be written");
         let mut command = self.command(&format!("install -D -m {mode} /dev/stdin '{path}'"));
-        let status = command.stdin(File::open(&file).expect("it is ours")).status();
+        let status = command.stdin(File::open(&file).expect("the file can be read")).status();
         assert!(status.expect("nsenter is in util-linux").success(), "{path} on {}", self.name);
     }
 
-    /// Puts a file of this machine there.
+    /// Copies a file of this machine to this host.
     #[track_caller]
     pub(crate) fn copy(&self, from: impl AsRef<Path>, to: &str, mode: &str) {
         let content = fs::read(&from).unwrap_or_else(|error| panic!("{}: {error}", from.as_ref().display()));
         self.put(to, mode, &content);
     }
 
-    /// What `unit` has said since it was started for the first time.
+    /// The whole journal of `unit`.
     pub(crate) fn journal(&self, unit: &str) -> String {
         self.run(&format!("journalctl --sync; journalctl --no-pager -u {unit}"))
     }
 
-    /// Waits until a line in the journal of `unit`, of now or later, has all of `parts`.
+    /// Waits until the journal of `unit` has a line with all of `parts`.
     #[track_caller]
     pub(crate) fn await_line(&self, unit: &str, parts: &[&str]) -> String {
         let script = format!("exec journalctl --output=cat --follow --lines=all -u {unit}");
-        let mut follow =
-            self.command(&script).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("nsenter");
-        let lines = BufReader::new(follow.stdout.take().expect("piped")).lines();
-        // The end of the output, if there is none, comes with the end of the time.
+        let mut follow = self
+            .command(&script)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nsenter is in util-linux");
+        let lines = BufReader::new(follow.stdout.take().expect("the stream is piped")).lines();
+        // If there is no such line, the output ends when the time is up.
         let found = lines.map_while(Result::ok).find(|line| parts.iter().all(|part| line.contains(part)));
-        // Without a reader, journalctl ends by itself; the host does not wait for it.
+        // On the host, journalctl ends by itself when it has no reader.
         let _ = follow.kill();
         let _ = follow.wait();
         found.unwrap_or_else(|| {
@@ -200,7 +204,7 @@ impl Host {
             }
             assert!(
                 start.elapsed() < DEADLINE,
-                "on {}, {script} printed at last:\n{}",
+                "on {}, the last output of {script}:\n{}",
                 self.name,
                 ended.text
             );
@@ -214,7 +218,7 @@ impl Drop for Host {
         if thread::panicking() {
             println!("--- the console of {}\n{}", self.name, self.console());
         }
-        // Everything else dies with it.
+        // All other processes of the host end with it.
         let _ = self.supervisor.kill();
         let _ = self.supervisor.wait();
         for group in &self.groups {
@@ -223,9 +227,10 @@ impl Drop for Host {
     }
 }
 
-/// Reads what nspawn says at the socket `path`, all of it: the host's systemd waits for nspawn, which waits for us.
+/// Reads all messages of nspawn at the socket `path`. They must all be read: the host's systemd waits for nspawn, and
+/// nspawn waits for the reader.
 fn follow_readiness(path: &Path) -> Receiver<()> {
-    let socket = UnixDatagram::bind(path).expect("the directory is ours");
+    let socket = UnixDatagram::bind(path).expect("the name is free");
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut message = [0; 4096];
@@ -238,7 +243,7 @@ fn follow_readiness(path: &Path) -> Receiver<()> {
     receiver
 }
 
-/// The child of a process that has one at most.
+/// The child of a process that has at most one.
 fn child(process: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
@@ -247,32 +252,32 @@ fn child(process: u32) -> Option<u32> {
 /// How a script ended.
 pub(crate) struct Ended {
     pub(crate) success: bool,
-    /// All that it printed.
+    /// All its output.
     pub(crate) text: String,
 }
 
-/// A network between two hosts, and nobody else: `ADDRESS/PREFIX` is what each has on it.
+/// Connects two hosts to a network of their own, each with its `ADDRESS/PREFIX`.
 pub(crate) fn connect(hosts: [(&Host, &str); 2]) {
     let [(one, _), (other, _)] = hosts;
     let (one, other) = (one.network(), other.network());
-    here(
+    run_locally(
         "ip",
         ["link", "add", "host0", "netns", &one, "type", "veth", "peer", "name", "host0", "netns", &other],
     );
     for (host, address) in hosts {
         let within = |arguments: &[&str]| {
             let network = host.network();
-            here("nsenter", [&["--target", &network, "--net", "ip"], arguments].concat())
+            run_locally("nsenter", [&["--target", &network, "--net", "ip"], arguments].concat())
         };
         within(&["address", "add", address, "dev", "host0"]);
         within(&["link", "set", "host0", "up"]);
     }
 }
 
-/// Control groups for one host, in each hierarchy that systemd uses: with one of their own, two do not meet.
+/// Makes control groups for one host, in each hierarchy that systemd uses, so that two hosts do not share any.
 fn control_groups(name: &str) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("there is /proc");
-    let ours = fs::read_to_string("/proc/self/cgroup").expect("there is /proc");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let ours = fs::read_to_string("/proc/self/cgroup").expect("/proc is mounted");
     let hierarchies = ours.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
@@ -292,14 +297,14 @@ fn control_groups(name: &str) -> Vec<PathBuf> {
     hierarchies.map(group).collect()
 }
 
-/// Removes a control group with all that the host has made in it, once its processes are gone.
+/// Removes a control group and all groups that the host has made in it, after its processes have ended.
 fn remove_group(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_group(&entry.path());
         }
     }
-    // The last process is a moment on its way out.
+    // The last process may need a moment to end.
     let start = Instant::now();
     while fs::remove_dir(group).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
         && start.elapsed().as_secs() < 10

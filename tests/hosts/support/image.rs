@@ -1,4 +1,4 @@
-//! Debian systems to boot, made once and kept under `target/hosts`.
+//! Images of Debian systems to boot. Each is made once and kept under `target/hosts`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -7,34 +7,35 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::here;
+use super::run_locally;
 
-/// Which Debian, and what is installed in it.
+/// A Debian release, and the packages that are installed in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Image {
     pub(crate) suite: &'static str,
     pub(crate) packages: &'static [&'static str],
 }
 
-/// Where Debian is, on machines whose own packages come from elsewhere.
+/// The mirror to use on machines whose own packages come from elsewhere.
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
 impl Image {
-    /// The tree of this image, made now if it is not there yet. Nobody writes to it: hosts have layers of their own.
+    /// The tree of this image, which is made if it does not exist yet. Hosts do not write to it: each has its own
+    /// layer.
     pub(crate) fn tree(self) -> PathBuf {
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hosts");
-        fs::create_dir_all(&cache).expect("target/hosts can be made");
-        // The packages are the name, so that another list is another image.
+        fs::create_dir_all(&cache).expect("target/hosts can be created");
+        // The name includes the packages, so that another list makes another image.
         let tree = cache.join(format!("{}+{}", self.suite, self.packages.join("+")));
         let lock =
             File::create(cache.join(format!("{}.lock", self.suite))).expect("target/hosts can be written to");
-        flock(&lock, FlockOperation::LockExclusive).expect("it can be locked");
+        flock(&lock, FlockOperation::LockExclusive).expect("the file can be locked");
         if !tree.exists() {
             let unfinished = cache.join(format!("{}.unfinished", self.suite));
-            here("rm", [OsStr::new("-rf"), unfinished.as_ref()]);
+            run_locally("rm", [OsStr::new("-rf"), unfinished.as_ref()]);
             self.bootstrap(&unfinished);
-            // Only what is whole has its name.
-            fs::rename(&unfinished, &tree).expect("it can be renamed");
+            // Only a complete tree gets the final name.
+            fs::rename(&unfinished, &tree).expect("the tree can be renamed");
         }
         tree
     }
@@ -42,7 +43,7 @@ impl Image {
     fn bootstrap(self, to: &Path) {
         println!("making a Debian {} at {}", self.suite, to.display());
         let packages = format!("--include={}", self.packages.join(","));
-        here(
+        run_locally(
             "debootstrap",
             [
                 OsStr::new("--variant=minbase"),
@@ -52,14 +53,14 @@ impl Image {
                 mirror().as_ref(),
             ],
         );
-        here(
+        run_locally(
             "rm",
             [OsStr::new("-rf"), to.join("var/cache/apt").as_ref(), to.join("var/lib/apt/lists").as_ref()],
         );
     }
 }
 
-/// The mirror that this machine's own packages come from, if it is a Debian.
+/// The mirror of this machine's own packages, if it runs Debian.
 fn mirror() -> String {
     let listed = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"])

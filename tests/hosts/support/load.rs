@@ -1,19 +1,19 @@
-//! Clients that ask without a pause, and that fail with the first request that does.
+//! Clients that send requests without a pause, and fail when a request fails.
 
 use super::host::Host;
 use super::poll_until;
 
-/// Clients on a host, as units of its systemd.
+/// Clients on a host, run as units of its systemd.
 pub(crate) struct Load<'h> {
     host: &'h Host,
     port: u16,
     units: Vec<&'static str>,
 }
 
-/// Connections that stay: a request that is not answered ends it.
+/// Clients that keep their connections. A request without an answer ends them.
 const KEPT: &str = "exec redis-benchmark -p PORT -c 10 -n 100000000 -t incr -q";
 
-/// A connection, and a process, for each request, whose answer is looked at.
+/// A new connection and process for each request; each answer is checked.
 const FRESH: &str = r#"
 ask() { while answer=$(redis-cli -p PORT incr fresh) && [[ $answer =~ ^[0-9]+$ ]]; do :; done; echo "failed: $answer"; }
 ask & ask & ask & ask &
@@ -22,12 +22,12 @@ exit 1
 "#;
 
 impl<'h> Load<'h> {
-    /// On connections of both kinds.
+    /// Starts clients of both kinds.
     pub(crate) fn start(host: &'h Host, port: u16) -> Self {
         Self { host, port, units: Vec::new() }.with("load-kept", KEPT).with("load-fresh", FRESH).begin()
     }
 
-    /// On a connection for each request.
+    /// Starts clients with a new connection for each request.
     pub(crate) fn start_fresh(host: &'h Host, port: u16) -> Self {
         Self { host, port, units: Vec::new() }.with("load-fresh", FRESH).begin()
     }
@@ -44,22 +44,22 @@ impl<'h> Load<'h> {
     }
 
     fn begin(self) -> Self {
-        self.goes_on();
+        self.assert_continues();
         self
     }
 
-    /// Waits until some hundred more requests were answered, and asserts that none failed.
+    /// Waits until each kind of client has received 200 more answers, and asserts that no request failed.
     #[track_caller]
-    pub(crate) fn goes_on(&self) {
+    pub(crate) fn assert_continues(&self) {
         let before = self.answered();
-        poll_until("the load goes on", || {
+        poll_until("requests are still answered", || {
             self.assert_none_failed();
             let after = self.answered();
             before.iter().zip(&after).all(|(before, after)| after - before >= 200).then_some(())
         });
     }
 
-    /// Ends it. No request has failed.
+    /// Ends the clients, and asserts that no request failed.
     #[track_caller]
     pub(crate) fn end(self) {
         self.assert_none_failed();
@@ -73,10 +73,10 @@ impl<'h> Load<'h> {
         }
     }
 
-    /// As Redis counts them, for each kind.
+    /// The number of answered requests for each kind of client, counted by Redis.
     fn answered(&self) -> Vec<u64> {
         let keys = self.units.iter().map(|unit| match *unit {
-            // redis-benchmark's own.
+            // The key that redis-benchmark uses.
             "load-kept" => "counter:__rand_int__",
             _ => "fresh",
         });
@@ -85,7 +85,7 @@ impl<'h> Load<'h> {
     }
 }
 
-/// Else a failed test leaves it to the next one.
+/// Stops the clients even if the test fails, so that they do not disturb the next test.
 impl Drop for Load<'_> {
     fn drop(&mut self) {
         self.host.try_run("systemctl kill --signal=KILL 'load-*'; systemctl reset-failed 'load-*'");

@@ -1,4 +1,4 @@
-//! Two hosts with a network between them: how they are made, asked, and taken down.
+//! Two hosts with a network between them: making them, running commands on them, and removing them.
 
 pub(crate) mod guide;
 pub(crate) mod host;
@@ -9,16 +9,16 @@ use std::ffi::OsStr;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// The guard that turns a hang into a failure. No test waits for it to pass.
+/// The limit that turns a hang into a failure. A test that passes never waits for it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The Debian packages of the programs that this machine needs.
+/// The Debian package of each program that this machine needs.
 const PACKAGES: [(&str, &str); 3] =
     [("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"), ("ip", "iproute2")];
 
-/// Runs a program of this machine, not of a host; it has to succeed.
+/// Runs a program on this machine, not on a host; panics if it fails.
 #[track_caller]
-pub(crate) fn here(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+pub(crate) fn run_locally(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
     let mut command = Command::new(program);
     let output = command.args(arguments).output().unwrap_or_else(|error| cannot_start(program, &error));
     let log = [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat();
@@ -26,7 +26,7 @@ pub(crate) fn here(program: &str, arguments: impl IntoIterator<Item = impl AsRef
     output
 }
 
-/// A missing program is a failure that says what to install.
+/// Panics; if the program is missing, with the name of the package to install.
 #[track_caller]
 fn cannot_start(program: &str, error: &std::io::Error) -> ! {
     match PACKAGES.iter().find(|(name, _)| *name == program) {
@@ -37,7 +37,7 @@ fn cannot_start(program: &str, error: &std::io::Error) -> ! {
     }
 }
 
-/// For the few cases where nothing but asking again tells that something has come about.
+/// For the few conditions that can only be polled.
 #[track_caller]
 pub(crate) fn poll_until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -45,7 +45,7 @@ pub(crate) fn poll_until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) 
         if let Some(done) = attempt() {
             return done;
         }
-        assert!(start.elapsed() < DEADLINE, "it did not come about in time that {what}");
+        assert!(start.elapsed() < DEADLINE, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Derives every value in spipe-1.txt again, as docs/PROTOCOL.md has it, with nothing of spipe's code.
+"""Derives every value in spipe-1.txt again, as docs/PROTOCOL.md specifies, without any of spipe's code.
 
     pip install -r tests/protocol/vectors/requirements.txt && python3 tests/protocol/vectors/check.py
 
-A reference to read beside the specification, and not for use: kyber-py is slow and does not run in constant time.
+A reference to read with the specification. Not for production: kyber-py is slow and does not run in constant time.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def hkdf_expand(prk, info, length):
 
 
 class Noise:
-    """Noise revision 34, section 5.2, with one method a token (PROTOCOL.md, section 3)."""
+    """Noise revision 34, section 5.2, with one method per token (PROTOCOL.md, section 3)."""
 
     def __init__(self, prologue):
         self.ck = self.h = sha256(PROTOCOL_NAME)
@@ -79,7 +79,7 @@ def x25519(secret):
 
 
 def handshake(v):
-    """Both messages and both secrets. Yields (name of the field, its value)."""
+    """Both messages and both secrets. Yields pairs of field name and value."""
     prk = hmac256(b"spipe/1 key file", v["key_file"])
     psk = hkdf_expand(prk, b"spipe/1 psk", 32)
     yield "psk", psk
