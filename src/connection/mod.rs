@@ -116,6 +116,6 @@ mod tests {
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
         let future = Arc::new(Initiator::new(common, key, Arc::default())).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
-        assert!(size_of::<Carrying>() <= 576, "what a connection owns has {} bytes", size_of::<Carrying>());
+        assert!(size_of::<Carrying>() <= 448, "what a connection owns has {} bytes", size_of::<Carrying>());
     }
 }

@@ -5,13 +5,21 @@
 //! a task may take a buffer on one thread and drop it on another.
 
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use arrayvec::ArrayVec;
 
 /// Bytes in a buffer, and the most that one system call carries: eight of spipe's full frames. Bulk costs 0.92 of the CPU time
 /// that it takes with four, and 16 are no better: a larger write finds the reader asleep less often, and half of what a
 /// core's cache holds is enough.
 pub const BATCH: usize = 512 * 1024;
+
+/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
+pub(super) const GATHER: usize = 16;
+
+/// Where payloads lie in a buffer, in the order of the stream.
+pub(super) type Payloads = ArrayVec<Range<usize>, GATHER>;
 
 /// Idle buffers kept a thread: one for each direction of the connection that runs there.
 const KEPT: usize = 2;
@@ -20,24 +28,56 @@ const KEPT: usize = 2;
 /// five page faults a connection.
 const KEPT_BY_ALL: usize = 16;
 
-thread_local! {
-    static IDLE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-}
-static IDLE_OF_ALL: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+type Idle = Vec<Box<Lent>>;
 
-fn idle_of_all() -> MutexGuard<'static, Vec<Box<[u8]>>> {
+thread_local! {
+    static IDLE: RefCell<Idle> = const { RefCell::new(Vec::new()) };
+}
+static IDLE_OF_ALL: Mutex<Idle> = Mutex::new(Vec::new());
+
+fn idle_of_all() -> MutexGuard<'static, Idle> {
     // A panic elsewhere leaves the list whole: every change to it is one call.
     IDLE_OF_ALL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// [`BATCH`] bytes, with whatever the last user left in them. Returns to the pool when dropped.
-pub struct Buffer(Box<[u8]>);
+/// What a pump borrows from the pool.
+struct Lent {
+    bytes: Box<[u8]>,
+    payloads: Payloads,
+}
+
+/// [`BATCH`] bytes, with whatever the last user left in them, and a list of places in them. Returns to the pool when dropped.
+///
+/// The list is here and not in the pump, since there are places only while there are bytes: an idle connection keeps neither.
+pub struct Buffer {
+    /// None only while it is being dropped.
+    lent: Option<Box<Lent>>,
+}
 
 impl Buffer {
     /// An idle buffer, or a new one. A new one's pages are untouched zeros, so it costs memory only as far as it is used.
     pub fn take() -> Self {
         let idle = IDLE.with_borrow_mut(Vec::pop).or_else(|| idle_of_all().pop());
-        Self(idle.unwrap_or_else(|| vec![0; BATCH].into_boxed_slice()))
+        let new = || Box::new(Lent { bytes: vec![0; BATCH].into_boxed_slice(), payloads: Payloads::new() });
+        Self { lent: Some(idle.unwrap_or_else(new)) }
+    }
+
+    /// Payloads that are opened and not yet written, by where they lie in the buffer.
+    pub(super) fn payloads(&self) -> &Payloads {
+        &self.lent().payloads
+    }
+
+    /// The same, to be changed.
+    pub(super) fn payloads_mut(&mut self) -> &mut Payloads {
+        &mut self.lent_mut().payloads
+    }
+
+    fn lent(&self) -> &Lent {
+        self.lent.as_ref().expect("it is not being dropped")
+    }
+
+    fn lent_mut(&mut self) -> &mut Lent {
+        self.lent.as_mut().expect("it is not being dropped")
     }
 }
 
@@ -45,30 +85,31 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.lent().bytes
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.lent_mut().bytes
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.0);
-        let give_back = |idle: &mut Vec<_>, kept, bytes| {
+        let Some(mut lent) = self.lent.take() else { return };
+        lent.payloads.clear();
+        let give_back = |idle: &mut Idle, kept, lent| {
             if idle.len() < kept {
-                idle.push(bytes);
+                idle.push(lent);
                 None
             } else {
-                Some(bytes)
+                Some(lent)
             }
         };
         // At thread exit the thread's own list may be gone already; then the buffer is simply freed.
-        if let Ok(Some(bytes)) = IDLE.try_with(|idle| give_back(&mut idle.borrow_mut(), KEPT, bytes)) {
-            give_back(&mut idle_of_all(), KEPT_BY_ALL, bytes);
+        if let Ok(Some(lent)) = IDLE.try_with(|idle| give_back(&mut idle.borrow_mut(), KEPT, lent)) {
+            give_back(&mut idle_of_all(), KEPT_BY_ALL, lent);
         }
     }
 }
@@ -83,6 +124,14 @@ mod tests {
         let address = first.as_ptr();
         drop(first);
         assert_eq!(Buffer::take().as_ptr(), address);
+    }
+
+    #[test]
+    fn a_returned_buffer_forgets_its_payloads() {
+        let mut first = Buffer::take();
+        first.payloads_mut().push(1..2);
+        drop(first);
+        assert!(Buffer::take().payloads().is_empty());
     }
 
     #[test]

@@ -22,16 +22,13 @@ use arrayvec::ArrayVec;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use self::buffer::{BATCH, Buffer, GATHER, Payloads};
 use crate::proto::frame::{AbortReason, Exhausted, FrameError, Misbehaviour};
 use crate::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
-use crate::pump::buffer::{BATCH, Buffer};
 use crate::stream::ReadVectored;
 
 /// Slots that one readv(2) may fill. spipe's frames fill a buffer with eight; more count where frames are small.
 const SLOTS: usize = 64;
-
-/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
-const GATHER: usize = 16;
 
 /// Why a connection failed once it was established.
 #[derive(Debug, Error)]
@@ -364,6 +361,11 @@ impl Inbox {
         Poll::Ready(Ok(if count == 0 { Filled::EndOfStream } else { Filled::Some }))
     }
 
+    /// Payloads that are opened and not yet written; none while there is no buffer.
+    fn payloads(&self) -> Option<&Payloads> {
+        self.buffer.as_ref().map(Buffer::payloads)
+    }
+
     fn unread(&self) -> &[u8] {
         self.buffer.as_deref().unwrap_or_default().get(self.unread.clone()).unwrap_or_default()
     }
@@ -372,27 +374,6 @@ impl Inbox {
 impl Default for Inbox {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// Where in the inbox an opened payload lies. Half the size of a `Range`: an idle connection keeps [`GATHER`] of them.
-struct Payload {
-    start: u32,
-    end: u32,
-}
-
-impl Payload {
-    fn new(start: usize, end: usize) -> Self {
-        let narrow = |offset| u32::try_from(offset).expect("a buffer is far below 4 GiB");
-        Self { start: narrow(start), end: narrow(end) }
-    }
-
-    fn range(&self) -> Range<usize> {
-        self.start as usize..self.end as usize
-    }
-
-    fn len(&self) -> usize {
-        self.range().len()
     }
 }
 
@@ -410,8 +391,6 @@ enum OpenStage {
 pub struct OpenPump<O> {
     opener: O,
     inbox: Inbox,
-    /// Payloads in the inbox that are opened and not yet written.
-    payloads: ArrayVec<Payload, GATHER>,
     stage: OpenStage,
     bytes: u64,
 }
@@ -419,7 +398,7 @@ pub struct OpenPump<O> {
 impl<O: Open> OpenPump<O> {
     /// A pump that starts with what the inbox holds.
     pub fn new(opener: O, inbox: Inbox) -> Self {
-        Self { opener, inbox, payloads: ArrayVec::new(), stage: OpenStage::Carrying, bytes: 0 }
+        Self { opener, inbox, stage: OpenStage::Carrying, bytes: 0 }
     }
 
     /// Payload bytes opened so far.
@@ -483,15 +462,16 @@ impl<O: Open> OpenPump<O> {
     fn open_some(&mut self) -> Result<bool, FrameError> {
         let mut some = false;
         while let OpenStage::Carrying = self.stage
-            && !self.payloads.is_full()
+            && !self.inbox.payloads().is_some_and(Payloads::is_full)
             && let Some(frame) = self.inbox.next_frame::<O>()?
         {
             some = true;
-            match self.opener.open(&mut self.inbox.bytes()[frame.clone()])? {
+            let Some(buffer) = &mut self.inbox.buffer else { unreachable!("a frame lies in a buffer") };
+            match self.opener.open(&mut buffer[frame.clone()])? {
                 Received::Data(payload) if payload.is_empty() => {}
                 Received::Data(payload) => {
                     self.bytes += payload.len() as u64;
-                    self.payloads.push(Payload::new(frame.start + payload.start, frame.start + payload.end));
+                    buffer.payloads_mut().push(frame.start + payload.start..frame.start + payload.end);
                 }
                 Received::End => self.stage = OpenStage::Ending,
                 Received::Abort(reason) => self.stage = OpenStage::Aborting(reason),
@@ -506,32 +486,33 @@ impl<O: Open> OpenPump<O> {
         context: &mut Context<'_>,
         local: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<()>> {
-        while !self.payloads.is_empty() {
+        while let Some(buffer) = &mut self.inbox.buffer
+            && !buffer.payloads().is_empty()
+        {
             let count = {
-                let bytes = &*self.inbox.bytes();
                 let slices: ArrayVec<_, GATHER> =
-                    self.payloads.iter().map(|payload| IoSlice::new(&bytes[payload.range()])).collect();
+                    buffer.payloads().iter().map(|payload| IoSlice::new(&buffer[payload.clone()])).collect();
                 ready!(Pin::new(&mut *local).poll_write_vectored(context, &slices))?
             };
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.consume(count);
+            take_off(buffer.payloads_mut(), count);
         }
         Poll::Ready(Ok(()))
     }
+}
 
-    /// Takes `count` written bytes off the front of the payloads.
-    fn consume(&mut self, mut count: usize) {
-        let whole = self.payloads.iter().take_while(|payload| {
-            let fits = payload.len() <= count;
-            count -= if fits { payload.len() } else { 0 };
-            fits
-        });
-        let whole = whole.count();
-        self.payloads.drain(..whole);
-        if let Some(first) = self.payloads.first_mut() {
-            *first = Payload::new(first.range().start + count, first.range().end);
-        }
+/// Takes `count` written bytes off the front of `payloads`.
+fn take_off(payloads: &mut Payloads, mut count: usize) {
+    let whole = payloads.iter().take_while(|payload| {
+        let fits = payload.len() <= count;
+        count -= if fits { payload.len() } else { 0 };
+        fits
+    });
+    let whole = whole.count();
+    payloads.drain(..whole);
+    if let Some(first) = payloads.first_mut() {
+        first.start += count;
     }
 }
