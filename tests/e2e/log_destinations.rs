@@ -265,3 +265,36 @@ fn a_pipe_on_standard_input_and_output_may_use_syslog() {
     // The error goes to standard error as well.
     ended.failed_with(1, &["cannot connect to"]);
 }
+
+/// A time zone 5 hours and 30 minutes ahead of UTC, as a file (tzfile(5)): one type of local time and no transitions.
+fn half_past_zone() -> Vec<u8> {
+    let counts = [0_u32, 0, 0, 0, 1, 4].map(u32::to_be_bytes).concat();
+    let offset = (5 * 3600 + 30 * 60_i32).to_be_bytes();
+    [&b"TZif"[..], &[0; 16], &counts, &offset, &[0, 0], b"TST\0"].concat()
+}
+
+#[test]
+fn a_pipe_on_standard_input_and_output_writes_local_time_to_syslog() {
+    let host = Host::new();
+    std::fs::write(host.site.path("zone"), half_past_zone()).expect("the file can be written");
+    let mut command = stdio(host.site.socket("nobody"), &host.site.path("test.key"));
+    let in_zone = after(
+        &format!("mount --bind {} /etc/localtime || exit 99;", host.site.name("zone")),
+        command.args(["--syslog", "--verbose"]),
+    );
+    // syslog(3) reads the zone with its first line, and nothing is logged before the sandbox is closed.
+    run(&mut host.command(&in_zone)).failed_with(1, &["cannot connect to"]);
+    // <28>Nov 25 15:02:03 spipe[1]: failed …
+    let line = host.await_line("failed");
+    let minute = |time: &str| -> i64 {
+        let (hours, minutes) = time.split_once(':').expect("a time of day");
+        60 * hours.parse::<i64>().expect("a number") + minutes.parse::<i64>().expect("a number")
+    };
+    let logged =
+        minute(line.split_whitespace().nth(2).and_then(|time| time.rsplit_once(':')).expect("a time").0);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("it is after 1970").as_secs();
+    let utc = i64::try_from(now / 60 % (24 * 60)).expect("it is small");
+    let ahead = (logged - utc).rem_euclid(24 * 60);
+    // A minute or two may pass between the line and this.
+    assert!((325..=330).contains(&ahead), "{ahead} minutes ahead of UTC: {line}");
+}

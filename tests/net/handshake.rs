@@ -126,3 +126,19 @@ async fn a_replayed_message_1_is_answered_and_establishes_no_connection() {
     let opened = handshake::await_open(&mut wire, established.opener, deadline).await;
     assert!(matches!(opened.err(), Some(TunnelError::NotOpened(_))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_proves_the_key_and_sends_no_open_is_given_up_at_the_deadline() {
+    let (mut near, mut far) = duplex(4096);
+    let (keys, label) = ([key()], Label::default());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let initiate = handshake::initiate(&mut near, &keys[0], &label, Ciphers::auto(true), deadline);
+    let respond = async {
+        let (established, _) = handshake::respond(&mut far, &keys, &label, Ciphers::auto(true), deadline)
+            .await
+            .expect("both ends hold the key");
+        handshake::await_open(&mut far, established.opener, deadline).await
+    };
+    let (_initiated, opened) = tokio::join!(initiate, respond);
+    assert!(matches!(opened.err(), Some(TunnelError::NotOpenedInTime)));
+}

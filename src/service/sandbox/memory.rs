@@ -5,7 +5,6 @@ use std::fmt;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
-use tracing::debug;
 
 /// What became of it, for the log.
 pub(super) enum Memory {
@@ -41,15 +40,11 @@ pub(super) fn lock() -> Memory {
     let is_unlimited = getrlimit(Resource::Memlock).current.is_none()
         || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
     if !is_unlimited {
-        debug!("memory stays swappable: set LimitMEMLOCK=infinity in the unit, or use encrypted swap");
         return Memory::Swappable;
     }
     // ONFAULT: locks what is used, and does not bring in what is not, such as the rest of each stack.
     match mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
         Ok(()) => Memory::Locked,
-        Err(error) => {
-            debug!(%error, "memory stays swappable");
-            Memory::Swappable
-        }
+        Err(_) => Memory::Swappable,
     }
 }

@@ -18,8 +18,9 @@ mod seccomp;
 use std::env;
 use std::os::unix::ffi::OsStrExt;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use self::memory::Memory;
 pub use self::memory::allow_locking;
 pub use self::needs::Needs;
 
@@ -53,6 +54,9 @@ pub fn confine(needs: &Needs) {
     let landlock = landlock::restrict(needs, manager_is_abstract());
     let seccomp = filter_system_calls(needs);
     info!(%landlock, %seccomp, %memory, "sandboxed");
+    if let Memory::Swappable = memory {
+        debug!("memory stays swappable: set LimitMEMLOCK=infinity in the unit, or use encrypted swap");
+    }
     for path in &needs.irreplaceable {
         info!(
             path = %path.display(),
