@@ -25,6 +25,7 @@ const UNIX_NAME_MAX: usize = 107;
 
 /// What is wrong with an address, with what to write instead.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AddressError {
     /// Nothing at all.
     #[error("an address cannot be empty; write host:port, [ip]:port, /path/to.sock or @name")]
@@ -262,6 +263,7 @@ pub struct Sources(Vec1<Source>);
 
 /// Why some sources cannot be those of one pipe.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SourcesError {
     /// There is none.
     #[error("the source is missing; write where to accept connections")]

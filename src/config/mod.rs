@@ -21,7 +21,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::options::{PipeOptions, ServiceOptions};
-use self::plan::{PlanError, Planner};
+use self::plan::{Keys, PlanError, Planner};
 use self::toml_file::{File, FileError, PipeTable};
 use crate::connection::Common;
 use crate::pipe::Specs;
@@ -91,21 +91,22 @@ impl Parsed {
     /// # Errors
     /// [`ConfigError`].
     pub(crate) fn plan(self, planner: &mut Planner) -> Result<Configuration, ConfigError> {
-        let mut key_files = Vec::new();
         match self.pipes {
             ParsedPipes::CommandLine(options, directory) => {
-                let spec = planner.spec(*options, &directory, &mut key_files)?;
+                let (spec, key_files) = planner.spec(*options, &directory)?;
                 Ok(Configuration { specs: spec.into(), key_files })
             }
             ParsedPipes::File(path, pipes) => {
                 let beside = path.parent().unwrap_or(Path::new("/"));
-                let mut specs = Vec::with_capacity(pipes.len());
+                let (mut specs, mut key_files) = (Vec::with_capacity(pipes.len()), Vec::new());
                 for pipe in &pipes {
-                    let spec = planner.spec(pipe.options.clone(), beside, &mut key_files);
-                    specs.push(spec.map_err(|error| pipe.blame(error))?);
+                    let planned = planner.spec(pipe.options.clone(), beside);
+                    let (spec, files) = planned.map_err(|error| pipe.blame(error))?;
+                    specs.push(spec);
+                    key_files.extend(files);
                 }
-                let specs = Specs::new(specs).map_err(|misfit| match pipes.get(misfit.number) {
-                    Some(pipe) => pipe.blame(misfit.source.into()),
+                let specs = Specs::new(specs).map_err(|conflict| match pipes.get(conflict.number) {
+                    Some(pipe) => pipe.blame(conflict.source.into()),
                     None => FileError::NoPipe(path.clone()),
                 })?;
                 Ok(Configuration { specs, key_files })
@@ -123,6 +124,6 @@ pub(crate) fn stdio_pipe(
     planner: &mut Planner,
 ) -> Result<(Common, Arc<Key>), PlanError> {
     // Its key is read once, so the place where it was is of no use later.
-    let (common, keys) = planner.common(options, Path::new(""), &mut Vec::new())?;
+    let (common, Keys { keys, .. }) = planner.common(options, Path::new(""))?;
     Ok((common, keys.split_off_first().0))
 }

@@ -59,6 +59,13 @@ impl PlanError {
     }
 }
 
+/// The keys of a pipe.
+pub(super) struct Keys {
+    pub(super) keys: Vec1<Arc<Key>>,
+    /// The files and directories that they come from.
+    pub(super) files: Vec<PathBuf>,
+}
+
 /// Makes specs of pipes, again and again.
 #[derive(Default)]
 pub(crate) struct Planner {
@@ -67,8 +74,7 @@ pub(crate) struct Planner {
 }
 
 impl Planner {
-    /// A pipe that listens, with its keys. Relative paths are `beside` the place that names them; the paths of the keys are
-    /// added to `key_files`.
+    /// A pipe that listens, with its keys, and where they are. Relative paths are `beside` the place that names them.
     ///
     /// # Errors
     /// [`PlanError`].
@@ -76,8 +82,7 @@ impl Planner {
         &mut self,
         options: PipeOptions,
         beside: &Path,
-        key_files: &mut Vec<PathBuf>,
-    ) -> Result<Spec, PlanError> {
+    ) -> Result<(Spec, Vec<PathBuf>), PlanError> {
         let mode = options.mode().ok_or_else(|| {
             PlanError::contradiction(
                 "mode",
@@ -87,12 +92,12 @@ impl Planner {
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
         let rules = options.rules();
-        let (common, keys) = self.common(options, beside, key_files)?;
+        let (common, Keys { keys, files }) = self.common(options, beside)?;
         let role = match mode {
             Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0 },
             Mode::Decrypt => Role::Responder { keys },
         };
-        Ok(Spec { sources, rules, role, common })
+        Ok((Spec { sources, rules, role, common }, files))
     }
 
     /// What is the same for a pipe that listens and for one of standard input and output, and its keys.
@@ -103,8 +108,7 @@ impl Planner {
         &mut self,
         options: PipeOptions,
         beside: &Path,
-        key_files: &mut Vec<PathBuf>,
-    ) -> Result<(Common, Vec1<Arc<Key>>), PlanError> {
+    ) -> Result<(Common, Keys), PlanError> {
         if options.no_forward_secrecy {
             return Err(PlanError::contradiction(
                 "no-forward-secrecy",
@@ -115,7 +119,7 @@ impl Planner {
         let keepalive = if options.no_keepalive { Keepalive::Off } else { Keepalive::On };
         let route = Route::new(options.target, options.bind)
             .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
-        let mut keys = Vec::new();
+        let (mut keys, mut files) = (Vec::new(), Vec::new());
         for source in &options.key {
             match source {
                 KeySource::Stdin => keys.push(self.stdin_key()?),
@@ -124,7 +128,7 @@ impl Planner {
                     let permissions = Permissions::from(options.insecure_key_permissions);
                     let read = key_file::read_all(&path, permissions)?;
                     keys.extend(read.into_iter().map(|(_, key)| Arc::new(key)));
-                    key_files.push(path);
+                    files.push(path);
                 }
             }
         }
@@ -138,7 +142,7 @@ impl Planner {
             timeout: options.timeout.into(),
             keepalive,
         };
-        Ok((common, keys))
+        Ok((common, Keys { keys, files }))
     }
 
     fn stdin_key(&mut self) -> Result<Arc<Key>, KeyFileError> {

@@ -34,8 +34,8 @@ pub(super) enum Ends {
     Responder { client: Option<Remote>, peer: Remote, target: Remote },
 }
 
-/// The same, as the log has them.
-struct Named<'c> {
+/// The addresses of a connection, as the log has them.
+struct Addresses<'c> {
     client: Option<Remote>,
     peer: Dialed<'c>,
     target: Dialed<'c>,
@@ -59,7 +59,7 @@ impl fmt::Display for Dialed<'_> {
 }
 
 impl Ends {
-    fn named(self, common: &Common) -> Named<'_> {
+    fn addresses(self, common: &Common) -> Addresses<'_> {
         let configured = common.route.target();
         let dialed = |remote| match remote {
             Remote::Local => Dialed::AsConfigured(configured),
@@ -68,10 +68,10 @@ impl Ends {
         match self {
             Self::Initiator { client, target } => {
                 let target = dialed(target);
-                Named { client: Some(client), peer: target, target, configured }
+                Addresses { client: Some(client), peer: target, target, configured }
             }
             Self::Responder { client, peer, target } => {
-                Named { client, peer: Dialed::Address(peer), target: dialed(target), configured }
+                Addresses { client, peer: Dialed::Address(peer), target: dialed(target), configured }
             }
         }
     }
@@ -128,7 +128,7 @@ pub(super) async fn carry(
 
 fn log_established(common: &Common, connection: &Carrying) {
     let Carrying { ends, tunnel, .. } = connection;
-    let Named { client, peer, target, configured } = ends.named(common);
+    let Addresses { client, peer, target, configured } = ends.addresses(common);
     let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
     let Tunnel { key, cipher, .. } = tunnel;
     debug!(pipe, client, %peer, %target, %configured, %key, %cipher, "established");
@@ -137,7 +137,7 @@ fn log_established(common: &Common, connection: &Carrying) {
 impl Carried {
     fn log(&self, common: &Common, tunnel: &Tunnel, ends: Ends) {
         let Self { result, to_target, from_target, seconds } = self;
-        let Named { client, peer, target, configured } = ends.named(common);
+        let Addresses { client, peer, target, configured } = ends.addresses(common);
         let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
         let Tunnel { key, cipher, .. } = tunnel;
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());

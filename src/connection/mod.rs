@@ -83,6 +83,7 @@ pub enum SetupError {
 
 /// Why a connection failed, for a caller that has it as its only one; the log has it in any case.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ConnectionError {
     /// Before it carried anything.
     #[error(transparent)]

@@ -9,7 +9,7 @@ use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
 use super::{Common, ConnectionError, SetupError};
-use crate::gate::{Admitted, Gate, Visitor};
+use crate::gate::{Admitted, Gate, LobbyPlace};
 use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
 use crate::stats::Usage;
@@ -39,7 +39,7 @@ impl Responder {
     /// Why it failed, which is in the log as well.
     pub fn carry(
         self: Arc<Self>,
-        stranger: Admitted<Visitor>,
+        stranger: Admitted<LobbyPlace>,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
         // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
         let establishing = Box::pin(Arc::clone(&self).establish(stranger));
@@ -49,7 +49,7 @@ impl Responder {
         }
     }
 
-    async fn establish(self: Arc<Self>, stranger: Admitted<Visitor>) -> Result<Box<Carrying>, SetupError> {
+    async fn establish(self: Arc<Self>, stranger: Admitted<LobbyPlace>) -> Result<Box<Carrying>, SetupError> {
         let peer = stranger.remote;
         self.admit_and_dial(stranger).await.inspect_err(|error| {
             let (pipe, configured) = (self.common.pipe(), self.common.route.target());
@@ -57,15 +57,15 @@ impl Responder {
         })
     }
 
-    async fn admit_and_dial(&self, stranger: Admitted<Visitor>) -> Result<Box<Carrying>, SetupError> {
+    async fn admit_and_dial(&self, stranger: Admitted<LobbyPlace>) -> Result<Box<Carrying>, SetupError> {
         let started = Instant::now();
         let deadline = started + self.common.timeout;
-        let Admitted { stream: wire, remote: peer, place: visitor } = stranger;
+        let Admitted { stream: wire, remote: peer, place: waiting } = stranger;
         let (mut tunnel, info) = tokio::select! {
             tunnel = Tunnel::respond(wire, &self.keys, &self.common.terms, deadline) => tunnel?,
-            () = visitor.turned_out() => return Err(SetupError::TurnedOut),
+            () = waiting.turned_out() => return Err(SetupError::TurnedOut),
         };
-        drop(visitor);
+        drop(waiting);
         let client = info.client.map(Remote::from);
         let admitting = async {
             let place = self.gate.admit_peer(deadline).await?;

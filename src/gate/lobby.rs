@@ -21,7 +21,7 @@ pub(super) struct Lobby {
 
 impl Lobby {
     /// Lets one more in, and turns out the longest-waiting one when there is no place.
-    pub(super) fn enter(self: &Arc<Self>) -> Visitor {
+    pub(super) fn enter(self: &Arc<Self>) -> LobbyPlace {
         let turned_out = Arc::new(CancellationToken::new());
         let mut waiting = self.lock();
         if waiting.len() == PLACES
@@ -30,7 +30,7 @@ impl Lobby {
             oldest.cancel();
         }
         waiting.push_back(Arc::clone(&turned_out));
-        Visitor { lobby: Arc::clone(self), turned_out }
+        LobbyPlace { lobby: Arc::clone(self), turned_out }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<CancellationToken>>> {
@@ -40,19 +40,19 @@ impl Lobby {
 }
 
 /// A place in the lobby, free again when this is dropped.
-pub struct Visitor {
+pub struct LobbyPlace {
     lobby: Arc<Lobby>,
     turned_out: Arc<CancellationToken>,
 }
 
-impl Visitor {
-    /// Ends when this visitor has to make room.
+impl LobbyPlace {
+    /// Ends when the connection that waits here has to make room.
     pub async fn turned_out(&self) {
         self.turned_out.cancelled().await;
     }
 }
 
-impl Drop for Visitor {
+impl Drop for LobbyPlace {
     fn drop(&mut self) {
         self.lobby.lock().retain(|other| !Arc::ptr_eq(other, &self.turned_out));
     }
@@ -65,21 +65,21 @@ mod tests {
     #[test]
     fn a_full_lobby_turns_out_the_longest_waiting() {
         let lobby = Arc::new(Lobby::default());
-        let visitors: Vec<_> = (0..PLACES).map(|_| lobby.enter()).collect();
-        assert!(visitors.iter().all(|visitor| !visitor.turned_out.is_cancelled()));
+        let waiting: Vec<_> = (0..PLACES).map(|_| lobby.enter()).collect();
+        assert!(waiting.iter().all(|waiting| !waiting.turned_out.is_cancelled()));
         let newcomer = lobby.enter();
-        assert!(visitors[0].turned_out.is_cancelled());
-        assert!(!visitors[1].turned_out.is_cancelled());
+        assert!(waiting[0].turned_out.is_cancelled());
+        assert!(!waiting[1].turned_out.is_cancelled());
         assert!(!newcomer.turned_out.is_cancelled());
     }
 
     #[test]
     fn a_visitor_that_leaves_makes_room() {
         let lobby = Arc::new(Lobby::default());
-        let mut visitors: Vec<_> = (0..PLACES).map(|_| lobby.enter()).collect();
-        visitors.remove(100);
+        let mut waiting: Vec<_> = (0..PLACES).map(|_| lobby.enter()).collect();
+        waiting.remove(100);
         assert_eq!(lobby.lock().len(), PLACES - 1);
         let _newcomer = lobby.enter();
-        assert!(visitors.iter().all(|visitor| !visitor.turned_out.is_cancelled()));
+        assert!(waiting.iter().all(|waiting| !waiting.turned_out.is_cancelled()));
     }
 }

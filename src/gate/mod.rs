@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  initiator:  Permit ─▶ Arrival ─▶ Admitted<Place>       clients beyond the limit wait in the kernel's queue
-//!  responder:  Arrival ─▶ Admitted<Visitor> ─▶ tunnel ─▶ Place      a stranger waits in the lobby; a peer that has
+//!  responder:  Arrival ─▶ Admitted<LobbyPlace> ─▶ tunnel ─▶ Place      a stranger waits in the lobby; a peer that has
 //!                                                                   proved the key waits for a permit
 //! ```
 //!
@@ -21,7 +21,7 @@ use tracing::warn;
 
 use self::limit::{Limit, Permit};
 use self::lobby::Lobby;
-pub use self::lobby::Visitor;
+pub use self::lobby::LobbyPlace;
 pub use self::place::{Connections, Place};
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
@@ -61,12 +61,12 @@ pub struct Admitted<P> {
 pub struct Busy;
 
 /// What the pipes at some sources have admitted. It belongs to the sources and not to a pipe, so that it outlives a reload.
-pub(crate) struct Standing {
+pub(crate) struct Admissions {
     limit: Arc<Limit>,
     lobby: Arc<Lobby>,
 }
 
-impl Standing {
+impl Admissions {
     pub(crate) fn new(rules: &Rules) -> Self {
         Self { limit: Arc::new(Limit::new(rules.max_connections)), lobby: Arc::default() }
     }
@@ -83,7 +83,7 @@ pub struct Gate {
     name: Option<Name>,
     sources: Sources,
     keepalive: Keepalive,
-    standing: Arc<Standing>,
+    admissions: Arc<Admissions>,
     connections: Connections,
 }
 
@@ -92,10 +92,10 @@ impl Gate {
         name: Option<Name>,
         sources: Sources,
         keepalive: Keepalive,
-        standing: Arc<Standing>,
+        admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
-        Self { name, sources, keepalive, standing, connections }
+        Self { name, sources, keepalive, admissions, connections }
     }
 
     /// An initiator's next client. Its permit comes before it is accepted: a client beyond the limit waits in the kernel's queue,
@@ -107,9 +107,9 @@ impl Gate {
     }
 
     /// A responder's next peer, which is a stranger until it has proved the key.
-    pub async fn next_stranger(&self, listeners: &mut Listeners) -> Admitted<Visitor> {
+    pub async fn next_stranger(&self, listeners: &mut Listeners) -> Admitted<LobbyPlace> {
         let Arrival { stream, remote } = listeners.accept(self.keepalive).await;
-        Admitted { stream, remote, place: self.standing.lobby.enter() }
+        Admitted { stream, remote, place: self.admissions.lobby.enter() }
     }
 
     /// A place for a peer that has proved the key, as soon as there is one.
@@ -117,12 +117,12 @@ impl Gate {
     /// # Errors
     /// [`Busy`], when there is none until `deadline`.
     pub async fn admit_peer(&self, deadline: Instant) -> Result<Place, Busy> {
-        let permit = timeout_at(deadline, self.standing.limit.take()).await.map_err(|_| Busy)?;
+        let permit = timeout_at(deadline, self.admissions.limit.take()).await.map_err(|_| Busy)?;
         Ok(self.connections.place(Some(permit)))
     }
 
     async fn permit(&self) -> Permit {
-        if let Some(permit) = self.standing.limit.try_take() {
+        if let Some(permit) = self.admissions.limit.try_take() {
             return permit;
         }
         warn!(
@@ -130,6 +130,6 @@ impl Gate {
             source = %self.sources,
             "as many connections as -n allows are open; further clients wait"
         );
-        self.standing.limit.take().await
+        self.admissions.limit.take().await
     }
 }

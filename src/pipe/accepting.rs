@@ -81,10 +81,10 @@ enum Life {
 impl Reception {
     fn new(spec: Spec, registry: &Registry) -> Self {
         let Spec { sources, rules, role, common } = spec;
-        let standing = registry.standing(&sources, &rules);
+        let admissions = registry.admissions(&sources, &rules);
         let connections = registry.connections.clone();
         let (name, keepalive) = (common.name.clone(), common.keepalive);
-        let gate = Arc::new(Gate::new(name, sources, keepalive, standing, connections.clone()));
+        let gate = Arc::new(Gate::new(name, sources, keepalive, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
         let life = match role {
             Role::Initiator { key } => Life::Initiator(Arc::new(Initiator::new(common, key, usage))),

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use self::accepting::Accepting;
 pub use self::registry::Registry;
-pub use self::spec::{Misfit, Role, Spec, Specs, SpecsError};
+pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
 use crate::listen::{self, Bound, ListenError, Listener, Passed};
 
@@ -247,9 +247,9 @@ mod tests {
         };
         let wrong = |specs| Specs::new(specs).err().unwrap();
         let shared = wrong(vec![named("[::1]:1", "a"), named("[::1]:2", "b"), named("[::1]:1", "c")]);
-        assert!(matches!(shared, Misfit { number: 2, source: SpecsError::SharedSource(_) }));
+        assert!(matches!(shared, Conflict { number: 2, source: SpecsError::SharedSource(_) }));
         let shared = wrong(vec![named("[::1]:1", "a"), named("[::1]:2", "a")]);
-        assert!(matches!(shared, Misfit { number: 1, source: SpecsError::SharedName(_) }));
-        assert!(matches!(wrong(Vec::new()), Misfit { source: SpecsError::None, .. }));
+        assert!(matches!(shared, Conflict { number: 1, source: SpecsError::SharedName(_) }));
+        assert!(matches!(wrong(Vec::new()), Conflict { source: SpecsError::None, .. }));
     }
 }

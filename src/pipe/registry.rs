@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::heartbeat::Heartbeat;
 use crate::addr::Sources;
-use crate::gate::{Connections, Rules, Standing};
+use crate::gate::{Admissions, Connections, Rules};
 use crate::stats::Usage;
 
 /// What the pipes of a process leave to those that take their place.
@@ -18,30 +18,30 @@ pub struct Registry {
     /// Signs of life of the accept loops.
     pub heartbeat: Arc<Heartbeat>,
     /// What has been admitted at the sources of each pipe, as they were written.
-    standings: Mutex<HashMap<Sources, Arc<Standing>>>,
+    by_sources: Mutex<HashMap<Sources, Arc<Admissions>>>,
 }
 
 impl Registry {
     /// What has been admitted at `sources`, from now on by `rules`.
-    pub(super) fn standing(&self, sources: &Sources, rules: &Rules) -> Arc<Standing> {
-        let mut standings = self.standings();
-        if let Some(standing) = standings.get(sources) {
-            standing.change(rules);
-            return Arc::clone(standing);
+    pub(super) fn admissions(&self, sources: &Sources, rules: &Rules) -> Arc<Admissions> {
+        let mut by_sources = self.by_sources();
+        if let Some(admissions) = by_sources.get(sources) {
+            admissions.change(rules);
+            return Arc::clone(admissions);
         }
-        let standing = Arc::new(Standing::new(rules));
-        standings.insert(sources.clone(), Arc::clone(&standing));
-        standing
+        let admissions = Arc::new(Admissions::new(rules));
+        by_sources.insert(sources.clone(), Arc::clone(&admissions));
+        admissions
     }
 
     /// Forgets the sources at which no pipe is left.
     pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = &'s Sources>) {
         let used: HashSet<_> = used.collect();
-        self.standings().retain(|sources, _| used.contains(sources));
+        self.by_sources().retain(|sources, _| used.contains(sources));
     }
 
-    fn standings(&self) -> MutexGuard<'_, HashMap<Sources, Arc<Standing>>> {
+    fn by_sources(&self) -> MutexGuard<'_, HashMap<Sources, Arc<Admissions>>> {
         // A panic elsewhere leaves the map whole: every change to it is one call.
-        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

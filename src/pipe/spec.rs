@@ -133,7 +133,7 @@ pub enum SpecsError {
 /// A pipe among others that are given, by its number from 0, and why it cannot be one of them.
 #[derive(Debug, Error)]
 #[error("{source}")]
-pub struct Misfit {
+pub struct Conflict {
     /// The later one of two pipes that do not go together.
     pub number: usize,
     /// What they share.
@@ -144,21 +144,21 @@ impl Specs {
     /// Checks that `specs` can be the pipes of one process.
     ///
     /// # Errors
-    /// [`Misfit`], for the first that cannot.
-    pub fn new(specs: Vec<Spec>) -> Result<Self, Misfit> {
+    /// [`Conflict`], for the first that cannot.
+    pub fn new(specs: Vec<Spec>) -> Result<Self, Conflict> {
         let (mut sources, mut names) = (HashSet::new(), HashSet::new());
         for (number, spec) in specs.iter().enumerate() {
-            let misfit = |source| Misfit { number, source };
+            let conflict = |source| Conflict { number, source };
             if let Some(shared) = spec.sources.iter().find(|source| !sources.insert(*source)) {
-                return Err(misfit(SpecsError::SharedSource(shared.clone())));
+                return Err(conflict(SpecsError::SharedSource(shared.clone())));
             }
             if let Some(name) = &spec.common.name
                 && !names.insert(name)
             {
-                return Err(misfit(SpecsError::SharedName(name.clone())));
+                return Err(conflict(SpecsError::SharedName(name.clone())));
             }
         }
-        Vec1::try_from_vec(specs).map(Self).map_err(|_| Misfit { number: 0, source: SpecsError::None })
+        Vec1::try_from_vec(specs).map(Self).map_err(|_| Conflict { number: 0, source: SpecsError::None })
     }
 
     /// Each of them.

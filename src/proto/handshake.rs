@@ -79,8 +79,35 @@ pub struct ResponderRandomness {
     pub kem: [u8; 32],
 }
 
+impl InitiatorRandomness {
+    /// Has `fill` fill it.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn draw<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        let mut drawn = Self { x25519: [0; 32], kem: [0; 64] };
+        fill(&mut drawn.x25519)?;
+        fill(&mut drawn.kem)?;
+        Ok(drawn)
+    }
+}
+
+impl ResponderRandomness {
+    /// Has `fill` fill it.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn draw<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        let mut drawn = Self { x25519: [0; 32], kem: [0; 32] };
+        fill(&mut drawn.x25519)?;
+        fill(&mut drawn.kem)?;
+        Ok(drawn)
+    }
+}
+
 /// Why a handshake failed.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HandshakeError {
     /// The peer has another key or label, is not spipe, or the message was altered on the way.
     #[error(transparent)]
@@ -282,9 +309,7 @@ impl Responder {
 
 /// What both ends do first: name the protocol, mix in prologue and label, then token `psk`.
 fn begin(key: &Key, label: &Label) -> SymmetricState {
-    let mut noise = SymmetricState::new(PROTOCOL_NAME, &[PROLOGUE, label.0.as_bytes()]);
-    noise.psk(key.psk());
-    noise
+    SymmetricState::new(PROTOCOL_NAME, &[PROLOGUE, label.0.as_bytes()], key.psk())
 }
 
 /// An end's X25519 key pair.

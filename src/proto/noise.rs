@@ -35,33 +35,20 @@ pub struct SymmetricState {
 }
 
 impl SymmetricState {
-    /// `InitializeSymmetric(protocol_name)` and `MixHash(prologue)`.
+    /// `InitializeSymmetric(protocol_name)`, `MixHash(prologue)`, and token `psk`, which every pattern here begins with:
+    /// `MixKeyAndHash(psk)`. So there is no state without a cipher key.
     ///
     /// # Panics
     /// For a `protocol_name` of 32 bytes or fewer, which Noise pads instead of hashing; ours is longer.
-    pub fn new(protocol_name: &str, prologue: &[&[u8]]) -> Self {
+    pub fn new(protocol_name: &str, prologue: &[&[u8]], psk: &[u8; 32]) -> Self {
         assert!(protocol_name.len() > 32, "shorter names are not hashed (Noise, section 5.2)");
-        let hash: [u8; 32] = Sha256::digest(protocol_name).into();
-        let mut state = Self {
-            chaining_key: Zeroizing::new(hash),
-            hash,
-            // Every pattern here starts with `psk`, so this is replaced before the first field is sealed.
-            cipher_key: Zeroizing::new([0; 32]),
-            nonce: 0,
-        };
-        state.mix_hash(prologue);
-        state
-    }
-
-    /// Token `psk`: `MixKeyAndHash(psk)`.
-    pub fn psk(&mut self, psk: &[u8; 32]) {
+        let name: [u8; 32] = Sha256::digest(protocol_name).into();
         let mut output = Zeroizing::new([0; 96]);
-        self.hkdf(psk, &mut *output);
+        hkdf(&name, psk, &mut *output);
         let (chaining_key, rest) = output.split_at(32);
-        let (hash, cipher_key) = rest.split_at(32);
-        self.chaining_key.copy_from_slice(chaining_key);
-        self.mix_hash(&[hash]);
-        self.set_cipher_key(cipher_key);
+        let (temporary_hash, cipher_key) = rest.split_at(32);
+        let hash = mix_hash(&mix_hash(&name, prologue), &[temporary_hash]);
+        Self { chaining_key: secret(chaining_key), hash, cipher_key: secret(cipher_key), nonce: 0 }
     }
 
     /// Token `e`, sent or received: in a PSK handshake the public key is mixed into the hash and the key (section 9.2).
@@ -115,41 +102,24 @@ impl SymmetricState {
     /// `Split()`: the key of the initiator's direction, then the responder's.
     pub fn split(self) -> (Secret, Secret) {
         let mut output = Zeroizing::new([0; 64]);
-        self.hkdf(&[], &mut *output);
-        let (mut initiator, mut responder) = (Secret::default(), Secret::default());
-        initiator.copy_from_slice(&output[..32]);
-        responder.copy_from_slice(&output[32..]);
-        (initiator, responder)
+        hkdf(&self.chaining_key, &[], &mut *output);
+        let (initiator, responder) = output.split_at(32);
+        (secret(initiator), secret(responder))
     }
 
     /// `MixKey(input)`.
     fn mix_key(&mut self, input: &[u8; 32]) {
         let mut output = Zeroizing::new([0; 64]);
-        self.hkdf(input, &mut *output);
+        hkdf(&self.chaining_key, input, &mut *output);
         let (chaining_key, cipher_key) = output.split_at(32);
         self.chaining_key.copy_from_slice(chaining_key);
-        self.set_cipher_key(cipher_key);
+        self.cipher_key.copy_from_slice(cipher_key);
+        self.nonce = 0;
     }
 
     /// `MixHash` of the concatenation of `parts`.
     fn mix_hash(&mut self, parts: &[&[u8]]) {
-        let mut hash = Sha256::new_with_prefix(self.hash);
-        for part in parts {
-            hash.update(part);
-        }
-        self.hash = hash.finalize().into();
-    }
-
-    /// Noise's `HKDF` is RFC 5869's with the chaining key as salt and an empty info.
-    fn hkdf(&self, input: &[u8], output: &mut [u8]) {
-        Hkdf::<Sha256>::new(Some(&*self.chaining_key), input)
-            .expand(&[], output)
-            .expect("HKDF-SHA256 gives up to 8,160 bytes");
-    }
-
-    fn set_cipher_key(&mut self, key: &[u8]) {
-        self.cipher_key.copy_from_slice(key);
-        self.nonce = 0;
+        self.hash = mix_hash(&self.hash, parts);
     }
 
     fn cipher(&self) -> ChaCha20Poly1305 {
@@ -163,4 +133,26 @@ impl SymmetricState {
         self.nonce += 1;
         nonce.into()
     }
+}
+
+fn mix_hash(hash: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix(hash);
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// Noise's `HKDF` is RFC 5869's with the chaining key as salt and an empty info.
+fn hkdf(chaining_key: &[u8; 32], input: &[u8], output: &mut [u8]) {
+    Hkdf::<Sha256>::new(Some(chaining_key), input)
+        .expand(&[], output)
+        .expect("HKDF-SHA256 gives up to 8,160 bytes");
+}
+
+/// A part of an output that has 32 bytes.
+fn secret(bytes: &[u8]) -> Secret {
+    let mut secret = Secret::default();
+    secret.copy_from_slice(bytes);
+    secret
 }

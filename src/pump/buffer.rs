@@ -28,7 +28,7 @@ const KEPT: usize = 2;
 /// five page faults a connection.
 const KEPT_BY_ALL: usize = 16;
 
-type Idle = Vec<Box<Lent>>;
+type Idle = Vec<Box<Pooled>>;
 
 thread_local! {
     static IDLE: RefCell<Idle> = const { RefCell::new(Vec::new()) };
@@ -41,7 +41,7 @@ fn idle_of_all() -> MutexGuard<'static, Idle> {
 }
 
 /// What a pump borrows from the pool.
-struct Lent {
+struct Pooled {
     bytes: Box<[u8]>,
     payloads: Payloads,
 }
@@ -51,33 +51,33 @@ struct Lent {
 /// The list is here and not in the pump, since there are places only while there are bytes: an idle connection keeps neither.
 pub struct Buffer {
     /// None only while it is being dropped.
-    lent: Option<Box<Lent>>,
+    pooled: Option<Box<Pooled>>,
 }
 
 impl Buffer {
     /// An idle buffer, or a new one. A new one's pages are untouched zeros, so it costs memory only as far as it is used.
     pub fn take() -> Self {
         let idle = IDLE.with_borrow_mut(Vec::pop).or_else(|| idle_of_all().pop());
-        let new = || Box::new(Lent { bytes: vec![0; BATCH].into_boxed_slice(), payloads: Payloads::new() });
-        Self { lent: Some(idle.unwrap_or_else(new)) }
+        let new = || Box::new(Pooled { bytes: vec![0; BATCH].into_boxed_slice(), payloads: Payloads::new() });
+        Self { pooled: Some(idle.unwrap_or_else(new)) }
     }
 
     /// Payloads that are opened and not yet written, by where they lie in the buffer.
     pub(super) fn payloads(&self) -> &Payloads {
-        &self.lent().payloads
+        &self.pooled().payloads
     }
 
     /// The same, to be changed.
     pub(super) fn payloads_mut(&mut self) -> &mut Payloads {
-        &mut self.lent_mut().payloads
+        &mut self.pooled_mut().payloads
     }
 
-    fn lent(&self) -> &Lent {
-        self.lent.as_ref().expect("it is not being dropped")
+    fn pooled(&self) -> &Pooled {
+        self.pooled.as_ref().expect("it is not being dropped")
     }
 
-    fn lent_mut(&mut self) -> &mut Lent {
-        self.lent.as_mut().expect("it is not being dropped")
+    fn pooled_mut(&mut self) -> &mut Pooled {
+        self.pooled.as_mut().expect("it is not being dropped")
     }
 }
 
@@ -85,31 +85,31 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.lent().bytes
+        &self.pooled().bytes
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.lent_mut().bytes
+        &mut self.pooled_mut().bytes
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Some(mut lent) = self.lent.take() else { return };
-        lent.payloads.clear();
-        let give_back = |idle: &mut Idle, kept, lent| {
+        let Some(mut pooled) = self.pooled.take() else { return };
+        pooled.payloads.clear();
+        let give_back = |idle: &mut Idle, kept, pooled| {
             if idle.len() < kept {
-                idle.push(lent);
+                idle.push(pooled);
                 None
             } else {
-                Some(lent)
+                Some(pooled)
             }
         };
         // At thread exit the thread's own list may be gone already; then the buffer is simply freed.
-        if let Ok(Some(lent)) = IDLE.try_with(|idle| give_back(&mut idle.borrow_mut(), KEPT, lent)) {
-            give_back(&mut idle_of_all(), KEPT_BY_ALL, lent);
+        if let Ok(Some(pooled)) = IDLE.try_with(|idle| give_back(&mut idle.borrow_mut(), KEPT, pooled)) {
+            give_back(&mut idle_of_all(), KEPT_BY_ALL, pooled);
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::listen::Passed;
 
 /// Why a passed socket cannot be used.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ActivationError {
     /// Something else than a listening stream socket.
     #[error(

@@ -27,14 +27,14 @@ const LISTENING: u8 = b'\n';
 
 /// Why the process cannot go into the background.
 #[derive(Debug, Error)]
-#[error("--daemon: cannot {doing}: {error}")]
+#[error("--daemon: cannot {doing}: {source}")]
 pub struct DaemonError {
     doing: &'static str,
-    error: io::Error,
+    source: io::Error,
 }
 
 fn cannot(doing: &'static str) -> impl Fn(io::Error) -> DaemonError {
-    move |error| DaemonError { doing, error }
+    move |source| DaemonError { doing, source }
 }
 
 /// Which of the two this process is.

@@ -26,10 +26,10 @@ const STOPPING: Duration = Duration::from_secs(5);
 
 /// `NOTIFY_SOCKET` is of no use.
 #[derive(Debug, Error)]
-#[error("cannot notify the service manager at NOTIFY_SOCKET={address}: {error}; unset it if there is none")]
+#[error("cannot notify the service manager at NOTIFY_SOCKET={address}: {source}; unset it if there is none")]
 pub struct NotifyError {
     address: String,
-    error: io::Error,
+    source: io::Error,
 }
 
 /// The service manager, if there is one that listens.
@@ -56,7 +56,7 @@ impl Manager {
             None => None,
             Some(name) => Some(
                 Channel::new(&name)
-                    .map_err(|error| NotifyError { address: name.to_string_lossy().into_owned(), error })?,
+                    .map_err(|source| NotifyError { address: name.to_string_lossy().into_owned(), source })?,
             ),
         };
         // Zero is "no watchdog", and no period can be made of it.

@@ -14,14 +14,15 @@ const CONTENT_MAX: u64 = 32;
 
 /// Why there is no such file.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PidFileError {
     /// The operating system says no.
-    #[error("cannot write the pid file {path}: {error}", path = .path.display())]
+    #[error("cannot write the pid file {path}: {source}", path = .path.display())]
     Refused {
         /// Its name.
         path: PathBuf,
         /// Why.
-        error: io::Error,
+        source: io::Error,
     },
     /// A mistyped name must not cost a file.
     #[error("{path} is not a pid file, and is left as it is; choose another name for -p", path = .0.display())]
@@ -44,7 +45,7 @@ impl PidFile {
     /// # Errors
     /// [`PidFileError`].
     pub fn create(path: &Path) -> Result<Self, PidFileError> {
-        let refused = |error| PidFileError::Refused { path: path.to_owned(), error };
+        let refused = |source| PidFileError::Refused { path: path.to_owned(), source };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -49,6 +49,7 @@ impl fmt::Display for UserName {
 
 /// Why the process does not have the user and group that it should have.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum PrivilegesError {
     /// There is no such user or group.
     #[error("-u {wanted}: there is no {what} '{name}' on this host; create it or choose another")]
@@ -64,14 +65,14 @@ pub enum PrivilegesError {
     #[error("-u {0}: this user is not in the user database, so its group is not known; write {0}:GROUP")]
     GroupUnknown(UserName),
     /// The operating system says no.
-    #[error("-u {wanted}: cannot {doing}: {error}{}", if *.error == Errno::EPERM { "; start spipe as root, or leave -u out" } else { "" })]
+    #[error("-u {wanted}: cannot {doing}: {source}{}", if *.source == Errno::EPERM { "; start spipe as root, or leave -u out" } else { "" })]
     Refused {
         /// What was asked for.
         wanted: UserName,
         /// What was tried.
         doing: &'static str,
         /// Why.
-        error: Errno,
+        source: Errno,
     },
     /// It said yes, but did not do it.
     #[error("-u {0}: the way back to the old user is still open, and spipe does not run like that")]
@@ -92,7 +93,8 @@ impl Identity {
     /// # Errors
     /// [`PrivilegesError`], when there is no such user or group.
     pub fn of(wanted: &UserName) -> Result<Self, PrivilegesError> {
-        let refused = |doing| move |error| PrivilegesError::Refused { wanted: wanted.clone(), doing, error };
+        let refused =
+            |doing| move |source| PrivilegesError::Refused { wanted: wanted.clone(), doing, source };
         let unknown = |what, name: &str| PrivilegesError::Unknown {
             wanted: wanted.clone(),
             what,
@@ -135,7 +137,7 @@ impl Identity {
         let Self { wanted, uid, gid } = self;
         let refused = |doing| {
             let wanted = &wanted;
-            move |error| PrivilegesError::Refused { wanted: wanted.clone(), doing, error }
+            move |source| PrivilegesError::Refused { wanted: wanted.clone(), doing, source }
         };
         // The groups first: the right to change them goes with the user.
         setgroups(&[gid]).map_err(refused("leave the other groups"))?;

@@ -112,8 +112,7 @@ pub async fn initiate(
 }
 
 fn start(key: &Key, label: &Label, ciphers: Ciphers) -> Result<(Initiator, [u8; MESSAGE_1]), TunnelError> {
-    let mut randomness = InitiatorRandomness { x25519: [0; 32], kem: [0; 64] };
-    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
+    let randomness = InitiatorRandomness::draw(random)?;
     Ok(Initiator::start(key, label, ciphers, &randomness))
 }
 
@@ -150,8 +149,7 @@ fn answer(
 ) -> Result<Answer, TunnelError> {
     let responder = Responder::read(message, keys, label)?;
     let fingerprint = responder.fingerprint();
-    let mut randomness = ResponderRandomness { x25519: [0; 32], kem: [0; 32] };
-    fill(&mut [&mut randomness.x25519, &mut randomness.kem])?;
+    let randomness = ResponderRandomness::draw(random)?;
     let (message, established) = responder.reply(ciphers, &randomness);
     Ok((message, established, fingerprint))
 }
@@ -187,8 +185,8 @@ pub async fn await_open(
     Ok((opener, info, inbox))
 }
 
-fn fill(secrets: &mut [&mut [u8]]) -> Result<(), TunnelError> {
-    secrets.iter_mut().try_for_each(|secret| SysRng.try_fill_bytes(secret)).map_err(TunnelError::Randomness)
+fn random(secret: &mut [u8]) -> Result<(), TunnelError> {
+    SysRng.try_fill_bytes(secret).map_err(TunnelError::Randomness)
 }
 
 async fn send(

@@ -18,9 +18,8 @@ fn vector() -> Vector {
 }
 
 fn begin(vector: &Vector) -> SymmetricState {
-    let mut noise = SymmetricState::new("Noise_NNpsk0_25519_ChaChaPoly_SHA256", &[&vector["prologue"]]);
-    noise.psk(&array(&vector["psk"]));
-    noise
+    let prologue: &[u8] = &vector["prologue"];
+    SymmetricState::new("Noise_NNpsk0_25519_ChaChaPoly_SHA256", &[prologue], &array(&vector["psk"]))
 }
 
 /// Plays the initiator. Returns its message 0, and the keys of both directions from the recorded message 1.

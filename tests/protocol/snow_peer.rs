@@ -25,9 +25,7 @@ fn write(peer: &mut HandshakeState, payload: &[u8]) -> Vec<u8> {
 }
 
 fn begin(psk: &[u8; 32]) -> SymmetricState {
-    let mut noise = SymmetricState::new(PATTERN, &[PROLOGUE]);
-    noise.psk(psk);
-    noise
+    SymmetricState::new(PATTERN, &[PROLOGUE], psk)
 }
 
 /// Our initiator after its message and before the answer.

@@ -127,7 +127,7 @@ impl Second {
         let psk = expand(&Hkdf::new(Some(b"spipe/1 key file"), key_file), b"spipe/1 psk");
         let prologue = [b"spipe/1\0", label.as_bytes()].concat();
         let mut noise =
-            SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[&prologue]);
+            SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[&prologue], &psk);
         let initiator = StaticSecret::from(ours.x25519);
         let initiator_public = PublicKey::from(&initiator).to_bytes();
         let responder = StaticSecret::from(theirs.x25519);
@@ -135,7 +135,6 @@ impl Second {
         let (ciphertext, kem_secret) =
             mlkem768::encapsulate(&MlKem768PublicKey::from(kem_public), theirs.kem);
 
-        noise.psk(&psk);
         noise.e(&initiator_public);
         let message_1 = [
             &initiator_public[..],
