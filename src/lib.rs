@@ -26,11 +26,11 @@
 //! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stream`, `stats`, `addr`, `proto` |
 //! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |
 //! | [`upstream`] | connecting out | `stream`, `names`, `addr` |
-//! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `addr` |
-//! | [`listen`] | sources become sockets, sockets become arrivals | `stream`, `names`, `addr` |
+//! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `stats`, `addr` |
+//! | [`listen`] | sources become sockets, sockets become arrivals | `stream`, `stats`, `names`, `addr` |
 //! | [`pump`] | both directions of a connection, and its buffers | `stream`, `proto` |
 //! | [`stream`] | one connected byte stream | |
-//! | [`stats`] | connections by key | `proto` |
+//! | [`stats`] | connections by key; events that repeat | `proto` |
 //! | [`names`] | host names become addresses | |
 //! | [`addr`] | texts become addresses | |
 //! | [`proto`] | the protocol: bytes in, bytes out | |

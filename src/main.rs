@@ -4,7 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match spipe::cli::run(std::env::args_os()) {
+    let ended = spipe::cli::run(std::env::args_os());
+    spipe::service::log::writer::flush();
+    match ended {
         Ok(code) => code,
         Err(error) => {
             // Not eprintln!, which panics when standard error is closed or full.

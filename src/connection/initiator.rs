@@ -8,9 +8,10 @@ use tracing::warn;
 
 use super::carry::{Carrying, Ends, carry};
 use super::{Common, ConnectionError, SetupError};
+use crate::addr::Name;
 use crate::gate::{Admitted, Place};
 use crate::proto::key::Key;
-use crate::stats::Usage;
+use crate::stats::{Repeated, Usage};
 use crate::tunnel::Tunnel;
 use crate::upstream::{Connected, Dialer};
 
@@ -20,13 +21,21 @@ pub struct Initiator {
     key: Arc<Key>,
     dialer: Dialer,
     usage: Arc<Usage>,
+    failures: Arc<Repeated>,
 }
 
 impl Initiator {
     /// An initiator that proves `key`, and whose connections are counted in `usage`.
     pub fn new(common: Common, key: Arc<Key>, usage: Arc<Usage>) -> Self {
         let dialer = Dialer::new(common.route.clone(), common.keepalive);
-        Self { common, key, dialer, usage }
+        let name = common.name.clone();
+        let failures = Repeated::new(move |kind, more| {
+            warn!(
+                pipe = name.as_ref().map(Name::as_str),
+                kind, more, "failed: further connections in the last minute"
+            );
+        });
+        Self { common, key, dialer, usage, failures }
     }
 
     /// Carries `client` from here to its end.
@@ -63,8 +72,10 @@ impl Initiator {
                 Ok(Box::new(Carrying { local, tunnel, ends, started, place }))
             }
             Err(error) => {
-                let (pipe, configured) = (self.common.pipe(), self.common.route.target());
-                warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
+                self.failures.event(error.kind(), || {
+                    let (pipe, configured) = (self.common.pipe(), self.common.route.target());
+                    warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
+                });
                 Err(error)
             }
         }

@@ -81,6 +81,21 @@ pub enum SetupError {
     Stopped,
 }
 
+impl SetupError {
+    /// The kind of failure, where strangers or a shortage can bring it about by the thousand: of such a kind, the log has a few
+    /// and the number of the rest. Any other failure is that of a client or of a peer with the key, and has a line of its own.
+    fn kind(&self) -> Option<&'static str> {
+        match self {
+            Self::Tunnel(TunnelError::Incomplete { .. }) => Some("incomplete handshake"),
+            Self::Tunnel(TunnelError::Forged) => Some("wrong key or label"),
+            Self::Tunnel(_) => Some("failed handshake"),
+            Self::Busy(_) => Some("too many connections"),
+            Self::TurnedOut => Some("turned out"),
+            Self::Dial(_) | Self::Stopped => None,
+        }
+    }
+}
+
 /// Why a connection failed, for a caller that has it as its only one; the log has it in any case.
 #[derive(Debug, Error)]
 #[non_exhaustive]

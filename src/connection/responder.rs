@@ -4,17 +4,19 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
 use super::{Common, ConnectionError, SetupError};
+use crate::addr::Name;
 use crate::gate::{Admitted, Gate, LobbyPlace};
 use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
-use crate::stats::Usage;
+use crate::stats::{Repeated, Usage};
 use crate::stream::Remote;
-use crate::tunnel::Tunnel;
+use crate::tunnel::handshake::Ending;
+use crate::tunnel::{Tunnel, TunnelError};
 use crate::upstream::{Connected, Dialer};
 
 /// What all connections of a responder share.
@@ -24,13 +26,21 @@ pub struct Responder {
     gate: Arc<Gate>,
     dialer: Dialer,
     usage: Arc<Usage>,
+    refusals: Arc<Repeated>,
 }
 
 impl Responder {
     /// A responder that accepts peers with any of `keys`, as far as `gate` admits them; its connections are counted in `usage`.
     pub fn new(common: Common, keys: Vec1<Arc<Key>>, gate: Arc<Gate>, usage: Arc<Usage>) -> Self {
         let dialer = Dialer::new(common.route.clone(), common.keepalive);
-        Self { common, keys, gate, dialer, usage }
+        let name = common.name.clone();
+        let refusals = Repeated::new(move |kind, more| {
+            warn!(
+                pipe = name.as_ref().map(Name::as_str),
+                kind, more, "refused: further connections in the last minute"
+            );
+        });
+        Self { common, keys, gate, dialer, usage, refusals }
     }
 
     /// Carries `stranger` from here to its end, if it proves a key.
@@ -53,7 +63,13 @@ impl Responder {
         let peer = stranger.remote;
         self.admit_and_dial(stranger).await.inspect_err(|error| {
             let (pipe, configured) = (self.common.pipe(), self.common.route.target());
-            warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
+            if is_probe(error) {
+                debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
+                return;
+            }
+            self.refusals.event(error.kind(), || {
+                warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
+            });
         })
     }
 
@@ -85,6 +101,12 @@ impl Responder {
             }
         }
     }
+}
+
+/// Whether the peer did no more than look whether something listens, as load balancers do every few seconds.
+fn is_probe(error: &SetupError) -> bool {
+    let SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) = error else { return false };
+    matches!(ending, Ending::Closed | Ending::Broken(_))
 }
 
 fn reason_for_the_peer(error: &SetupError) -> AbortReason {

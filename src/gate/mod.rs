@@ -25,6 +25,7 @@ pub use self::lobby::LobbyPlace;
 pub use self::place::{Connections, Place};
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
+use crate::stats::Repeated;
 use crate::stream::{Keepalive, Remote, Stream};
 
 /// What a pipe admits: pure data.
@@ -85,6 +86,7 @@ pub struct Gate {
     keepalive: Keepalive,
     admissions: Arc<Admissions>,
     connections: Connections,
+    saturation: Arc<Repeated>,
 }
 
 impl Gate {
@@ -95,7 +97,15 @@ impl Gate {
         admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
-        Self { name, sources, keepalive, admissions, connections }
+        let pipe = name.clone();
+        let saturation = Repeated::new(move |_kind, more| {
+            let pipe = pipe.as_ref().map(Name::as_str);
+            warn!(
+                pipe,
+                more, "as many connections as -n allows were open at further times in the last minute"
+            );
+        });
+        Self { name, sources, keepalive, admissions, connections, saturation }
     }
 
     /// An initiator's next client. Its permit comes before it is accepted: a client beyond the limit waits in the kernel's queue,
@@ -125,11 +135,13 @@ impl Gate {
         if let Some(permit) = self.admissions.limit.try_take() {
             return permit;
         }
-        warn!(
-            pipe = self.name.as_ref().map(Name::as_str),
-            source = %self.sources,
-            "as many connections as -n allows are open; further clients wait"
-        );
+        self.saturation.event(Some("saturation"), || {
+            warn!(
+                pipe = self.name.as_ref().map(Name::as_str),
+                source = %self.sources,
+                "as many connections as -n allows are open; further clients wait"
+            );
+        });
         self.admissions.limit.take().await
     }
 }

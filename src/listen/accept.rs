@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{debug, warn};
 
 use crate::addr::{Endpoint, Source};
+use crate::stats::Repeated;
 use crate::stream::socket_file::SocketFile;
 use crate::stream::{Keepalive, Remote, Stream};
 
@@ -68,20 +70,24 @@ impl Listener {
 
 /// All sockets of one pipe, which take turns.
 pub struct Listeners {
-    listeners: Vec<Listener>,
+    sockets: Vec<Listener>,
     /// The one to ask first, so that a busy socket does not keep the others waiting.
     first: usize,
+    shortage: Arc<Repeated>,
 }
 
 impl Listeners {
-    /// Those of `listeners`.
-    pub fn new(listeners: Vec<Listener>) -> Self {
-        Self { listeners, first: 0 }
+    /// Those of `sockets`.
+    pub fn new(sockets: Vec<Listener>) -> Self {
+        let shortage = Repeated::new(|_kind, more| {
+            warn!(more, "cannot accept connections: further times in the last minute");
+        });
+        Self { sockets, first: 0, shortage }
     }
 
     /// The sockets; they still listen.
     pub fn into_inner(self) -> Vec<Listener> {
-        self.listeners
+        self.sockets
     }
 
     /// The next connection at any of the sockets. Failures of accept(2) never end the loop that calls this: a connection that
@@ -90,9 +96,9 @@ impl Listeners {
         let mut pause = BACK_OFF_MIN;
         loop {
             let (listener, accepted) = poll_fn(|context| {
-                for turn in 0..self.listeners.len() {
-                    let index = (self.first + turn) % self.listeners.len();
-                    if let Poll::Ready(accepted) = self.listeners[index].poll_accept(context, keepalive) {
+                for turn in 0..self.sockets.len() {
+                    let index = (self.first + turn) % self.sockets.len();
+                    if let Poll::Ready(accepted) = self.sockets[index].poll_accept(context, keepalive) {
                         self.first = index + 1;
                         return Poll::Ready((index, accepted));
                     }
@@ -119,8 +125,10 @@ impl Listeners {
                 Err(error) => {
                     // Once a spell: the log must not fill because descriptors are short.
                     if pause == BACK_OFF_MIN {
-                        let source = self.listeners[listener].local();
-                        warn!(%source, %error, "cannot accept connections for now; running ones go on");
+                        self.shortage.event(Some("shortage"), || {
+                            let source = self.sockets[listener].local();
+                            warn!(%source, %error, "cannot accept connections for now; running ones go on");
+                        });
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BACK_OFF_MAX);

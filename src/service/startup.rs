@@ -23,6 +23,7 @@ use tokio::runtime::Runtime;
 
 use super::activation::{self, ActivationError};
 use super::daemon::{Background, DaemonError};
+use super::log::writer;
 use super::pid_file::{PidFile, PidFileError};
 use super::privileges::{Identity, PrivilegesError, UserName};
 use super::process;
@@ -227,6 +228,8 @@ impl<T> Confined<T> {
 
     fn start(self, threads: Threads) -> Result<Service<T>, StartupError> {
         let Recorded { listening: Listening { sockets, signals }, pid_file } = self.recorded;
+        // The first of the threads: from here on, none waits for the reader of the log.
+        writer::start();
         let runtime = runtime::build(threads).map_err(cannot("start the runtime"))?;
         Ok(Service { runtime, sockets, signals, pid_file })
     }

@@ -1,8 +1,9 @@
 //! The destinations and formats of log lines: JSON, the journal, syslog.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -297,4 +298,76 @@ fn a_pipe_on_standard_input_and_output_writes_local_time_to_syslog() {
     let ahead = (logged - utc).rem_euclid(24 * 60);
     // A minute or two may pass between the line and this.
     assert!((325..=330).contains(&ahead), "{ahead} minutes ahead of UTC: {line}");
+}
+
+// ── a log that is not read ──
+
+/// Sends a line through `connect`'s pipe and back, `count` times.
+fn assert_serves<S: Read + Write>(count: usize, connect: impl Fn() -> S) {
+    for _ in 0..count {
+        assert_echoes(&mut connect(), "hello");
+    }
+}
+
+#[test]
+fn a_log_that_is_not_read_holds_up_neither_connections_nor_the_end() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).start();
+    let address = SocketAddr::from(([127, 77, 0, 2], crate::support::redis::free_port()));
+    let (mut unread, log) = std::io::pipe().expect("descriptors are left");
+    let mut command = End::initiator(&key, responder.address()).source(address).command();
+    let mut initiator = Process::start_piped(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log));
+    // The command keeps its end of the pipe open.
+    drop(command);
+    poll_until("it listens", || crate::support::socket::try_connect(address).ok());
+    // Each connection is a line of some 200 bytes: many more than the pipe's 64 KiB and the queue hold.
+    assert_serves(3000, || connect(address));
+    initiator.signal(Signal::TERM);
+    let mut log = String::new();
+    assert_eq!(initiator.wait().code(), Some(0), "it ends although the log is full");
+    unread.read_to_string(&mut log).expect("the pipe is open");
+    assert!(log.matches(" closed ").count() < 3000, "some lines were lost");
+}
+
+#[test]
+fn lines_that_were_lost_are_counted_in_the_log_once_it_is_read_again() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).start();
+    let address = SocketAddr::from(([127, 77, 0, 3], crate::support::redis::free_port()));
+    let (mut unread, log) = std::io::pipe().expect("descriptors are left");
+    let mut command = End::initiator(&key, responder.address()).source(address).command();
+    let mut initiator = Process::start_piped(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log));
+    drop(command);
+    poll_until("it listens", || crate::support::socket::try_connect(address).ok());
+    assert_serves(3000, || connect(address));
+    let reading = std::thread::spawn(move || {
+        let mut log = String::new();
+        unread.read_to_string(&mut log).map(|_| log)
+    });
+    // There is room again. Each further line gives the count of those lost before it.
+    assert_serves(10, || connect(address));
+    initiator.signal(Signal::TERM);
+    assert_eq!(initiator.wait().code(), Some(0));
+    let log = reading.join().expect("the thread reads").expect("the log is text");
+    let lost: usize = log
+        .lines()
+        .filter(|line| line.contains("log lines were lost"))
+        .map(|line| crate::support::pipe::field(line, "lines").parse::<usize>().expect("a number"))
+        .sum();
+    let written = log.lines().filter(|line| line.contains(" closed ")).count();
+    // One more connection is the one that found out that it listens.
+    assert!(lost > 0 && (3010..=3011).contains(&(lost + written)), "{lost} lost, {written} written");
+}
+
+#[test]
+fn a_log_daemon_that_reads_nothing_holds_up_neither_connections_nor_the_end() {
+    let host = Host::new();
+    let site = &host.site;
+    site.configure("syslog = true\n".to_owned() + &site.both_ends("a", echo()));
+    let mut process = Process::start(&mut host.command(&site.command()));
+    poll_until("it listens", || site.try_connect("a").ok());
+    // A datagram socket holds about ten lines.
+    assert_serves(1000, || site.connect("a"));
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0), "it ends although the log is full");
 }

@@ -66,8 +66,32 @@ fn a_plain_client_gets_no_answer() {
 }
 
 #[test]
-fn a_stranger_who_disconnects_at_once_gets_no_answer() {
-    Door::start(&[]).refuses(b"", &["0 of 1264 bytes", "not spipe"]);
+fn a_tcp_health_check_gets_no_answer_and_no_warning() {
+    let door = Door::start(&["--verbose"]);
+    for _ in 0..20 {
+        let mut check = door.responder.connect();
+        check.shutdown(Shutdown::Write).expect("the check is connected");
+        assert_eq!(read_all(&mut check), b"");
+    }
+    door.responder.process.await_lines(20, "DEBUG closed without a byte, as a TCP health check does");
+    assert!(!door.responder.process.log().contains("refused"), "{}", door.responder.process.log());
+    door.service.assert_no_connection();
+}
+
+#[test]
+fn thousands_of_strangers_are_a_few_lines_and_their_number() {
+    let mut door = Door::start(&[]);
+    for _ in 0..500 {
+        let mut stranger = door.responder.connect();
+        stranger.write_all(b"PING\r\n").expect("the responder is connected");
+        stranger.shutdown(Shutdown::Write).expect("the responder is connected");
+        assert_eq!(read_all(&mut stranger), b"");
+    }
+    door.responder.process.signal(rustix::process::Signal::TERM);
+    assert_eq!(door.responder.process.wait().code(), Some(0));
+    let line = door.responder.await_line(&["refused: further connections", "incomplete handshake"]);
+    assert_eq!(crate::support::pipe::field(&line, "more"), "490");
+    assert_eq!(door.responder.process.log().matches("WARN refused peer=").count(), 10);
 }
 
 #[test]

@@ -1,13 +1,18 @@
 //! Where log lines go, and in which form.
 
+pub mod writer;
+
 use std::env;
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use self::writer::Line;
 
 /// `--log-format`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,10 +77,10 @@ impl Destination {
 /// A log that cannot be written to never holds up or ends a connection: its lines are lost, and nothing else.
 pub fn start(level: LevelFilter, format: Format, destination: Destination) {
     let writer = match destination {
-        Destination::Stderr => BoxMakeWriter::new(io::stderr),
-        Destination::Journal => BoxMakeWriter::new(JournalStream),
+        Destination::Stderr => BoxMakeWriter::new(|| Line::new(io::stderr())),
+        Destination::Journal => BoxMakeWriter::new(Journal),
         Destination::Syslog => match syslog() {
-            Some(syslog) => BoxMakeWriter::new(syslog),
+            Some(syslog) => BoxMakeWriter::new(Syslog(syslog)),
             None => unreachable!("the log is started once"),
         },
     };
@@ -111,28 +116,63 @@ fn syslog() -> Option<syslog_tracing::Syslog> {
     Syslog::new(c"spipe", Options::LOG_PID | Options::LOG_NDELAY, Facility::Daemon)
 }
 
-/// The stream that the journal reads, where `<N>` before a line is its level (sd-daemon(3)).
-///
-/// The journal's own protocol would make each value a field of its own, but it needs another socket, which would have to
-/// stay open to a process that is locked in, and it would go past what `StandardError=` of the unit says.
-struct JournalStream;
+/// syslog(3), each line with its level.
+struct Syslog(syslog_tracing::Syslog);
 
-impl<'a> MakeWriter<'a> for JournalStream {
-    type Writer = JournalLine;
+impl<'a> MakeWriter<'a> for Syslog {
+    type Writer = Line;
 
-    fn make_writer(&'a self) -> JournalLine {
-        JournalLine(Level::INFO)
+    fn make_writer(&'a self) -> Line {
+        Line::new(SyslogLine::new(self.0.make_writer()))
     }
 
-    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> JournalLine {
-        JournalLine(*metadata.level())
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
+        Line::new(SyslogLine::new(self.0.make_writer_for(metadata)))
     }
 }
 
-struct JournalLine(Level);
+/// A line that is not sent when it is dropped unwritten: dropping the crate's writer calls syslog(3), which waits for the daemon.
+struct SyslogLine(ManuallyDrop<syslog_tracing::SyslogWriter>);
 
-impl Write for JournalLine {
-    /// The whole line at once, so that no other thread's comes between.
+impl SyslogLine {
+    fn new(writer: syslog_tracing::SyslogWriter) -> Self {
+        // It owns nothing that would leak.
+        Self(ManuallyDrop::new(writer))
+    }
+}
+
+impl Write for SyslogLine {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The stream that the journal reads, where `<N>` before a line is its level (sd-daemon(3)).
+///
+/// The journal's own protocol would make each value a field of its own, but it needs another socket, which would have to
+/// stay open to a sandboxed process, and it would go past what `StandardError=` of the unit says.
+struct Journal;
+
+impl<'a> MakeWriter<'a> for Journal {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line::new(JournalStream(Level::INFO))
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
+        Line::new(JournalStream(*metadata.level()))
+    }
+}
+
+struct JournalStream(Level);
+
+impl Write for JournalStream {
+    /// The whole line at once, so that no other process's comes between.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let priority = priority(self.0).to_string();
         io::stderr().write_all(&[b"<", priority.as_bytes(), b">", line].concat())?;

@@ -3,9 +3,12 @@
 //! It is what an administrator has to know before an old key is taken away, and the log cannot tell it: a connection is
 //! in the log when it has ended.
 
+mod repeated;
+
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use self::repeated::Repeated;
 use crate::proto::key::Fingerprint;
 
 /// The established connections of a process, by key.
