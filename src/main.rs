@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use spipe::service::log::one_line;
+
 fn main() -> ExitCode {
     let ended = spipe::cli::run(std::env::args_os());
     spipe::service::log::writer::flush();
@@ -10,7 +12,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Not eprintln!, which panics when standard error is closed or full.
-            let _ = writeln!(std::io::stderr(), "spipe: {error}");
+            let _ = writeln!(std::io::stderr(), "spipe: {}", one_line(&error.to_string()));
             ExitCode::FAILURE
         }
     }

@@ -21,6 +21,7 @@ use crate::config::{ConfigError, Configuration, Origin};
 use crate::connection::ConnectionError;
 use crate::listen::ListenError;
 use crate::service::daemon::DaemonError;
+use crate::service::log::one_line;
 use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
 use crate::service::startup::StartupError;
@@ -113,7 +114,7 @@ fn refuse(error: &clap::Error) -> ! {
         .collect();
     let message = message.join("; ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    let _ = writeln!(io::stderr(), "spipe: {message}; see 'spipe --help'");
+    let _ = writeln!(io::stderr(), "spipe: {}; see 'spipe --help'", one_line(message));
     std::process::exit(error.exit_code())
 }
 

@@ -300,6 +300,26 @@ fn a_pipe_on_standard_input_and_output_writes_local_time_to_syslog() {
     assert!((325..=330).contains(&ahead), "{ahead} minutes ahead of UTC: {line}");
 }
 
+// ── values that would break a line ──
+
+#[test]
+fn a_file_name_with_a_line_break_cannot_forge_a_line() {
+    let (site, key) = (Site::new(), Key::new());
+    let source = site.path("plain\n2026-01-01T00:00:00Z ERROR forged");
+    let initiator = End::initiator(&key, "127.0.0.1:9").source(source.display());
+    let mut process = Process::start(&mut initiator.command());
+    process.await_line(&["listening", "plain\\n2026-01-01T00:00:00Z ERROR forged"]);
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+    assert!(!process.log().lines().any(|line| line.starts_with("2026-01-01")), "{}", process.log());
+}
+
+#[test]
+fn an_error_about_a_file_name_with_an_escape_sequence_is_one_plain_line() {
+    let mut command = stdio("127.0.0.1:9", std::path::Path::new("/no/such\n\u{1b}[31mkey"));
+    run(&mut command).failed_with(1, &["cannot read the key /no/such\\n\\u{1b}[31mkey"]);
+}
+
 // ── a log that is not read ──
 
 /// Sends a line through `connect`'s pipe and back, `count` times.

@@ -2,6 +2,7 @@
 
 pub mod writer;
 
+use std::borrow::Cow;
 use std::env;
 use std::io::{self, Write};
 use std::mem::ManuallyDrop;
@@ -104,6 +105,16 @@ pub fn start(level: LevelFilter, format: Format, destination: Destination) {
     }
 }
 
+/// `text` as one line, whatever is in it: control characters are written as in `\n` and `\u{1b}`. Names of files can have any, and
+/// one with a line break could forge a line of the log, or one with an escape sequence change what a terminal shows.
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
+    Cow::Owned(text.chars().map(escape).collect())
+}
+
 /// Whether a log daemon is there now. syslog(3) says nothing when it is not, and takes up with one that comes later.
 pub fn has_syslog_daemon() -> bool {
     std::fs::metadata("/dev/log").is_ok()
@@ -191,5 +202,20 @@ fn priority(level: Level) -> u8 {
         Level::WARN => 4,
         Level::INFO => 6,
         Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_do_not_leave_the_line() {
+        assert_eq!(one_line("a\nb\r\u{1b}[2J\u{85}\0\u{7f}"), "a\\nb\\r\\u{1b}[2J\\u{85}\\u{0}\\u{7f}");
+    }
+
+    #[test]
+    fn other_text_stays_as_it_is() {
+        assert!(matches!(one_line("/run/\u{e9}t\u{e9} \\n \"x\""), Cow::Borrowed(_)));
     }
 }

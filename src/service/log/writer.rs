@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::one_line;
+
 /// Lines that wait to be written. At some 300 bytes a line they take a third of a MiB at most.
 const QUEUE: usize = 1024;
 
@@ -93,18 +95,20 @@ impl Line {
 }
 
 impl Write for Line {
-    /// tracing gives a whole line at once.
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        let Some(mut place) = self.place.take() else { return Ok(line.len()) };
+    /// tracing gives a whole line at once, with its end.
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let Some(mut place) = self.place.take() else { return Ok(bytes.len()) };
+        let text = String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(bytes));
+        let line = format!("{}\n", one_line(&text)).into_bytes();
         match WRITER.get() {
             Some(writer) if !IS_WRITER.get() => {
-                if writer.try_send(Message::Line(place, line.to_vec())).is_err() {
+                if writer.try_send(Message::Line(place, line)).is_err() {
                     DROPPED.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            _ => place.write_all(line).and_then(|()| place.flush())?,
+            _ => place.write_all(&line).and_then(|()| place.flush())?,
         }
-        Ok(line.len())
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
