@@ -444,17 +444,22 @@ fn parse_port(text: &str) -> Result<u16, AddressError> {
 }
 
 /// Whether the resolver may see it: host-name characters, or an IPv6 address with a scope (`fe80::1%eth0`), which only
-/// the resolver can read. Digits and dots alone are a mistyped IPv4 address, which the resolver would read as inet_aton(3)
-/// does: "10.1" as 10.0.0.1.
+/// the resolver can read. Numbers and dots alone are a mistyped IPv4 address, which the resolver would read as inet_aton(3)
+/// does: "10.1" as 10.0.0.1, and "0x7f.1" as 127.0.0.1.
 fn is_host_name(host: &str) -> bool {
     let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     if let Some((ip, scope)) = host.split_once('%') {
         return ip.parse::<Ipv6Addr>().is_ok() && !scope.is_empty() && plain(scope);
     }
-    host.len() <= 253
-        && !host.starts_with(['.', '-'])
-        && plain(host)
-        && host.bytes().any(|byte| !(byte.is_ascii_digit() || byte == b'.'))
+    host.len() <= 253 && !host.starts_with(['.', '-']) && plain(host) && !host.split('.').all(is_number)
+}
+
+/// Whether inet_aton(3) takes it for a part of an address: decimal, octal, or hexadecimal.
+fn is_number(text: &str) -> bool {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => text.bytes().all(|byte| byte.is_ascii_digit()),
+    }
 }
 
 #[cfg(test)]
@@ -473,6 +478,7 @@ mod tests {
             ("[::1]:80", "[::1]:80"),
             ("host:80", "[host]:80"),
             ("[host]:80", "[host]:80"),
+            ("0x7f.example:80", "[0x7f.example]:80"),
             ("db-1.example.org:65535", "[db-1.example.org]:65535"),
             ("[fe80::1%eth0]:80", "[fe80::1%eth0]:80"),
             ("/run/redis.sock", "/run/redis.sock"),
@@ -568,6 +574,9 @@ mod tests {
             "-host:80",
             ":80",
             "2.0.1.7%5[]:80",
+            "0x7f.1:80",
+            "0X7F000001:80",
+            "0x7f.0.0.0x1:80",
             "[::1%]:80",
         ] {
             assert!(matches!(target(text), Err(AddressError::Host(_))), "{text}");

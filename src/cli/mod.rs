@@ -22,7 +22,6 @@ use crate::connection::ConnectionError;
 use crate::listen::ListenError;
 use crate::service::daemon::DaemonError;
 use crate::service::log::one_line;
-use crate::service::notify::NotifyError;
 use crate::service::privileges::Identity;
 use crate::service::startup::StartupError;
 
@@ -42,9 +41,6 @@ pub enum Error {
     /// It cannot go into the background.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// It cannot talk to the service manager.
-    #[error(transparent)]
-    Notify(#[from] NotifyError),
     /// The source cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -148,8 +144,8 @@ fn serve_or_connect(options: PipeOptions, service: ServiceOptions) -> Result<Exi
     if options.mode().is_none() {
         return serve::connect(options, &service).or_else(contradict_or_fail);
     }
-    let directory = std::env::current_dir()
-        .map_err(|source| Error::System { doing: "find the working directory", source })?;
+    // Where the working directory is gone, absolute paths work all the same, and a relative one is an error of its own.
+    let directory = std::env::current_dir().unwrap_or_default();
     serve::serve(Origin::CommandLine(Box::new(options), directory), service).or_else(contradict_or_fail)
 }
 

@@ -56,7 +56,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     }
     needs.log_to(options.log_destination());
     let pipes = specs.iter().len();
-    let manager = Manager::from_env()?;
+    let manager = Manager::from_env();
     let Service { runtime, sockets, signals, pid_file } = Started::new()
         .listen(|passed| pipe::listen(specs, passed).map_err(Error::from))?
         .write_pid_file(options.pid_file.as_deref())?

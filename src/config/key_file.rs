@@ -66,6 +66,9 @@ pub enum KeyFileError {
     /// It is too short.
     #[error("the key {0} is not usable: {1}; make one with 'spipe keygen'")]
     TooShort(String, #[source] KeyTooShort),
+    /// Every byte is the same, as of a file of zeros: it was never random.
+    #[error("the key {0} is not usable: all its bytes are the same; make one with 'spipe keygen'")]
+    OneByte(String),
     /// Others can read it.
     #[error("the key {path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
     Permissions(PathBuf, u32),
@@ -87,6 +90,11 @@ pub enum KeyFileError {
     /// `keygen` without a file, on a terminal.
     #[error("a key does not belong on a terminal; name a file: spipe keygen FILE")]
     ToTerminal,
+    /// `keygen` without a file, and its output leads nowhere.
+    #[error(
+        "standard output is closed or /dev/null, where the key would be lost; name a file: spipe keygen FILE"
+    )]
+    ToNowhere,
     /// The system's random generator failed.
     #[error("the system gives no random bytes: {0}")]
     Randomness(#[source] rand::rngs::SysError),
@@ -167,15 +175,23 @@ fn others(path: &Path, file: &Metadata) -> u32 {
 fn derive(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError> {
     let mut derivation = KeyDerivation::default();
     let mut piece = Zeroizing::new([0; 4096]);
+    let (mut first, mut has_others) = (None, false);
     loop {
         match reader.read(&mut *piece) {
             Ok(0) => break,
-            Ok(count) => derivation.update(&piece[..count]),
+            Ok(count) => {
+                let bytes = &piece[..count];
+                let first = *first.get_or_insert(bytes[0]);
+                // No early end: how long this takes does not depend on where in the key bytes differ.
+                has_others |= bytes.iter().fold(0, |differences, byte| differences | (byte ^ first)) != 0;
+                derivation.update(bytes);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(KeyFileError::Read(source.to_string(), error)),
         }
     }
-    derivation.finish().map_err(|error| KeyFileError::TooShort(source.to_string(), error))
+    let key = derivation.finish().map_err(|error| KeyFileError::TooShort(source.to_string(), error))?;
+    if has_others { Ok(key) } else { Err(KeyFileError::OneByte(source.to_string())) }
 }
 
 /// Makes a key file, safe on disk when this returns.
@@ -201,6 +217,14 @@ pub(crate) fn generate(path: &Path) -> Result<Fingerprint, KeyFileError> {
 pub(crate) fn generate_to_stdout() -> Result<(), KeyFileError> {
     if io::stdout().is_terminal() {
         return Err(KeyFileError::ToTerminal);
+    }
+    // The standard library opens /dev/null in the place of a descriptor that is closed at the start.
+    let stdout = rustix::fs::fstat(io::stdout())
+        .map_err(|error| KeyFileError::Write("standard output".into(), error.into()))?;
+    let is_device =
+        rustix::fs::FileType::from_raw_mode(stdout.st_mode) == rustix::fs::FileType::CharacterDevice;
+    if is_device && stdout.st_rdev == rustix::fs::makedev(1, 3) {
+        return Err(KeyFileError::ToNowhere);
     }
     let (bytes, fingerprint) = random_key()?;
     // The standard library's buffer for standard output would keep a copy, so it is passed by.

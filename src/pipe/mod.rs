@@ -108,7 +108,7 @@ fn log_listening(spec: &Spec, listener: &Listener) {
     let keys: Vec<_> = role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
     let (configured, ciphers) = (common.route.target(), common.terms.ciphers);
-    info!(pipe, version, %role, %source, %configured, key = keys.join(","), %ciphers, "listening");
+    info!(pipe, version, %role, %source, %configured, key = %keys.join(","), %ciphers, "listening");
 }
 
 /// Whether the log was told of `spec` when it was told of `other`.

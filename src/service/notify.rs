@@ -9,9 +9,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use thiserror::Error;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::pipe::heartbeat::Heartbeat;
 
@@ -23,14 +22,6 @@ const EXTEND_PERIOD: Duration = Duration::from_secs(60);
 
 /// For what comes after the last connection.
 const STOPPING: Duration = Duration::from_secs(5);
-
-/// `NOTIFY_SOCKET` is of no use.
-#[derive(Debug, Error)]
-#[error("cannot notify the service manager at NOTIFY_SOCKET={address}: {source}; unset it if there is none")]
-pub struct NotifyError {
-    address: String,
-    source: io::Error,
-}
 
 /// The service manager, if there is one that listens.
 pub struct Manager {
@@ -47,21 +38,22 @@ struct Channel {
 }
 
 impl Manager {
-    /// As the environment says. One without a manager is told nothing, at no cost.
-    ///
-    /// # Errors
-    /// [`NotifyError`], when a manager is named that cannot be one.
-    pub fn from_env() -> Result<Self, NotifyError> {
-        let channel = match env::var_os("NOTIFY_SOCKET") {
-            None => None,
-            Some(name) => Some(
-                Channel::new(&name)
-                    .map_err(|source| NotifyError { address: name.to_string_lossy().into_owned(), source })?,
-            ),
-        };
+    /// As the environment says. Without a manager, nothing is told, at no cost. An address that cannot be one does not keep the
+    /// pipe from serving: the variable may come from a parent that had another use for it.
+    pub fn from_env() -> Self {
+        // An empty one is how scripts unset it.
+        let name = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
+        let channel = name.and_then(|name| match Channel::new(&name) {
+            Ok(channel) => Some(channel),
+            Err(error) => {
+                let address = name.to_string_lossy();
+                warn!(%address, %error, "no service manager is told, since NOTIFY_SOCKET is not an address of one");
+                None
+            }
+        });
         // Zero is "no watchdog", and no period can be made of it.
         let watchdog = sd_notify::watchdog_enabled().filter(|period| !period.is_zero());
-        Ok(Self { channel, watchdog })
+        Self { channel, watchdog }
     }
 
     /// The sockets listen and are served: units that wait for us to start may go on. Told again after each reload.

@@ -1,8 +1,8 @@
 //! The file that says which process this is (`-p`).
 
-use std::fs::{File, OpenOptions, remove_file};
+use std::fs::{File, Metadata, OpenOptions, remove_file};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -40,11 +40,12 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Writes the id of this process, so after the last fork. A file that a dead process left behind is taken over.
+    /// Writes the id of this process, so after the last fork. A file that a dead process left behind is taken over. `/dev/null` is
+    /// how scripts say that there is to be none.
     ///
     /// # Errors
     /// [`PidFileError`].
-    pub fn create(path: &Path) -> Result<Self, PidFileError> {
+    pub fn create(path: &Path) -> Result<Option<Self>, PidFileError> {
         let refused = |source| PidFileError::Refused { path: path.to_owned(), source };
         let mut file = OpenOptions::new()
             .read(true)
@@ -52,13 +53,17 @@ impl PidFile {
             .create(true)
             // What is there is looked at first.
             .truncate(false)
-            // For the usual umask this is 0644: scripts of other users read it.
-            .mode(0o666)
+            // Scripts of other users read it.
+            .mode(0o644)
             // In a directory where others may write, a link could lead anywhere; and a named pipe would be waited at.
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
             .open(path)
             .map_err(refused)?;
-        if !file.metadata().map_err(refused)?.is_file() {
+        let metadata = file.metadata().map_err(refused)?;
+        if is_null_device(&metadata) {
+            return Ok(None);
+        }
+        if !metadata.is_file() {
             return Err(PidFileError::NotAPidFile(path.to_owned()));
         }
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
@@ -75,13 +80,18 @@ impl PidFile {
             .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
             .map_err(refused)?;
         // In the background, relative paths will lead elsewhere.
-        Ok(Self { path: std::path::absolute(path).map_err(refused)?, file })
+        Ok(Some(Self { path: std::path::absolute(path).map_err(refused)?, file }))
     }
 
     fn is_ours(&self) -> io::Result<bool> {
         let (ours, there) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path)?);
         Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
     }
+}
+
+/// `/dev/null`, which has the same numbers on every Linux.
+fn is_null_device(metadata: &Metadata) -> bool {
+    metadata.file_type().is_char_device() && metadata.rdev() == rustix::fs::makedev(1, 3)
 }
 
 fn is_pid_file(content: &[u8]) -> bool {
@@ -113,7 +123,7 @@ mod tests {
     fn it_has_our_id_while_it_lives_and_is_gone_then() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pid");
-        let file = PidFile::create(&path).unwrap();
+        let file = PidFile::create(&path).unwrap().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         drop(file);
         assert!(!path.exists());
@@ -125,7 +135,7 @@ mod tests {
         let path = directory.path().join("pid");
         for stale in ["", "4194304\n", "  1\n"] {
             std::fs::write(&path, stale).unwrap();
-            let _file = PidFile::create(&path).unwrap();
+            let _file = PidFile::create(&path).unwrap().unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         }
     }
@@ -163,7 +173,7 @@ mod tests {
     fn one_of_a_running_process_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pid");
-        let _first = PidFile::create(&path).unwrap();
+        let _first = PidFile::create(&path).unwrap().unwrap();
         assert!(matches!(PidFile::create(&path), Err(PidFileError::InUse(_))));
     }
 
@@ -171,10 +181,16 @@ mod tests {
     fn one_that_took_our_place_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let (path, other) = (directory.path().join("pid"), directory.path().join("other"));
-        let file = PidFile::create(&path).unwrap();
+        let file = PidFile::create(&path).unwrap().unwrap();
         std::fs::write(&other, "1\n").unwrap();
         std::fs::rename(&other, &path).unwrap();
         drop(file);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n");
+    }
+
+    #[test]
+    fn the_null_device_is_no_pid_file_and_no_error() {
+        assert!(PidFile::create(Path::new("/dev/null")).unwrap().is_none());
+        assert!(matches!(PidFile::create(Path::new("/dev/zero")), Err(PidFileError::NotAPidFile(_))));
     }
 }

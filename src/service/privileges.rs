@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Group, Uid, User, getresgid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Group, Uid, User, geteuid, getresgid, getresuid, setgroups, setresgid, setresuid};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use thiserror::Error;
 
@@ -139,6 +139,10 @@ impl Identity {
             let wanted = &wanted;
             move |source| PrivilegesError::Refused { wanted: wanted.clone(), doing, source }
         };
+        if !geteuid().is_root() && is_current(uid, gid).map_err(refused("ask for the user"))? {
+            // A service manager has done it. Only root could do more: leave further groups.
+            return Ok(());
+        }
         // The groups first: the right to change them goes with the user.
         setgroups(&[gid]).map_err(refused("leave the other groups"))?;
         setresgid(gid, gid, gid).map_err(refused("change the group"))?;
@@ -162,6 +166,13 @@ impl Identity {
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(|error| refused("keep keys out of core dumps")(Errno::from_raw(error.raw_os_error())))
     }
+}
+
+/// Whether the process has this user, if one is given, and this group, in every way.
+fn is_current(uid: Option<Uid>, gid: Gid) -> Result<bool, Errno> {
+    let (user, group) = (getresuid()?, getresgid()?);
+    let has_user = uid.is_none_or(|uid| [user.real, user.effective, user.saved] == [uid; 3]);
+    Ok(has_user && [group.real, group.effective, group.saved] == [gid; 3])
 }
 
 #[cfg(test)]

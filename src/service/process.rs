@@ -3,7 +3,10 @@
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::fs::Mode;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask,
+};
 
 use super::sandbox;
 
@@ -12,6 +15,9 @@ use super::sandbox;
 /// All of it is a second line of defence: where the system refuses, the pipe works as well, so failures are passed over.
 pub fn harden() {
     sandbox::allow_locking();
+    // A socket or a pid file that everybody may write to is never meant, whatever the umask of a careless parent.
+    let mask = umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+    umask(mask | Mode::WOTH);
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // The customary soft limit of 1,024 descriptors is there for programs that use select(2).

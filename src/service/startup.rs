@@ -172,7 +172,7 @@ impl<T> Listening<T> {
     /// # Errors
     /// [`StartupError`].
     pub fn write_pid_file(self, path: Option<&Path>) -> Result<Recorded<T>, StartupError> {
-        let pid_file = path.map(PidFile::create).transpose()?;
+        let pid_file = path.map(PidFile::create).transpose()?.flatten();
         Ok(Recorded { listening: self, pid_file })
     }
 }

@@ -296,7 +296,10 @@ impl AsyncWrite for Writer<'_> {
             Self::Tcp(half) => Pin::new(half).poll_shutdown(context),
             Self::Unix(half) => Pin::new(half).poll_shutdown(context),
             Self::Stdout(output) => {
-                ready!(Pin::new(output).poll_flush(context))?;
+                ready!(Pin::new(&mut *output).poll_flush(context))?;
+                // inetd and the like give one socket as input and output. Closing one of two descriptors does not end its stream;
+                // of anything else than a socket this fails, and need not succeed.
+                let _not_a_socket = rustix::net::shutdown(&*output, rustix::net::Shutdown::Write);
                 // The reader of our output learns of its end only when the descriptor is closed. Descriptor 1 itself stays
                 // taken, lest the next socket get that number.
                 let null = std::fs::File::options().write(true).open("/dev/null")?;

@@ -190,10 +190,11 @@ fn an_unknown_user_is_reported_to_the_caller() {
 }
 
 #[test]
-fn an_unreachable_service_manager_is_reported_to_the_caller() {
-    let key = Key::new();
-    let mut command = End::initiator(&key, "127.0.0.1:9").command();
-    assert_stays(command.env("NOTIFY_SOCKET", "nowhere"), 1, &["cannot notify the service manager"]);
+fn a_file_in_the_place_of_the_socket_is_reported_to_the_caller() {
+    let (site, key) = (Site::new(), Key::new());
+    std::fs::write(site.path("plain"), "precious").expect("the file can be written");
+    let end = End::initiator(&key, "127.0.0.1:9").source(site.name("plain"));
+    assert_stays(&mut end.command(), 1, &["a file that is not a socket has this name"]);
 }
 
 #[test]

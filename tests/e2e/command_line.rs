@@ -1,7 +1,7 @@
 //! The command line: which options are accepted, which are refused, and with which message.
 
 use crate::support::pipe::{End, Key, field};
-use crate::support::process::{Process, run, spipe};
+use crate::support::process::{Process, after, run, spipe};
 use crate::support::socket::{Service, assert_echoes, connect, echo};
 
 /// Runs `spipe ARGS`, with KEY replaced by a key file, and asserts that it is refused as a usage error.
@@ -228,5 +228,29 @@ fn the_demo_shows_every_part() {
     }
     for line in page.lines() {
         assert!(line.chars().count() <= 120, "{line}");
+    }
+}
+
+#[test]
+fn it_starts_in_a_directory_that_is_gone() {
+    let key = Key::new();
+    let end = End::initiator(&key, "127.0.0.1:9");
+    let mut process =
+        Process::start(&mut after("d=$(mktemp -d) && cd $d && rmdir $d || exit 99;", &end.command()));
+    process.await_line(&["listening"]);
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_umask_of_0_makes_no_file_that_everybody_may_write_to() {
+    let (site, key) = (crate::support::site::Site::new(), Key::new());
+    let end =
+        End::initiator(&key, "127.0.0.1:9").source(site.socket("plain")).args(&["-p", &site.name("pid")]);
+    let process = Process::start(&mut after("umask 0;", &end.command()));
+    process.await_line(&["listening"]);
+    for file in [site.path("plain.sock"), site.path("pid")] {
+        let mode = std::fs::metadata(&file).expect("the file exists").permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o002, 0, "{}", file.display());
     }
 }

@@ -78,6 +78,15 @@ fn on_a_terminal(arguments: &str) -> Ended {
 }
 
 #[test]
+fn keygen_without_a_file_refuses_an_output_where_the_key_would_be_lost() {
+    for output in [">/dev/null", ">&-"] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec \"$0\" keygen {output}")]).arg(spipe().get_program());
+        run(&mut shell).failed_with(1, &["standard output is closed or /dev/null", "spipe keygen FILE"]);
+    }
+}
+
+#[test]
 fn keygen_without_a_file_refuses_a_terminal() {
     let ended = on_a_terminal("keygen");
     assert_eq!(ended.code, Some(1));
@@ -274,4 +283,11 @@ fn a_key_outside_the_credentials_directory_is_still_refused() {
     let ended =
         run(spipe().arg("fingerprint").arg(key.path()).env("CREDENTIALS_DIRECTORY", elsewhere.path()));
     ended.failed_with(1, &["can be read by others (mode 0440)"]);
+}
+
+#[test]
+fn a_key_of_equal_bytes_is_refused() {
+    for bytes in [vec![0; 32], vec![b'x'; 5000]] {
+        assert_refused(&Key::of(&bytes), &["all its bytes are the same", "spipe keygen"]);
+    }
 }

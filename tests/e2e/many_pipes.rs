@@ -117,3 +117,14 @@ fn one_source_in_use_prevents_the_start_of_all_pipes() {
         );
     }
 }
+
+#[test]
+fn a_file_of_20_000_pipes_is_read() {
+    let site = Site::with_key();
+    let pipes: Vec<_> = (0..20_000).map(|number| site.encrypt(&number.to_string(), "127.0.0.1:9")).collect();
+    site.configure(pipes.concat());
+    let checked =
+        crate::support::process::run(crate::support::process::spipe().arg("check").arg(site.file()))
+            .succeeded();
+    assert_eq!(checked.text().lines().count(), 20_001);
+}

@@ -166,3 +166,13 @@ fn a_relative_path_in_a_configuration_is_relative_to_its_directory() {
     process.reload_successfully();
     assert!(!process.log().contains("takes a restart"), "{}", process.log());
 }
+
+#[test]
+fn the_null_device_in_its_place_means_that_there_is_none() {
+    let key = Key::new();
+    let mut end = End::initiator(&key, "127.0.0.1:9").args(&["-p", "/dev/null"]).start();
+    end.process.signal(Signal::TERM);
+    assert_eq!(end.process.wait().code(), Some(0));
+    let still = std::fs::metadata("/dev/null").expect("it is still there");
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&still.file_type()));
+}

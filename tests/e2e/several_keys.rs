@@ -200,7 +200,7 @@ fn a_key_whose_file_was_overwritten_is_refused() {
     let responder = responder(&[&key.path()]);
     let old = initiator(&[&copy.path()], &responder);
     assert_accepted(&old);
-    std::fs::write(key.path(), [9; 32]).expect("the file can be written");
+    std::fs::write(key.path(), b"another key, of more than 32 bytes").expect("the file can be written");
     responder.reload_successfully();
     assert_refused(&old);
     assert_accepted(&initiator(&[&key.path()], &responder));

@@ -2,7 +2,9 @@
 
 use std::fs::Permissions;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -13,7 +15,7 @@ use crate::support::process::{Process, run, run_with_input, spipe};
 use crate::support::random::Random;
 use crate::support::redis::{Redis, free_port};
 use crate::support::relay::{Plan, Relay, Rule};
-use crate::support::socket::{Service, assert_ends, assert_reads, assert_reset, echo};
+use crate::support::socket::{Service, assert_ends, assert_reads, assert_reset, echo, guard_unix};
 
 #[test]
 fn a_ping_on_standard_input_gets_a_pong() {
@@ -54,6 +56,31 @@ fn output_ends_with_the_target_while_input_stays_open() {
     input.write_all(b"not so fast").expect("the process reads its input");
     assert_reads(&mut served, "not so fast");
     drop(input);
+    assert_ends(&mut served);
+    assert_eq!(process.wait().code(), Some(0));
+}
+
+#[test]
+fn the_end_of_the_output_arrives_where_one_socket_is_input_and_output() {
+    let (service, key) = (Service::start(), Key::new());
+    let responder = End::responder(&key, service.address()).start();
+    // As inetd, and socat's EXEC:, start a program.
+    let (ours, theirs) = UnixStream::pair().expect("descriptors are left");
+    let mut client = ours;
+    guard_unix(&client);
+    let mut command = stdio(responder.address().to_string(), &key.path());
+    let output = theirs.try_clone().expect("descriptors are left");
+    let mut process =
+        Process::start_piped(command.stdin(OwnedFd::from(theirs)).stdout(OwnedFd::from(output)));
+    drop(command);
+    let mut served = service.accept();
+    served.write_all(b"goodbye").expect("the pipe accepts the bytes");
+    served.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
+    assert_reads(&mut client, "goodbye");
+    assert_ends(&mut client);
+    client.write_all(b"not so fast").expect("the other direction continues");
+    client.shutdown(std::net::Shutdown::Write).expect("the socket is connected");
+    assert_reads(&mut served, "not so fast");
     assert_ends(&mut served);
     assert_eq!(process.wait().code(), Some(0));
 }

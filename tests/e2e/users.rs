@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::{Signal, geteuid};
 
 use crate::support::pipe::{End, EndBuilder, Key};
-use crate::support::process::{Process, run};
+use crate::support::process::{Process, run, spipe};
 use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, connect, echo};
 
@@ -130,7 +130,7 @@ fn a_key_that_the_new_user_can_read_is_read_again() {
     std::fs::copy(key.path(), site.path("test.key")).expect("the file can be copied");
     std::os::unix::fs::chown(site.path("test.key"), Some(owner), None).expect("root may change the owner");
     std::os::unix::fs::chown(site.path(""), Some(owner), None).expect("root may change the owner");
-    let mut command = crate::support::process::spipe();
+    let mut command = spipe();
     command.args(["-d", "-s", "127.0.0.1:0", "-t", &echo().to_string(), "-u", "nobody", "-k"]);
     let process = Process::start(command.arg(site.path("test.key")));
     let line = process.await_line(&["listening"]);
@@ -217,4 +217,19 @@ fn without_the_right_to_change_users_it_is_refused_with_a_remedy() {
     }
     run(&mut command)
         .failed_with_last_line(1, &["-u nobody: cannot", "start spipe as root, or leave -u out"]);
+}
+
+#[test]
+fn the_user_that_it_runs_as_is_accepted_without_the_right_to_change_users() {
+    let (site, key) = (site_that_all_can_read(), Key::new());
+    let copy = site.path("copy.key");
+    std::fs::copy(key.path(), &copy).expect("the file can be copied");
+    std::os::unix::fs::chown(&copy, Some(65_534), Some(65_534)).expect("root may change the owner");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(spipe().get_program());
+    command.args(["-e", "-s", "127.0.0.1:0", "-t", "127.0.0.1:9", "-u", "65534:65534", "-k"]).arg(&copy);
+    let mut process = Process::start(&mut command);
+    process.await_line(&["listening"]);
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0));
 }
