@@ -168,8 +168,7 @@ fn begin(kem_key: &[u8; KEM_KEY], payload: &[u8; PAYLOAD]) -> (SymmetricState, [
     let mut psk = [0; 32];
     let hkdf = Hkdf::<Sha256>::new(Some(b"spipe/1 key file"), &KEY_FILE);
     hkdf.expand(b"spipe/1 psk", &mut psk).unwrap();
-    let mut noise = SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[b"spipe/1\0"]);
-    noise.psk(&psk);
+    let mut noise = SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[b"spipe/1\0"], &psk);
     let public = PublicKey::from(&StaticSecret::from(initiator_randomness().x25519)).to_bytes();
     noise.e(&public);
     let message = [&public[..], &sealed(&mut noise, kem_key), &sealed(&mut noise, payload)].concat();
