@@ -102,18 +102,20 @@ pub(super) async fn carry(
         let carrying = pump::run(&mut tunnel.seal, &mut tunnel.open, local.split(), tunnel.wire.split());
         place.unless_cut(carrying).await.unwrap_or(Err(PumpError::Stopped))
     };
+    // The local side learns how it ended before the peer is told, which may take a moment.
+    if result.is_ok() {
+        connection.local.disarm();
+    }
+    drop(connection.local);
     match &result {
-        Ok(()) => connection.local.disarm(),
         Err(failure @ (PumpError::Local(_) | PumpError::Stopped)) => {
-            // The local side learns of it before the peer is told, which may take a moment.
-            drop(connection.local);
             let reason = match failure {
                 PumpError::Stopped => AbortReason::Shutdown,
                 _ => AbortReason::Reset,
             };
             Box::pin(connection.tunnel.abort(reason)).await;
         }
-        Err(_) => {}
+        Ok(()) | Err(_) => {}
     }
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
     let (sealed, opened) = (tunnel.seal.bytes(), tunnel.open.bytes());
@@ -123,6 +125,13 @@ pub(super) async fn carry(
     };
     let carried = Carried { result, to_target, from_target, seconds: started.elapsed().as_secs_f64() };
     carried.log(common, tunnel, ends);
+    if carried.result.is_ok()
+        && let Ends::Initiator { .. } = ends
+    {
+        // The client is served, and its place is free.
+        drop(connection.place);
+        Box::pin(connection.tunnel.await_close()).await;
+    }
     carried.result
 }
 

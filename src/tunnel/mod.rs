@@ -21,6 +21,9 @@ use crate::stream::{Remote, Stream};
 /// How long a failing connection may take to tell its peer so. The peer finds out anyway when the connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long an initiator waits for the responder to close first.
+const PARTING: Duration = Duration::from_secs(2);
+
 /// What both ends have to agree on besides the key: pure data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
@@ -93,6 +96,15 @@ impl Tunnel {
         };
         let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
         Ok((Self { wire, seal, open, key, cipher }, info))
+    }
+
+    /// Waits until the peer has closed the connection, for a moment. Both directions have ended.
+    ///
+    /// The end that closes first keeps the connection's ports for a minute (TIME_WAIT), and where connections are dialed from,
+    /// ports are few: 28,232 by default for each address that is dialed. So the end that dialed leaves it to the other.
+    pub async fn await_close(&mut self) {
+        let (mut reader, _writer) = self.wire.split();
+        let _closed_or_not = timeout(PARTING, reader.read(&mut [0])).await;
     }
 
     /// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset

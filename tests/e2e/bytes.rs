@@ -206,3 +206,35 @@ fn the_wire_carries_no_plaintext() {
         assert!(!direction.windows(8).any(|window| secret.as_bytes().windows(8).any(|part| part == window)));
     }
 }
+
+/// The connections of this host over IPv4 that are in TIME_WAIT, each by its local and its remote port.
+fn in_time_wait() -> Vec<(u16, u16)> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists connections");
+    let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
+    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    // 06 is TCP_TIME_WAIT.
+    rows.filter(|row| row[3] == "06").filter_map(|row| Some((port(row[1])?, port(row[2])?))).collect()
+}
+
+#[test]
+fn the_end_that_dials_keeps_no_port_after_a_connection() {
+    let service = Service::start().serve(|mut stream| {
+        let _ = stream.read(&mut [0; 16]);
+        let _ = stream.write_all(b"answer");
+        let _ = stream.shutdown(Shutdown::Write);
+    });
+    let pipe = Pipe::to(service).start();
+    let sealed = pipe.responder.address().port();
+    for _ in 0..20 {
+        let mut client = pipe.connect();
+        client.write_all(b"question").expect("the pipe accepts the bytes");
+        assert_reads(&mut client, "answer");
+        assert_ends(&mut client);
+    }
+    pipe.initiator.process.await_lines(20, " closed ");
+    // They are where the responder listens, which needs no port of its own for each.
+    crate::support::poll_until("all are closed", || {
+        (in_time_wait().iter().filter(|(local, _)| *local == sealed).count() == 20).then_some(())
+    });
+    assert_eq!(in_time_wait().iter().filter(|(_, remote)| *remote == sealed).count(), 0);
+}
