@@ -107,15 +107,12 @@ pub(super) async fn carry(
         connection.local.disarm();
     }
     drop(connection.local);
-    match &result {
-        Err(failure @ (PumpError::Local(_) | PumpError::Stopped)) => {
-            let reason = match failure {
-                PumpError::Stopped => AbortReason::Shutdown,
-                _ => AbortReason::Reset,
-            };
-            Box::pin(connection.tunnel.abort(reason)).await;
-        }
-        Ok(()) | Err(_) => {}
+    if let Err(failure @ (PumpError::Local(_) | PumpError::Stopped)) = &result {
+        let reason = match failure {
+            PumpError::Stopped => AbortReason::Shutdown,
+            _ => AbortReason::Reset,
+        };
+        Box::pin(connection.tunnel.abort(reason)).await;
     }
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
     let (sealed, opened) = (tunnel.seal.bytes(), tunnel.open.bytes());

@@ -66,7 +66,17 @@ impl Initiator {
             let tunnel = Tunnel::initiate(stream, &self.key, terms, client, deadline).await?;
             Ok((tunnel, remote))
         };
-        match place.unless_cut(pin!(reaching)).await.unwrap_or(Err(SetupError::Stopped)) {
+        let reached = {
+            // Nothing stays dialed for a client that is gone, and its place is free at once.
+            let while_there = async {
+                tokio::select! {
+                    reached = reaching => reached,
+                    () = local.gone() => Err(SetupError::Gone),
+                }
+            };
+            place.unless_cut(pin!(while_there)).await.unwrap_or(Err(SetupError::Stopped))
+        };
+        match reached {
             Ok((tunnel, target)) => {
                 let ends = Ends::Initiator { client, target };
                 Ok(Box::new(Carrying { local, tunnel, ends, started, place }))

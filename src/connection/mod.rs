@@ -76,6 +76,9 @@ pub enum SetupError {
     /// A stranger had to make room for newer ones.
     #[error("too many connections are waiting to shake hands, and this one waited longest")]
     TurnedOut,
+    /// Whoever it was for is gone.
+    #[error("the other side went away before the connection was established")]
+    Gone,
     /// This process is stopping, and waits no longer.
     #[error("spipe was stopped before the connection was established")]
     Stopped,
@@ -91,6 +94,7 @@ impl SetupError {
             Self::Tunnel(_) => Some("failed handshake"),
             Self::Busy(_) => Some("too many connections"),
             Self::TurnedOut => Some("turned out"),
+            Self::Gone => Some("gone"),
             Self::Dial(_) | Self::Stopped => None,
         }
     }

@@ -113,6 +113,8 @@ fn reason_for_the_peer(error: &SetupError) -> AbortReason {
     match error {
         SetupError::Busy(_) => AbortReason::Busy,
         SetupError::Stopped => AbortReason::Shutdown,
-        SetupError::Dial(_) | SetupError::Tunnel(_) | SetupError::TurnedOut => AbortReason::TargetUnreachable,
+        SetupError::Dial(_) | SetupError::Tunnel(_) | SetupError::TurnedOut | SetupError::Gone => {
+            AbortReason::TargetUnreachable
+        }
     }
 }

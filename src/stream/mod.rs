@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::fd::AsFd;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Stdin, Stdout};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready, Stdin, Stdout};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 /// TCP keep-alive: first probe after this long without traffic, which is inside the idle limits of common NATs …
@@ -108,6 +108,29 @@ impl Stream {
         if let Self::Tcp(stream) = self {
             let _ = SockRef::from(stream).set_linger(None);
         }
+    }
+
+    /// Ends when the other side has reset the connection, so that nobody is left to be served. Reads nothing.
+    ///
+    /// The end of the other side's stream is not enough. It may have half-closed and wait for its answer, and where it has
+    /// closed for good, which looks the same over TCP, the bytes that it sent before are still to be delivered. Only a
+    /// Unix-domain socket shows that it was closed; that counts if it was closed without a byte.
+    pub(crate) async fn gone(&self) {
+        // These fail only when the runtime shuts down, and all tasks with it.
+        let _ready = match self {
+            Self::Tcp(stream) => stream.ready(Interest::ERROR).await,
+            Self::Unix(stream) => {
+                let _ready = stream.ready(Interest::READABLE).await;
+                // Both at once are ready at once: this asks for the flags. Write-closed is EPOLLHUP, or an error.
+                let now = stream.ready(Interest::READABLE | Interest::WRITABLE).await;
+                let is_closed = now.is_ok_and(Ready::is_write_closed);
+                if is_closed && rustix::io::ioctl_fionread(stream).is_ok_and(|unread| unread == 0) {
+                    return;
+                }
+                stream.ready(Interest::ERROR).await
+            }
+            Self::Stdio(_) => std::future::pending().await,
+        };
     }
 
     /// Two halves to use at the same time.
@@ -306,5 +329,103 @@ impl AsyncWrite for Writer<'_> {
                 Poll::Ready(Ok(rustix::stdio::dup2_stdout(&null)?))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// The accepted side, and the other one.
+    async fn tcp_pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        (Stream::tcp(accepted, Keepalive::On), other)
+    }
+
+    fn unix_pair() -> (Stream, UnixStream) {
+        let (accepted, other) = UnixStream::pair().unwrap();
+        (Stream::Unix(accepted), other)
+    }
+
+    fn reset(stream: TcpStream) {
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(stream);
+    }
+
+    #[track_caller]
+    fn gone(stream: &Stream) -> impl Future<Output = ()> {
+        let limit = Duration::from_secs(20);
+        async move { timeout(limit, stream.gone()).await.expect("it is noticed") }
+    }
+
+    /// What does not end is waited for in vain; this is long enough for an event on this host.
+    async fn stays(stream: &Stream) -> bool {
+        timeout(Duration::from_millis(100), stream.gone()).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn a_tcp_connection_that_was_reset_is_gone() {
+        let (stream, other) = tcp_pair().await;
+        reset(other);
+        gone(&stream).await;
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_noticed_behind_bytes_and_their_end() {
+        let (stream, mut other) = tcp_pair().await;
+        other.write_all(b"request").await.unwrap();
+        other.shutdown().await.unwrap();
+        assert!(stays(&stream).await);
+        reset(other);
+        gone(&stream).await;
+    }
+
+    #[tokio::test]
+    async fn a_tcp_connection_that_was_closed_is_not_gone() {
+        let (stream, mut other) = tcp_pair().await;
+        other.write_all(b"request").await.unwrap();
+        drop(other);
+        assert!(stays(&stream).await);
+    }
+
+    #[tokio::test]
+    async fn a_unix_connection_that_was_closed_without_a_byte_is_gone() {
+        let (stream, other) = unix_pair();
+        drop(other);
+        gone(&stream).await;
+    }
+
+    #[tokio::test]
+    async fn a_unix_connection_that_was_closed_behind_bytes_is_not_gone() {
+        let (stream, mut other) = unix_pair();
+        other.write_all(b"request").await.unwrap();
+        drop(other);
+        assert!(stays(&stream).await);
+    }
+
+    #[tokio::test]
+    async fn a_unix_connection_that_was_half_closed_is_not_gone() {
+        let (stream, mut other) = unix_pair();
+        other.shutdown().await.unwrap();
+        assert!(stays(&stream).await);
+    }
+
+    #[tokio::test]
+    async fn bytes_are_still_there_for_who_reads_after_waiting() {
+        let (mut stream, mut other) = tcp_pair().await;
+        other.write_all(b"request").await.unwrap();
+        assert!(stays(&stream).await);
+        let (mut reader, _writer) = stream.split();
+        let mut bytes = [0; 7];
+        tokio::io::AsyncReadExt::read_exact(&mut reader, &mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"request");
     }
 }
