@@ -12,12 +12,13 @@ use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::Planner;
 use crate::config::{self, ConfigError, Configuration, Origin};
 use crate::connection::{ConnectionError, Initiator};
-use crate::gate::{Admitted, Connections};
+use crate::gate::{Admitted, ClientPlace, Connections};
 use crate::pipe::{self, Registry};
 use crate::pump::PumpError;
 use crate::service::daemon::{self, Side};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
+use crate::service::process;
 use crate::service::sandbox::Needs;
 use crate::service::signals::Signals;
 use crate::service::startup::{Service, Started};
@@ -70,7 +71,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         // orderly way and remove the socket file.
         let received = Signals::new().map_err(|source| Error::System { doing: "receive signals", source })?;
         signals.release()?;
-        let running = sockets.start(Registry::default())?;
+        let running = sockets.start(Registry::new(process::descriptors()))?;
         let reader = reader(origin, flags, options, planner);
         Supervisor::new(running, pipes, reader, drain_timeout, &manager, confinement)
             .supervise(received)
@@ -132,7 +133,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
     let stdio = Admitted {
         stream: Stream::Stdio(Box::new((tokio::io::stdin(), tokio::io::stdout()))),
         remote: Remote::Local,
-        place: Connections::default().place(None),
+        place: ClientPlace { place: Connections::default().place(None), establishing: None },
     };
     let initiator = Arc::new(Initiator::new(common, key, Arc::default()));
     let carried = runtime.block_on(initiator.carry(stdio));

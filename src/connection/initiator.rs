@@ -9,7 +9,7 @@ use tracing::warn;
 use super::carry::{Carrying, Ends, carry};
 use super::{Common, ConnectionError, SetupError};
 use crate::addr::Name;
-use crate::gate::{Admitted, Place};
+use crate::gate::{Admitted, ClientPlace};
 use crate::proto::key::Key;
 use crate::stats::{Repeated, Usage};
 use crate::tunnel::Tunnel;
@@ -44,7 +44,7 @@ impl Initiator {
     /// Why it failed, which is in the log as well.
     pub fn carry(
         self: Arc<Self>,
-        client: Admitted<Place>,
+        client: Admitted<ClientPlace>,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
         // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
         let establishing = Box::pin(Arc::clone(&self).establish(client));
@@ -54,10 +54,14 @@ impl Initiator {
         }
     }
 
-    async fn establish(self: Arc<Self>, client: Admitted<Place>) -> Result<Box<Carrying>, SetupError> {
+    async fn establish(self: Arc<Self>, client: Admitted<ClientPlace>) -> Result<Box<Carrying>, SetupError> {
         let started = Instant::now();
         let deadline = started + self.common.timeout;
-        let Admitted { stream: local, remote: client, place } = client;
+        let Admitted {
+            stream: local,
+            remote: client,
+            place: ClientPlace { place, establishing: _dropped_when_done },
+        } = client;
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
         let reaching = async {

@@ -119,7 +119,7 @@ mod tests {
     use super::carry::Carrying;
     use super::*;
     use crate::addr::Target;
-    use crate::gate::{Admitted, Connections};
+    use crate::gate::{Admitted, ClientPlace, Connections};
     use crate::proto::cipher::Cipher;
     use crate::proto::key::Key;
     use crate::stream::{Remote, Stream};
@@ -132,7 +132,7 @@ mod tests {
         let target: Target = "127.0.0.1:1".parse().unwrap();
         let common = Common::new(target, Ciphers::only(Cipher::Aes256Gcm));
         let key = Arc::new(Key::from_bytes(&[1; 32]).unwrap());
-        let place = Connections::default().place(None);
+        let place = ClientPlace { place: Connections::default().place(None), establishing: None };
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
         let future = Arc::new(Initiator::new(common, key, Arc::default())).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));

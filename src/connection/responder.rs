@@ -3,14 +3,14 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
 use super::{Common, ConnectionError, SetupError};
 use crate::addr::Name;
-use crate::gate::{Admitted, Gate, LobbyPlace};
+use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
 use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
 use crate::stats::{Repeated, Usage};
@@ -76,11 +76,19 @@ impl Responder {
     async fn admit_and_dial(&self, stranger: Admitted<LobbyPlace>) -> Result<Box<Carrying>, SetupError> {
         let started = Instant::now();
         let deadline = started + self.common.timeout;
-        let Admitted { stream: wire, remote: peer, place: waiting } = stranger;
-        let (mut tunnel, info) = tokio::select! {
-            tunnel = Tunnel::respond(wire, &self.keys, &self.common.terms, deadline) => tunnel?,
-            () = waiting.turned_out() => return Err(SetupError::TurnedOut),
-        };
+        let Admitted { stream: wire, remote: peer, place: mut waiting } = stranger;
+        // When the deadline has passed, that is said below.
+        let speaking = timeout_at(deadline, wire.readable());
+        // A process that is short of time must not turn out those that it has not yet listened to.
+        if waiting.unless_turned_out(speaking).await.is_none() && !wire.is_readable() {
+            return Err(SetupError::TurnedOut);
+        }
+        waiting.advance(Stage::Speaking);
+        let answering = Tunnel::answer(wire, &self.keys, &self.common.terms, deadline);
+        let answered = waiting.unless_turned_out(answering).await.ok_or(SetupError::TurnedOut)??;
+        waiting.advance(Stage::Answered);
+        let proving = answered.prove(deadline);
+        let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         drop(waiting);
         let client = info.client.map(Remote::from);
         let admitting = async {
@@ -88,7 +96,13 @@ impl Responder {
             let dialed = place.unless_cut(pin!(self.dialer.dial(deadline))).await;
             Ok((dialed.ok_or(SetupError::Stopped)??, place))
         };
-        match admitting.await {
+        let admitted = tokio::select! {
+            // Asked first, so that nothing is dialed for a peer that is gone when its turn comes.
+            biased;
+            () = tunnel.gone() => Err(SetupError::Gone),
+            admitted = admitting => admitted,
+        };
+        match admitted {
             Ok((Connected { stream: local, remote: target }, place)) => {
                 // Whatever goes wrong from here on, the service sees a reset and not an end.
                 local.arm_reset();

@@ -1,4 +1,4 @@
-//! How many connections a pipe may have at a time (`-n`).
+//! How many there may be of something at a time: connections of a pipe (`-n`), connections of the process.
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 /// The most connections at a time. None is no limit.
 pub(super) type MaxConnections = Option<NonZero<usize>>;
 
-/// Connections of one pipe, counted against a limit that a reload may change while they run.
+/// Connections, counted against a limit that a reload may change while they run.
 pub(super) struct Limit {
     /// Gives permits in the order in which they were asked for.
     free: Semaphore,
@@ -62,12 +62,19 @@ impl Limit {
     }
 }
 
+/// No limit.
+impl Default for Limit {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
 fn permits(max: MaxConnections) -> usize {
     max.map_or(Semaphore::MAX_PERMITS, |max| max.get().min(Semaphore::MAX_PERMITS))
 }
 
-/// One connection's place within the limit, free again when this is dropped.
-pub struct Permit(Arc<Limit>);
+/// One connection's share of the limit, free again when this is dropped.
+pub(super) struct Permit(Arc<Limit>);
 
 impl Drop for Permit {
     fn drop(&mut self) {

@@ -1,8 +1,9 @@
 //! All connections of a process: how many there are, and how they are told to end at once.
 
 use std::future::poll_fn;
+use std::num::NonZero;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -12,7 +13,9 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::limit::Permit;
+use super::limit::Limit;
+use super::lobby::Lobby;
+use super::{Budget, Permits};
 
 /// How long all connections together may take to tell their peers that they are cut short.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -23,6 +26,12 @@ pub struct Connections(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
+    /// Those that have not proved the key.
+    lobby: Arc<Lobby>,
+    /// How many there are descriptors for.
+    limit: Arc<Limit>,
+    /// How many key holders of one pipe may wait.
+    waiting_max: AtomicUsize,
     /// All tasks, those with strangers included.
     tasks: TaskTracker,
     /// The connections that count, each by what wakes its task. A cancellation token would do the same for 90 bytes more a
@@ -42,16 +51,36 @@ impl Shared {
 }
 
 impl Connections {
+    /// Has `budget` hold from now on, for the connections that are there as well.
+    pub(crate) fn set_budget(&self, budget: Budget) {
+        let Budget { connections, strangers, waiting } = budget;
+        self.0.limit.set_max(NonZero::new(connections));
+        self.0.lobby.set_places(strangers);
+        self.0.waiting_max.store(waiting, Ordering::Relaxed);
+    }
+
+    pub(super) fn lobby(&self) -> &Arc<Lobby> {
+        &self.0.lobby
+    }
+
+    pub(super) fn limit(&self) -> &Arc<Limit> {
+        &self.0.limit
+    }
+
+    pub(super) fn waiting_max(&self) -> usize {
+        self.0.waiting_max.load(Ordering::Relaxed)
+    }
+
     /// Runs `connection` in a task of its own.
     pub fn spawn(&self, connection: impl Future<Output: Send> + Send + 'static) {
         drop(self.0.tasks.spawn(connection));
     }
 
-    /// Counts a connection as running, and keeps its `permit`, for as long as what is returned lives. A stranger has no place:
+    /// Counts a connection as running, and keeps its `permits`, for as long as what is returned lives. A stranger has no place:
     /// until a peer has proved the key, there is nothing that could be finished.
-    pub fn place(&self, permit: Option<Permit>) -> Place {
+    pub fn place(&self, permits: Option<Permits>) -> Place {
         let key = self.0.running().insert(Waker::noop().clone());
-        Place { shared: Arc::clone(&self.0), key, _permit: permit }
+        Place { shared: Arc::clone(&self.0), key, _permits: permits }
     }
 
     /// How many are running.
@@ -85,8 +114,8 @@ impl Connections {
 pub struct Place {
     shared: Arc<Shared>,
     key: usize,
-    /// None where there is no limit to count against.
-    _permit: Option<Permit>,
+    /// None where nothing is counted.
+    _permits: Option<Permits>,
 }
 
 impl Place {

@@ -91,8 +91,9 @@ impl Listeners {
     }
 
     /// The next connection at any of the sockets. Failures of accept(2) never end the loop that calls this: a connection that
-    /// died in the queue is passed over, and a lack of descriptors or memory is waited out.
-    pub(crate) async fn accept(&mut self, keepalive: Keepalive) -> Arrival {
+    /// died in the queue is passed over, and a lack of descriptors or memory is waited out, after `relieve` has had a chance to
+    /// end it.
+    pub(crate) async fn accept(&mut self, keepalive: Keepalive, relieve: impl Fn()) -> Arrival {
         let mut pause = BACK_OFF_MIN;
         loop {
             let (listener, accepted) = poll_fn(|context| {
@@ -130,6 +131,7 @@ impl Listeners {
                             warn!(%source, %error, "cannot accept connections for now; running ones go on");
                         });
                     }
+                    relieve();
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(BACK_OFF_MAX);
                 }

@@ -18,8 +18,9 @@ use crate::addr::{Endpoint, Source, UnixName};
 use crate::names::{self, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
 
-/// Connections that the kernel may hold for us before they are accepted. It caps this at net.core.somaxconn.
-const BACKLOG: i32 = 1024;
+/// Connections that the kernel may hold for us before they are accepted: a burst waits there. The kernel caps this at
+/// net.core.somaxconn, which is 4096 unless somebody has changed it.
+const BACKLOG: i32 = 4096;
 
 /// Why a source cannot be listened on.
 #[derive(Debug, Error)]

@@ -97,6 +97,9 @@ impl Reception {
 
     /// Goes on for ever. One loop for all sockets of the pipe: an initiator's permit is taken before it is known where the next
     /// client comes, and with a loop for each socket, one where no client comes could keep the last permit.
+    ///
+    /// Each turn ends with a yield, so that whoever was accepted is served before the next one is accepted: this loop never
+    /// outruns the handshakes.
     async fn receive(&self, listeners: &mut Listeners) {
         loop {
             match &self.life {
@@ -109,6 +112,7 @@ impl Reception {
                     self.connections.spawn(Arc::clone(responder).carry(stranger));
                 }
             }
+            tokio::task::yield_now().await;
         }
     }
 }

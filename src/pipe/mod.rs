@@ -71,6 +71,7 @@ impl Listening {
     /// [`ListenError`], when the runtime cannot take a socket.
     pub fn start(self, registry: Registry) -> Result<Pipes, ListenError> {
         let mut sockets = by_source(into_listeners(self.bound)?);
+        registry.share_out(&self.specs);
         let mut pipes = Pipes { serving: Vec::new(), registry };
         for spec in self.specs.into_vec() {
             let listeners = take(&mut sockets, &spec);
@@ -151,6 +152,7 @@ impl Pipes {
     /// [`ListenError`], when the runtime cannot take a socket.
     pub async fn replace(&mut self, Listening { specs, bound }: Listening) -> Result<(), ListenError> {
         let mut new = by_source(into_listeners(bound)?);
+        self.registry.share_out(&specs);
         let (mut kept, mut before) = (Vec::new(), HashMap::new());
         for Serving { spec, accepting } in self.serving.drain(..) {
             kept.extend(accepting.stop().await);

@@ -3,14 +3,18 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tracing::warn;
+
 use super::heartbeat::Heartbeat;
+use super::spec::{Role, Specs};
 use crate::addr::Sources;
-use crate::gate::{Admissions, Connections, Rules};
+use crate::gate::{Admissions, Budget, Connections, Rules};
 use crate::stats::Usage;
 
 /// What the pipes of a process leave to those that take their place.
-#[derive(Default)]
 pub struct Registry {
+    /// How many files the process may have open.
+    descriptors: usize,
     /// The connections that run, whichever pipe has accepted them.
     pub connections: Connections,
     /// How many of them each key carries.
@@ -21,7 +25,46 @@ pub struct Registry {
     by_sources: Mutex<HashMap<Sources, Arc<Admissions>>>,
 }
 
+/// For a process in which nothing runs short.
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
 impl Registry {
+    /// For a process that may have as many files open as `descriptors` says.
+    pub fn new(descriptors: usize) -> Self {
+        Self {
+            descriptors,
+            connections: Connections::default(),
+            usage: Arc::default(),
+            heartbeat: Arc::default(),
+            by_sources: Mutex::default(),
+        }
+    }
+
+    /// Shares out what the process can hold among `specs`, and says so when that is less than they ask for.
+    pub(super) fn share_out(&self, specs: &Specs) {
+        let (descriptors, sources) =
+            (self.descriptors, specs.iter().map(|spec| spec.sources.iter().count()).sum());
+        let has_responders = specs.iter().any(|spec| matches!(spec.role, Role::Responder { .. }));
+        let budget = Budget::of(descriptors, sources, has_responders);
+        let wanted = specs.iter().filter_map(|spec| spec.rules.max_connections);
+        let wanted = wanted.fold(0_usize, |sum, max| sum.saturating_add(max.get()));
+        if wanted > budget.connections {
+            let enough = Budget::descriptors_for(wanted, sources, has_responders);
+            warn!(
+                wanted,
+                possible = budget.connections,
+                descriptors,
+                "-n asks for more connections than there may be open files for, and clients beyond those wait; raise the limit \
+                 on open files (LimitNOFILE=, ulimit -n) to {enough}, or lower -n"
+            );
+        }
+        self.connections.set_budget(budget);
+    }
+
     /// What has been admitted at `sources`, from now on by `rules`.
     pub(super) fn admissions(&self, sources: &Sources, rules: &Rules) -> Arc<Admissions> {
         let mut by_sources = self.by_sources();

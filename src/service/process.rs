@@ -25,6 +25,12 @@ pub fn harden() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors });
 }
 
+/// How many files the process may have open.
+pub fn descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
 /// Whether AES-256-GCM runs on instructions of its own here.
 pub fn has_aes_instructions() -> bool {
     #[cfg(target_arch = "x86_64")]

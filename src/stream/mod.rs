@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::fd::AsFd;
+use rustix::net::RecvFlags;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready, Stdin, Stdout};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
@@ -133,6 +134,37 @@ impl Stream {
         };
     }
 
+    /// Waits until the other side has said something, or never will. Reads nothing.
+    pub(crate) async fn readable(&self) {
+        // tokio's readiness is a guess, so the kernel is asked. A failure is the next read's to tell.
+        let _ = match self {
+            Self::Tcp(stream) => stream.async_io(Interest::READABLE, || peek(stream)).await,
+            Self::Unix(stream) => stream.async_io(Interest::READABLE, || peek(stream)).await,
+            Self::Stdio(_) => Ok(()),
+        };
+    }
+
+    /// The same for now, also if the runtime has not been told of it so far.
+    pub(crate) fn is_readable(&self) -> bool {
+        let peeked = match self {
+            Self::Tcp(stream) => peek(stream),
+            Self::Unix(stream) => peek(stream),
+            Self::Stdio(_) => Ok(()),
+        };
+        !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Ends when the other side has ended its stream or reset the connection, whatever is unread still. Reads nothing.
+    pub(crate) async fn ended(&self) {
+        // To tokio, "priority" is the end of reading and not bytes; it is also urgent data, which these sockets are not
+        // registered for. These fail only when the runtime shuts down, and all tasks with it.
+        let _ready = match self {
+            Self::Tcp(stream) => stream.ready(Interest::PRIORITY).await,
+            Self::Unix(stream) => stream.ready(Interest::PRIORITY).await,
+            Self::Stdio(_) => std::future::pending().await,
+        };
+    }
+
     /// Two halves to use at the same time.
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         match self {
@@ -201,6 +233,12 @@ impl ReadVectored for Reader<'_> {
             }
         }
     }
+}
+
+/// Fails with `WouldBlock` while there is nothing to read, and no end of the stream.
+fn peek(socket: &impl AsFd) -> io::Result<()> {
+    rustix::net::recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(())
 }
 
 /// readv(2) on a non-blocking socket.

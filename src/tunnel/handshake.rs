@@ -24,7 +24,7 @@ use crate::pump::{Filled, Inbox, PumpError};
 #[non_exhaustive]
 pub enum TunnelError {
     /// The peer's message did not come, or not whole.
-    #[error("{got} of {wanted} bytes of the other end's handshake came, then {ending}; {}", hint(*.got))]
+    #[error("{got} of {wanted} bytes of the other end's handshake came, then {ending}; {}", hint(*.got, ending))]
     Incomplete {
         /// Bytes that came.
         got: usize,
@@ -44,7 +44,7 @@ pub enum TunnelError {
     )]
     Forged,
     /// Our message could not be sent.
-    #[error("cannot send the handshake: {0}; {hint}", hint = hint(0))]
+    #[error("cannot send the handshake: {0}; {CLOSED_IN_SILENCE}")]
     Send(#[source] io::Error),
     /// The peer held the key, and then did not open the connection in time.
     #[error("the other end shook hands and then opened no connection in time (-o)")]
@@ -72,11 +72,15 @@ pub enum Ending {
     Broken(#[source] io::Error),
 }
 
-fn hint(got: usize) -> &'static str {
-    if got == 0 {
-        "its key or label differs (compare 'spipe fingerprint'), or it is not spipe"
-    } else {
-        "it is not spipe, or the network is failing"
+/// Why a peer that says nothing closes the connection. To one that has not proved the key it never says which.
+const CLOSED_IN_SILENCE: &str = "its key or label differs (compare 'spipe fingerprint'), it has too many connections to shake \
+                                 hands with, or it is not spipe; if it is, its log says which";
+
+fn hint(got: usize, ending: &Ending) -> &'static str {
+    match (got, ending) {
+        (0, Ending::Closed | Ending::Broken(_)) => CLOSED_IN_SILENCE,
+        (0, Ending::TimedOut) => "it is too busy to answer, or it is not spipe",
+        _ => "it is not spipe, or the network is failing",
     }
 }
 

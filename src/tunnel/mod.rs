@@ -12,7 +12,7 @@ pub use self::handshake::TunnelError;
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::frame::{AbortReason, Opener, Sealer};
-use crate::proto::handshake::Label;
+use crate::proto::handshake::{Label, ResponderEstablished};
 use crate::proto::key::{Fingerprint, Key};
 use crate::pump::buffer::Buffer;
 use crate::pump::{Inbox, OpenPump, PumpError, SealPump, Told};
@@ -45,6 +45,26 @@ pub struct Tunnel {
     pub key: Fingerprint,
     /// The cipher that both ends chose.
     pub cipher: Cipher,
+}
+
+/// A peer that was answered. Its message 1 may still be a recording.
+pub struct Answered {
+    wire: Stream,
+    established: ResponderEstablished,
+    key: Fingerprint,
+}
+
+impl Answered {
+    /// Waits for *Open*: only the peer of now can have sealed it. Gives what the initiator says of its client, too.
+    ///
+    /// # Errors
+    /// [`TunnelError`], when it has not come until `deadline`.
+    pub async fn prove(self, deadline: Instant) -> Result<(Tunnel, ConnectionInfo), TunnelError> {
+        let Self { mut wire, established: ResponderEstablished { sealer, opener, cipher, .. }, key } = self;
+        let (opener, info, inbox) = handshake::await_open(&mut wire.split().0, opener, deadline).await?;
+        let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
+        Ok((Tunnel { wire, seal, open, key, cipher }, info))
+    }
 }
 
 impl Tunnel {
@@ -81,26 +101,22 @@ impl Tunnel {
         })
     }
 
-    /// The responder's side, *Open* included; gives what the initiator says of its client, too.
+    /// The responder's side as far as message 2.
     ///
     /// # Errors
-    /// [`TunnelError`], when the initiator has not proved one of `keys`, and that it is there now, until `deadline`.
-    pub async fn respond(
+    /// [`TunnelError`], when no message 1 of a holder of one of `keys` has come until `deadline`.
+    pub async fn answer(
         mut wire: Stream,
         keys: &[impl Borrow<Key>],
         terms: &Terms,
         deadline: Instant,
-    ) -> Result<(Self, ConnectionInfo), TunnelError> {
-        let (sealer, (opener, info, inbox), cipher, key) = {
+    ) -> Result<Answered, TunnelError> {
+        let (established, key) = {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
-            let (established, key) =
-                handshake::respond(&mut wire, keys, &terms.label, terms.ciphers, deadline).await?;
-            let opened = handshake::await_open(&mut wire, established.opener, deadline).await?;
-            (established.sealer, opened, established.cipher, key)
+            handshake::respond(&mut wire, keys, &terms.label, terms.ciphers, deadline).await?
         };
-        let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
-        Ok((Self { wire, seal, open, key, cipher }, info))
+        Ok(Answered { wire, established, key })
     }
 
     /// Waits until the peer has closed the connection, for a moment. Both directions have ended.
@@ -110,6 +126,12 @@ impl Tunnel {
     pub async fn await_close(&mut self) {
         let (mut reader, _writer) = self.wire.split();
         let _closed_or_not = timeout(PARTING, reader.read(&mut [0])).await;
+    }
+
+    /// Ends when the peer has closed the connection, or it broke, so that nobody is left to be carried. Reads nothing: a peer
+    /// that has both directions open never ends its side of the wire.
+    pub async fn gone(&self) {
+        self.wire.ended().await;
     }
 
     /// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset

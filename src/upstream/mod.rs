@@ -4,11 +4,13 @@ mod attempt;
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use thiserror::Error;
 use tokio::net::{UnixSocket, UnixStream};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use vec1::Vec1;
 
 pub use self::attempt::Refusals;
@@ -17,6 +19,9 @@ use crate::addr::{Endpoint, Outgoing, Target, UnixName};
 use crate::names::{self, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
 use crate::stream::{Keepalive, Remote, Stream};
+
+/// The pause before another attempt when no descriptor was free.
+const SHORTAGE: Duration = Duration::from_millis(50);
 
 /// A target and the address to reach it from: pure data, and of kinds that go together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +144,21 @@ pub enum DialFailure {
     },
 }
 
+impl DialFailure {
+    /// Whether no more is lacking than a descriptor.
+    fn is_shortage(&self) -> bool {
+        let is_shortage = |error: &io::Error| {
+            let code = error.raw_os_error().map(Errno::from_raw_os_error);
+            matches!(code, Some(Errno::MFILE | Errno::NFILE))
+        };
+        match self {
+            Self::Refused(error) | Self::Outgoing { source: error, .. } => is_shortage(error),
+            Self::AllRefused(refusals) => refusals.iter().any(|(_, error)| is_shortage(error)),
+            Self::TimedOut | Self::Unresolved(_) | Self::NoCommonFamily => false,
+        }
+    }
+}
+
 /// A stream to a target.
 pub struct Connected {
     /// The stream.
@@ -166,14 +186,25 @@ impl Dialer {
     /// # Errors
     /// [`DialError`], when no address of the target can be reached until `deadline`; it names each that was tried.
     pub async fn dial(&self, deadline: Instant) -> Result<Connected, DialError> {
-        let connecting = async {
-            match &self.route.way {
-                Way::Tcp { to, from } => self.dial_tcp(to, from.as_ref()).await,
-                Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
+        let connected = loop {
+            let connected =
+                timeout_at(deadline, self.dial_once()).await.unwrap_or(Err(DialFailure::TimedOut));
+            // Whoever was accepted is not turned away for want of a descriptor, as long as one may become free.
+            match connected {
+                Err(failure) if failure.is_shortage() && Instant::now() + SHORTAGE < deadline => {
+                    sleep(SHORTAGE).await;
+                }
+                connected => break connected,
             }
         };
-        let connected = timeout_at(deadline, connecting).await.unwrap_or(Err(DialFailure::TimedOut));
         connected.map_err(|failure| DialError { target: self.route.target.clone(), source: failure.into() })
+    }
+
+    async fn dial_once(&self) -> Result<Connected, DialFailure> {
+        match &self.route.way {
+            Way::Tcp { to, from } => self.dial_tcp(to, from.as_ref()).await,
+            Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
+        }
     }
 
     async fn dial_tcp(&self, to: &Host, from: Option<&Host>) -> Result<Connected, DialFailure> {
@@ -249,7 +280,7 @@ mod tests {
     async fn a_failure_has_its_cause_at_its_root() {
         let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let route = Route::from(free.to_string().parse::<Target>().unwrap());
-        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let error = Dialer::new(route, Keepalive::On).dial(deadline).await.err().unwrap();
         assert_eq!(
             error.to_string(),

@@ -4,6 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, prlimit};
+
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
 use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, connect_unix, echo};
@@ -127,24 +129,52 @@ fn the_time_limit_does_not_end_an_idle_connection() {
     assert_echoes(&mut client, "after");
 }
 
+/// The descriptors of `end`, which are numbers below its limit.
+fn descriptors(end: &End) -> Vec<u64> {
+    let entries = std::fs::read_dir(format!("/proc/{}/fd", end.process.pid())).expect("the process runs");
+    let mut numbers: Vec<_> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Has `end` run short: it can open so many `more`.
+fn leave_descriptors(end: &End, more: u64) {
+    let open = descriptors(end);
+    let free = |limit: u64| limit - open.iter().filter(|number| **number < limit).count() as u64;
+    let limit = (0..10_000).find(|limit| free(*limit) > more).map(|too_much| too_much - 1);
+    prlimit(Some(end.process.pid()), Resource::Nofile, Rlimit { current: limit, maximum: limit })
+        .expect("limits can be lowered");
+}
+
 #[test]
 fn a_lack_of_descriptors_pauses_accepting_only() {
     let key = Key::new();
-    let responder = End::responder(&key, echo()).args(&["-o", "600"]).descriptors(40).start();
+    let responder = End::responder(&key, echo()).start();
     let initiator = End::initiator(&key, responder.address()).start();
     let mut running = initiator.connect();
     assert_echoes(&mut running, "before");
 
-    let strangers: Vec<TcpStream> = (0..60).map(|_| responder.connect()).collect();
-    responder.await_line(&["cannot accept connections for now", "Too many open files"]);
+    // Descriptors run short though they were planned.
+    leave_descriptors(&initiator, 0);
+    let mut waiting = initiator.connect();
+    initiator.await_line(&["cannot accept connections for now", "Too many open files"]);
     assert_echoes(&mut running, "meanwhile");
+    drop(running);
+    assert_echoes(&mut waiting, "after");
+}
 
-    drop(strangers);
-    // Descriptors become free one by one, so the first attempts may still fail.
-    poll_until("the pipe serves again", || {
-        let mut client = initiator.connect();
-        client.write_all(b"x").ok()?;
-        client.read_exact(&mut [0]).ok()
-    });
-    assert_echoes(&mut running, "after");
+#[test]
+fn for_want_of_descriptors_a_stranger_goes_and_a_key_holder_gets_in() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).args(&["-o", "600"]).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    let before = descriptors(&responder).len();
+    let mut strangers = [responder.connect(), responder.connect(), responder.connect()];
+    poll_until("the strangers are accepted", || (descriptors(&responder).len() == before + 3).then_some(()));
+    leave_descriptors(&responder, 1);
+    // One descriptor for the peer, and one for the target.
+    assert_echoes(&mut initiator.connect(), "served");
+    responder.await_line(&["refused", "too many connections are waiting to shake hands"]);
+    assert_eq!(crate::support::socket::read_all(&mut strangers[0]), b"");
 }

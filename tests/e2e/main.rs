@@ -29,6 +29,7 @@ mod sandbox;
 mod several_keys;
 mod signals;
 mod stdio;
+mod storm;
 mod strangers;
 mod unix_sockets;
 mod users;

@@ -173,10 +173,10 @@ fn a_replayed_message_1_does_not_reach_the_target() {
 
 #[test]
 fn silent_strangers_do_not_keep_a_key_holder_out() {
-    // More than the lobby can hold, and many more than -n.
+    // More than a process with so few descriptors has places for, and many more than -n.
     const STRANGERS: usize = 300;
     let key = Key::new();
-    let responder = End::responder(&key, echo()).args(&["-n", "2", "-o", "600"]).start();
+    let responder = End::responder(&key, echo()).args(&["-n", "2", "-o", "600"]).descriptors(256).start();
     let initiator = End::initiator(&key, responder.address()).start();
     let strangers: Vec<TcpStream> = (0..STRANGERS).map(|_| responder.connect()).collect();
     assert_echoes(&mut initiator.connect(), "let me through");
@@ -187,7 +187,7 @@ fn silent_strangers_do_not_keep_a_key_holder_out() {
 #[test]
 fn silent_strangers_do_not_disturb_an_established_connection() {
     let key = Key::new();
-    let responder = End::responder(&key, echo()).args(&["-o", "600"]).start();
+    let responder = End::responder(&key, echo()).args(&["-o", "600"]).descriptors(256).start();
     let initiator = End::initiator(&key, responder.address()).start();
     let mut client = initiator.connect();
     assert_echoes(&mut client, "before");

@@ -18,9 +18,11 @@ pub(crate) enum Rule {
     CutAfter(usize),
     /// Invert the lowest bit of the byte at this offset.
     FlipAt(usize),
+    /// Keep each piece back for so long, as a long way does.
+    Delay(Duration),
 }
 
-/// What to do to the first connection; later connections are relayed unchanged.
+/// What to do to a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     /// From the initiator to the responder.
@@ -54,12 +56,24 @@ pub(crate) struct Recorded {
 }
 
 impl Relay {
+    /// A relay that follows `plan` on its first connection, and relays later ones unchanged.
     pub(crate) fn start(to: SocketAddr, plan: Plan) -> Self {
+        let first = Mutex::new(Some(plan));
+        let next = move || first.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Plan::PASS);
+        Self::start_with(to, next)
+    }
+
+    /// A relay that follows `plan` on every connection.
+    pub(crate) fn start_every(to: SocketAddr, plan: Plan) -> Self {
+        Self::start_with(to, move || plan)
+    }
+
+    fn start_with(to: SocketAddr, next: impl Fn() -> Plan + Send + Sync + 'static) -> Self {
         let recorded = Arc::new(Mutex::new(Recorded::default()));
         let recorder = Arc::clone(&recorded);
-        let first = Arc::new(Mutex::new(Some(plan)));
+        let next = Arc::new(next);
         let address = Service::start().serve(move |near| {
-            let plan = first.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(Plan::PASS);
+            let plan = next();
             let far = socket::connect(to);
             // The relay must not fail when a test is idle.
             for stream in [&near, &far] {
@@ -111,6 +125,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, rule: Rule, record: impl Fn(&[u8
         record(bytes);
         let mut cut = false;
         match rule {
+            Rule::Delay(time) => thread::sleep(time),
             Rule::FlipAt(place) if (offset..offset + bytes.len()).contains(&place) => {
                 bytes[place - offset] ^= 1;
             }

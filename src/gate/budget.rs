@@ -1,0 +1,88 @@
+//! What a process can hold at a time: it has so many descriptors (RLIMIT_NOFILE), and whatever goes beyond them fails at the
+//! worst place, when a client that was accepted is to be connected on. So they are planned, and those that there are none for
+//! wait in the kernel's queue.
+
+/// Descriptors that are neither sockets that listen nor connections: the log, the runtime, files that are read at a reload, and
+/// look-ups of names.
+const RESERVED: usize = 24;
+
+/// The most places for strangers, which a process with descriptors enough has: they cost a socket and a few KiB each.
+const STRANGERS: usize = 8192;
+
+/// The most key holders of one pipe that wait for another to end. They keep the pipe busy when it ends; the next ones wait in
+/// the kernel's queue.
+const WAITING: usize = 32;
+
+/// How the descriptors of a process are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// Connections that carry or are about to, with two descriptors each.
+    pub(crate) connections: usize,
+    /// Connections that have not proved the key, with one descriptor each.
+    pub(crate) strangers: usize,
+    /// Peers of one responder that have proved it and wait, with one descriptor each.
+    pub(crate) waiting: usize,
+}
+
+impl Budget {
+    /// Shares out `descriptors` in a process that listens at `sources` places, and has strangers if it `has_responders`.
+    pub(crate) fn of(descriptors: usize, sources: usize, has_responders: bool) -> Self {
+        let free = descriptors.saturating_sub(RESERVED + sources);
+        let (strangers, waiting) = if has_responders {
+            ((free / 2).clamp(3, STRANGERS), (free / 16).clamp(1, WAITING))
+        } else {
+            (0, 0)
+        };
+        let connections = (free.saturating_sub(strangers + waiting) / 2).max(1);
+        Self { connections, strangers, waiting }
+    }
+
+    /// How many descriptors it takes to have `connections` at a time, about.
+    pub(crate) fn descriptors_for(connections: usize, sources: usize, has_responders: bool) -> usize {
+        let carried = connections.saturating_mul(2);
+        // A half and a sixteenth of all that are free.
+        let others = if has_responders {
+            (carried / 7).saturating_mul(9).saturating_add(9).min(STRANGERS + WAITING)
+        } else {
+            0
+        };
+        carried.saturating_add(others + RESERVED + sources + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_planned_than_there_are_descriptors() {
+        for descriptors in [64, 100, 256, 1024, 4096, 1 << 20] {
+            for sources in [1, 9] {
+                let Budget { connections, strangers, waiting } = Budget::of(descriptors, sources, true);
+                assert!(RESERVED + sources + 2 * connections + strangers + waiting <= descriptors);
+                assert!(connections > 2 && strangers > 7 && waiting > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_with_next_to_none_still_has_one_connection() {
+        let Budget { connections, strangers, waiting } = Budget::of(3, 1, true);
+        assert_eq!((connections, strangers, waiting), (1, 3, 1));
+    }
+
+    #[test]
+    fn without_responders_nothing_is_kept_for_strangers() {
+        assert_eq!(Budget::of(1024, 1, false), Budget { connections: 499, strangers: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn the_descriptors_that_are_asked_for_are_enough() {
+        for connections in [1, 10, 100, 1000, 100_000] {
+            for has_responders in [false, true] {
+                let descriptors = Budget::descriptors_for(connections, 3, has_responders);
+                assert!(Budget::of(descriptors, 3, has_responders).connections >= connections);
+            }
+        }
+    }
+}
