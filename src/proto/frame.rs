@@ -25,6 +25,7 @@ use super::cipher::Cipher;
 use super::connection_info::{ConnectionInfo, MalformedOpen};
 use super::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use super::noise::{Secret, TAG};
+use super::stack::{self, wiped};
 
 /// Bytes of the length field in front of a frame.
 pub const HEADER: usize = 2;
@@ -199,7 +200,7 @@ impl First<Opener> {
 }
 
 /// Seals one direction's frames.
-pub struct Sealer(Chain);
+pub struct Sealer(Box<Chain>);
 
 impl Sealer {
     pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
@@ -256,7 +257,7 @@ impl Sealer {
 }
 
 /// Opens one direction's frames.
-pub struct Opener(Chain, Stream);
+pub struct Opener(Box<Chain>, Stream);
 
 /// Whether a direction may carry more frames.
 enum Stream {
@@ -362,9 +363,10 @@ struct Chain {
 }
 
 impl Chain {
-    fn new(cipher: Cipher, secret: Secret) -> Self {
+    /// In a box, since sealers and openers move, and a secret must not.
+    fn new(cipher: Cipher, secret: Secret) -> Box<Self> {
         let aead = frame_key(cipher, &secret);
-        Self { cipher, secret, aead, counter: 0 }
+        Box::new(Self { cipher, secret, aead, counter: 0 })
     }
 
     /// The next nonce. Replaces the secret first when it is time (T5).
@@ -382,8 +384,10 @@ impl Chain {
 
     /// T5: the next secret is a one-way function of this one, which is wiped: what is found later opens nothing sent before.
     fn rekey(&mut self) {
-        self.secret = expand(&self.secret, &[b"spipe/1 rekey"]);
-        self.aead = frame_key(self.cipher, &self.secret);
+        wiped::<{ stack::SYMMETRIC }, _>(|| {
+            self.secret = expand(&self.secret, &[b"spipe/1 rekey"]);
+            self.aead = frame_key(self.cipher, &self.secret);
+        });
     }
 }
 
