@@ -246,12 +246,10 @@ impl Sealer {
         text[payload] = kind as u8;
 
         let nonce = self.0.next()?;
-        let sealed = self
-            .0
-            .aead
-            .seal_in_place_separate_tag(nonce, Aad::from(&*header), text)
-            .expect("a frame is far below the cipher's limit");
-        tag.copy_from_slice(sealed.as_ref());
+        let sealed = wiped::<{ stack::FRAME }, _>(|| {
+            self.0.aead.seal_in_place_separate_tag(nonce, Aad::from(&*header), text)
+        });
+        tag.copy_from_slice(sealed.expect("a frame is far below the cipher's limit").as_ref());
         Ok(frame.len())
     }
 }
@@ -306,7 +304,8 @@ impl Opener {
         }
         let nonce = self.0.next()?;
         let text =
-            self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed).map_err(|_| FrameError::Forged)?;
+            wiped::<{ stack::FRAME }, _>(|| self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed))
+                .map_err(|_| FrameError::Forged)?;
 
         // As in TLS 1.3 (RFC 8446, section 5.4), the kind is the last byte that is not zero. The scan's duration shows
         // how much padding there is, and only to an observer that already sees the frame's length.

@@ -24,7 +24,10 @@ struct Mapping {
 impl Memory {
     /// Reads it through `/proc`, while the process goes on.
     pub(crate) fn of(process: Pid) -> Self {
-        assert!(geteuid().is_root(), "only root can read the memory of a process that is not dumpable (PR_SET_DUMPABLE)");
+        assert!(
+            geteuid().is_root(),
+            "only root can read the memory of a process that is not dumpable (PR_SET_DUMPABLE)"
+        );
         let maps = fs::read_to_string(format!("/proc/{process}/maps")).expect("the process runs");
         let memory = File::open(format!("/proc/{process}/mem")).expect("root may open it");
         Self(maps.lines().filter_map(|line| Mapping::read(line, &memory)).collect())
@@ -51,7 +54,9 @@ impl Memory {
             for (at, _) in places.filter(|(_, window)| *window == bytes) {
                 let start = at.checked_sub(before);
                 found.extend(
-                    start.and_then(|start| mapping.bytes.get(start..at + bytes.len() + after)).map(<[_]>::to_vec),
+                    start
+                        .and_then(|start| mapping.bytes.get(start..at + bytes.len() + after))
+                        .map(<[_]>::to_vec),
                 );
             }
         }

@@ -64,7 +64,14 @@ fn add_hmac_states(secrets: &mut Secrets, name: &str, key: &[u8]) {
         block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
         // FIPS 180-4, section 5.3.3.
         let mut state = [
-            0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19,
+            0x6a09_e667,
+            0xbb67_ae85,
+            0x3c6e_f372,
+            0xa54f_f53a,
+            0x510e_527f,
+            0x9b05_688c,
+            0x1f83_d9ab,
+            0x5be0_cd19,
         ];
         compress256(&mut state, &[block]);
         let state: Vec<u8> = state.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
@@ -142,7 +149,8 @@ impl Noise {
     fn seal(&mut self, text: &[u8]) -> Vec<u8> {
         let (mut field, nonce) = (text.to_vec(), self.next_nonce());
         let cipher = ChaCha20Poly1305::new(&self.cipher_key.into());
-        let tag = cipher.encrypt_inout_detached(&nonce, &self.hash, (&mut *field).into()).expect("a short text");
+        let tag =
+            cipher.encrypt_inout_detached(&nonce, &self.hash, (&mut *field).into()).expect("a short text");
         field.extend(tag);
         self.mix_hash(&field);
         field
@@ -223,7 +231,8 @@ pub(crate) fn initiate(mut wire: TcpStream, key_file: &[u8], cipher: Cipher) -> 
     let e1 = noise.seal(pair.public_key().as_slice());
     let mut payload = [0; 16];
     payload[0] = cipher as u8;
-    wire.write_all(&[&public[..], &e1, &noise.seal(&payload)].concat()).expect("the responder reads message 1");
+    wire.write_all(&[&public[..], &e1, &noise.seal(&payload)].concat())
+        .expect("the responder reads message 1");
 
     let mut message = [0; 32 + CIPHERTEXT + TAG + 16 + TAG];
     wire.read_exact(&mut message).expect("the responder sends message 2");
@@ -248,7 +257,12 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     fn new(wire: TcpStream, cipher: Cipher, secrets: Secrets, sends: [u8; 32], receives: [u8; 32]) -> Self {
-        Self { wire, sends: Direction::new(cipher, sends), receives: Direction::new(cipher, receives), secrets }
+        Self {
+            wire,
+            sends: Direction::new(cipher, sends),
+            receives: Direction::new(cipher, receives),
+            secrets,
+        }
     }
 
     pub(crate) fn send(&mut self, kind: u8, payload: &[u8]) {
