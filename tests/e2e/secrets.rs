@@ -1,7 +1,7 @@
 //! Secrets in the memory of the process: there while they are needed, and nowhere once they are not. The test is the peer, so it
 //! knows every secret, and looks for it at every offset of all memory of the process.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use spipe::proto::cipher::Cipher;
@@ -162,4 +162,153 @@ fn connections_of_a_responder_with_aes_leave_no_secret() {
 #[test]
 fn connections_of_a_responder_with_chacha_leave_no_secret() {
     assert_connections_leave_nothing(Role::Responder, Cipher::ChaCha20Poly1305);
+}
+
+/// The initiator's own secrets, which no peer knows. They are found in its memory while it waits for message 2.
+fn ephemeral_secrets(subject: &Subject, begun: &Begun) -> Secrets {
+    let memory = subject.memory();
+    let mut secrets = Secrets::default();
+    let is_x25519 = |secret: &[u8; 32]| begun.is_x25519_secret(secret);
+    let x25519 =
+        memory.candidates().find(|candidate| is_x25519(candidate)).expect("it waits with its X25519 secret");
+    secrets.add("X25519 secret", x25519);
+    // FIPS 203, algorithm 16: a decapsulation key has the encapsulation key in its middle.
+    let keys = memory.around(&begun.kem_key, DECAPSULATION_KEY_BEFORE, DECAPSULATION_KEY_AFTER);
+    let key = keys.iter().find(|key| begun.is_kem_secret(key)).expect("it waits with its ML-KEM key");
+    secrets.add("ML-KEM secret", &key[..DECAPSULATION_KEY_BEFORE]);
+    secrets.add("ML-KEM secret z", &key[key.len() - 32..]);
+    secrets
+}
+
+/// Bytes of an ML-KEM-768 decapsulation key before and after the encapsulation key in it.
+const DECAPSULATION_KEY_BEFORE: usize = 1152;
+const DECAPSULATION_KEY_AFTER: usize = 64;
+
+#[test]
+fn an_initiator_keeps_its_ephemeral_secrets_only_until_message_2() {
+    let subject = Subject::start(Role::Initiator, Cipher::Aes256Gcm);
+    let (mut client, begun) = subject.begin();
+    let ephemeral = ephemeral_secrets(&subject, &begun);
+    let mut tunnel = begun.reply(subject.cipher);
+    tunnel.receive(OPEN);
+    exchange(&mut client, &mut tunnel);
+    subject.assert_has_all_of(&tunnel.traffic_secrets().only(&["traffic "]));
+    subject.assert_has_none_of(&ephemeral);
+}
+
+/// While a connection runs, only what its next frames need is there.
+fn assert_a_handshake_leaves_only_traffic_secrets(role: Role) {
+    let subject = Subject::start(role, Cipher::ChaCha20Poly1305);
+    let (mut plain, mut tunnel) = subject.establish();
+    exchange(&mut plain, &mut tunnel);
+    subject.assert_has_all_of(&tunnel.traffic_secrets().only(&["traffic "]));
+    subject.assert_has_none_of(&tunnel.secrets().without(&["traffic "]));
+}
+
+#[test]
+fn an_open_connection_of_an_initiator_has_no_secret_but_its_traffic_secrets() {
+    assert_a_handshake_leaves_only_traffic_secrets(Role::Initiator);
+}
+
+#[test]
+fn an_open_connection_of_a_responder_has_no_secret_but_its_traffic_secrets() {
+    assert_a_handshake_leaves_only_traffic_secrets(Role::Responder);
+}
+
+#[test]
+fn a_rekey_leaves_nothing_of_the_secrets_before_it() {
+    let subject = Subject::start(Role::Responder, Cipher::ChaCha20Poly1305);
+    let (mut target, mut tunnel) = subject.establish();
+    let before = tunnel.received_secrets();
+    let reading = std::thread::spawn(move || {
+        let mut data = vec![0; peer::REKEY_AFTER];
+        target.read_exact(&mut data).expect("the connection stands");
+        target
+    });
+    // *Open* was the first frame of the old secret.
+    for _ in 0..peer::REKEY_AFTER {
+        tunnel.send(DATA, b"x");
+    }
+    let _target = reading.join().expect("all data arrives");
+    subject.assert_has_all_of(&tunnel.received_secrets().only(&["traffic "]));
+    subject.assert_has_none_of(&before);
+}
+
+#[test]
+fn a_peer_that_is_silent_before_message_2_leaves_no_ephemeral_secret() {
+    let subject = Subject::start_with(Role::Initiator, Cipher::Aes256Gcm, &["-o", "2"]);
+    let mut secrets = Secrets::default();
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        let (client, begun) = subject.begin();
+        secrets.extend(ephemeral_secrets(&subject, &begun));
+        secrets.extend(begun.secrets());
+        waiting.push((client, begun));
+    }
+    subject.end.process.await_lines(10, "nothing more in time");
+    subject.await_no_connection();
+    subject.assert_has_none_of(&secrets);
+}
+
+#[test]
+fn a_peer_that_vanishes_before_message_2_leaves_no_ephemeral_secret() {
+    let subject = Subject::start(Role::Initiator, Cipher::Aes256Gcm);
+    let (_client, begun) = subject.begin();
+    let mut secrets = ephemeral_secrets(&subject, &begun);
+    secrets.extend(begun.secrets());
+    drop(begun);
+    subject.end.await_line(&["closed the connection"]);
+    subject.await_no_connection();
+    subject.assert_has_none_of(&secrets);
+}
+
+#[test]
+fn a_message_2_that_does_not_open_leaves_no_secret() {
+    let subject = Subject::start(Role::Initiator, Cipher::Aes256Gcm);
+    let mut secrets = Secrets::default();
+    for _ in 0..10 {
+        let (_client, begun) = subject.begin();
+        secrets.extend(ephemeral_secrets(&subject, &begun));
+        // The last field: by then, both shared secrets have been computed.
+        let tunnel =
+            begun.reply_with(|message| *message.last_mut().expect("it has a tag") ^= 1, subject.cipher);
+        secrets.extend(tunnel.secrets());
+        tunnel.await_close();
+    }
+    subject.end.process.await_lines(10, "does not open with this key");
+    subject.await_no_connection();
+    subject.assert_has_none_of(&secrets);
+}
+
+/// Peers that hold the key and go on like this instead of opening the connection leave nothing in a responder.
+#[track_caller]
+fn assert_unopened_connections_leave_nothing(go_on: impl Fn(&mut Tunnel), line: &str) {
+    let subject = Subject::start_with(Role::Responder, Cipher::ChaCha20Poly1305, &["-o", "2"]);
+    let mut secrets = Secrets::default();
+    let mut tunnels: Vec<_> = (0..10).map(|_| subject.initiate()).collect();
+    for tunnel in &mut tunnels {
+        secrets.extend(tunnel.secrets());
+        go_on(tunnel);
+    }
+    subject.end.await_line(&[line]);
+    for tunnel in tunnels {
+        tunnel.await_close();
+    }
+    subject.await_no_connection();
+    subject.assert_has_none_of(&secrets);
+}
+
+#[test]
+fn a_peer_that_is_silent_after_message_2_leaves_no_secret() {
+    assert_unopened_connections_leave_nothing(|_| (), "opened no connection in time");
+}
+
+#[test]
+fn a_peer_that_vanishes_after_message_2_leaves_no_secret() {
+    assert_unopened_connections_leave_nothing(Tunnel::vanish, "opened no connection");
+}
+
+#[test]
+fn a_peer_that_sends_no_frame_after_message_2_leaves_no_secret() {
+    assert_unopened_connections_leave_nothing(|tunnel| tunnel.send_raw(&[0; 65_536]), "opened no connection");
 }

@@ -3,13 +3,13 @@
 //! It follows docs/PROTOCOL.md step by step and shares no code with `spipe::proto`, which shows no secret.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Tag};
 use hkdf::Hkdf;
-use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PublicKey};
+use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use sha2::block_api::compress256;
@@ -27,6 +27,9 @@ const TAG: usize = 16;
 pub(crate) const OPEN: u8 = 1;
 pub(crate) const DATA: u8 = 2;
 pub(crate) const END: u8 = 3;
+
+/// Frames under one secret (T5).
+pub(crate) const REKEY_AFTER: usize = 1 << 16;
 
 /// The secrets of a key file: its bytes, if they are not many, and the key that is derived from it.
 pub(crate) fn key_secrets(key_file: &[u8]) -> Secrets {
@@ -183,6 +186,23 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
+    /// The secrets of the handshake so far.
+    pub(crate) fn secrets(&self) -> Secrets {
+        self.noise.secrets.clone()
+    }
+
+    /// Whether this is the secret of the initiator's X25519 key.
+    pub(crate) fn is_x25519_secret(&self, secret: &[u8; 32]) -> bool {
+        PublicKey::from(&StaticSecret::from(*secret)).to_bytes() == self.x25519
+    }
+
+    /// Whether this is the decapsulation key that belongs to the initiator's encapsulation key.
+    pub(crate) fn is_kem_secret(&self, key: &[u8]) -> bool {
+        let (ciphertext, shared) = mlkem768::encapsulate(&MlKem768PublicKey::from(self.kem_key), random());
+        let key = MlKem768PrivateKey::try_from(key).expect("a decapsulation key has this length");
+        mlkem768::decapsulate(&key, &ciphertext) == shared
+    }
+
     /// R1–R2: takes an initiator's message 1.
     pub(crate) fn read(mut wire: TcpStream, key_file: &[u8]) -> Self {
         let mut message = [0; 32 + KEM_KEY + TAG + 16 + TAG];
@@ -292,6 +312,16 @@ impl Tunnel {
         let _closed_or_reset = self.wire.read_to_end(&mut Vec::new());
     }
 
+    /// Closes the connection.
+    pub(crate) fn vanish(&mut self) {
+        self.wire.shutdown(Shutdown::Both).expect("the connection stands");
+    }
+
+    /// The secrets of what the other end receives, as they are now.
+    pub(crate) fn received_secrets(&self) -> Secrets {
+        self.sends.secrets()
+    }
+
     /// All secrets of the connection so far.
     pub(crate) fn secrets(&self) -> Secrets {
         let mut secrets = self.secrets.clone();
@@ -337,7 +367,7 @@ impl Direction {
 
     /// The key and the nonce of the next frame (T5).
     fn next(&mut self) -> (LessSafeKey, Nonce) {
-        if self.frames != 0 && self.frames.is_multiple_of(1 << 16) {
+        if self.frames != 0 && self.frames.is_multiple_of(REKEY_AFTER as u64) {
             self.secret = expand(self.hkdf(), b"spipe/1 rekey");
         }
         let algorithm = match self.cipher {
