@@ -15,6 +15,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::proto::key::{Fingerprint, Key, KeyDerivation, KeyTooShort};
+use crate::proto::noise::Secret;
 use crate::proto::stack::{self, wiped};
 
 /// Where a key comes from.
@@ -241,8 +242,8 @@ pub(crate) fn generate_to_stdout() -> Result<(), KeyFileError> {
     Ok(())
 }
 
-fn random_key() -> Result<(Box<Zeroizing<[u8; 32]>>, Fingerprint), KeyFileError> {
-    let mut bytes = Box::new(Zeroizing::new([0; 32]));
+fn random_key() -> Result<(Box<Secret>, Fingerprint), KeyFileError> {
+    let mut bytes = Box::new(Secret::default());
     SysRng.try_fill_bytes(&mut **bytes).map_err(KeyFileError::Randomness)?;
     let key = Key::from_bytes(&**bytes).expect("32 bytes are enough");
     Ok((bytes, key.fingerprint()))

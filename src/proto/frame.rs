@@ -199,12 +199,12 @@ impl First<Opener> {
     }
 }
 
-/// Seals one direction's frames.
+/// Seals one direction's frames. In a box, since sealers and openers move, and a secret must not.
 pub struct Sealer(Box<Chain>);
 
 impl Sealer {
     pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
-        Self(Chain::new(cipher, secret))
+        Self(Box::new(Chain::new(cipher, secret)))
     }
 
     /// T3: seals the `payload` bytes that lie behind the header's place in `slot`, in place; gives the frame's length.
@@ -267,7 +267,7 @@ enum Stream {
 
 impl Opener {
     pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
-        Self(Chain::new(cipher, secret), Stream::Running)
+        Self(Box::new(Chain::new(cipher, secret)), Stream::Running)
     }
 
     /// T6: opens one whole frame in place, header included, as [`frame_length`] measured it.
@@ -362,10 +362,9 @@ struct Chain {
 }
 
 impl Chain {
-    /// In a box, since sealers and openers move, and a secret must not.
-    fn new(cipher: Cipher, secret: Secret) -> Box<Self> {
+    fn new(cipher: Cipher, secret: Secret) -> Self {
         let aead = frame_key(cipher, &secret);
-        Box::new(Self { cipher, secret, aead, counter: 0 })
+        Self { cipher, secret, aead, counter: 0 }
     }
 
     /// The next nonce. Replaces the secret first when it is time (T5).

@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use spipe::proto::cipher::Cipher;
 
 use crate::support::memory::{Memory, Secrets};
-use crate::support::peer::{self, Begun, DATA, END, OPEN, Tunnel};
+use crate::support::peer::{self, Begun, DATA, END, OPEN, Tunnel, key_secrets};
 use crate::support::pipe::{End, Key};
 use crate::support::poll_until;
 use crate::support::process::Process;
@@ -27,6 +27,7 @@ enum Role {
 struct Subject {
     role: Role,
     cipher: Cipher,
+    key: Key,
     key_file: Vec<u8>,
     end: End,
     /// What the process connects to: the responder that the test plays, or the target.
@@ -50,7 +51,7 @@ impl Subject {
         };
         let end = end.args(&["--cipher", &cipher.to_string(), "--verbose"]).args(args).start();
         let descriptors = descriptors(&end.process);
-        Self { role, cipher, key_file, end, service, descriptors }
+        Self { role, cipher, key, key_file, end, service, descriptors }
     }
 
     /// A connection: the client or the target, and the tunnel.
@@ -310,5 +311,35 @@ fn a_peer_that_vanishes_after_message_2_leaves_no_secret() {
 
 #[test]
 fn a_peer_that_sends_no_frame_after_message_2_leaves_no_secret() {
-    assert_unopened_connections_leave_nothing(|tunnel| tunnel.send_raw(&[0; 65_536]), "opened no connection");
+    assert_unopened_connections_leave_nothing(|tunnel| tunnel.send_raw(&[0; 100]), "opened no connection");
+}
+
+/// A reload that replaces the key takes the old one out of memory, although a connection that began with it goes on.
+fn assert_a_reload_removes_the_key(role: Role) {
+    let subject = Subject::start(role, Cipher::Aes256Gcm);
+    let (old, new) = (subject.key_file.clone(), Random::bytes(8, 32));
+    let (mut plain, mut tunnel) = subject.establish();
+    subject.assert_has_all_of(&key_secrets(&old).only(&["psk"]));
+    std::fs::write(subject.key.path(), &new).expect("the file can be written");
+    subject.end.process.reload_successfully();
+    subject.assert_has_none_of(&key_secrets(&old));
+    subject.assert_has_all_of(&key_secrets(&new).only(&["psk"]));
+    exchange(&mut plain, &mut tunnel);
+}
+
+#[test]
+fn a_reload_takes_the_old_key_out_of_the_memory_of_an_initiator() {
+    assert_a_reload_removes_the_key(Role::Initiator);
+}
+
+#[test]
+fn a_reload_takes_the_old_key_out_of_the_memory_of_a_responder() {
+    assert_a_reload_removes_the_key(Role::Responder);
+}
+
+#[test]
+fn a_key_is_in_memory_and_the_content_of_its_file_is_not() {
+    let subject = Subject::start(Role::Responder, Cipher::Aes256Gcm);
+    subject.assert_has_all_of(&key_secrets(&subject.key_file).only(&["psk"]));
+    subject.assert_has_none_of(&key_secrets(&subject.key_file).without(&["psk"]));
 }

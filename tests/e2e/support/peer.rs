@@ -45,10 +45,10 @@ pub(crate) fn key_secrets(key_file: &[u8]) -> Secrets {
 }
 
 fn psk(key_file: &[u8]) -> [u8; 32] {
-    expand(Hkdf::new(Some(b"spipe/1 key file"), key_file), b"spipe/1 psk")
+    expand(&Hkdf::new(Some(b"spipe/1 key file"), key_file), b"spipe/1 psk")
 }
 
-fn expand(hkdf: Hkdf<Sha256>, info: &[u8]) -> [u8; 32] {
+fn expand(hkdf: &Hkdf<Sha256>, info: &[u8]) -> [u8; 32] {
     let mut output = [0; 32];
     hkdf.expand(info, &mut output).expect("a short output");
     output
@@ -354,7 +354,7 @@ impl Direction {
     }
 
     fn key(&self) -> [u8; 32] {
-        expand(self.hkdf(), format!("spipe/1 key {}", self.cipher).as_bytes())
+        expand(&self.hkdf(), format!("spipe/1 key {}", self.cipher).as_bytes())
     }
 
     fn secrets(&self) -> Secrets {
@@ -368,7 +368,7 @@ impl Direction {
     /// The key and the nonce of the next frame (T5).
     fn next(&mut self) -> (LessSafeKey, Nonce) {
         if self.frames != 0 && self.frames.is_multiple_of(REKEY_AFTER as u64) {
-            self.secret = expand(self.hkdf(), b"spipe/1 rekey");
+            self.secret = expand(&self.hkdf(), b"spipe/1 rekey");
         }
         let algorithm = match self.cipher {
             Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
