@@ -12,13 +12,14 @@
 use zeroize::Zeroize;
 
 /// Bytes of stack that sealing or opening a frame takes at most: the assembly code for ChaCha20 saves the key there. Wiping them
-/// takes 20 ns.
+/// takes 50 ns.
 pub const FRAME: usize = 2 * 1024;
 
-/// Bytes of stack that hashing and ChaCha20-Poly1305 take at most, with our code around them.
+/// The same for hashing and ChaCha20-Poly1305 over a message: 11 KiB were measured, and wiping takes 0.4 µs.
 pub const SYMMETRIC: usize = 16 * 1024;
 
-/// Bytes of stack that a step with X25519 and ML-KEM takes at most. `tests/protocol/stack.rs` finds what is left below.
+/// The same for a step with X25519 and ML-KEM: 37 KiB were measured, and wiping takes 1.8 µs. `tests/protocol/stack.rs` fails
+/// when it is not enough.
 pub const ASYMMETRIC: usize = 64 * 1024;
 
 /// Does `work`, then wipes the `DEPTH` bytes of stack below, which `work` has used. Its result is to have secrets in boxes only.
