@@ -15,6 +15,8 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::proto::key::{Fingerprint, Key, KeyDerivation, KeyTooShort};
+use crate::proto::noise::Secret;
+use crate::proto::stack::{self, wiped};
 
 /// Where a key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +174,11 @@ fn others(path: &Path, file: &Metadata) -> u32 {
     if is_credential() == Some(true) { 0o037 } else { 0o077 }
 }
 
-fn derive(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError> {
+fn derive(source: &KeySource, reader: impl Read) -> Result<Key, KeyFileError> {
+    wiped::<{ stack::SYMMETRIC }, _>(|| derive_piecewise(source, reader))
+}
+
+fn derive_piecewise(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError> {
     let mut derivation = KeyDerivation::default();
     let mut piece = Zeroizing::new([0; 4096]);
     let (mut first, mut has_others) = (None, false);
@@ -204,7 +210,7 @@ pub(crate) fn generate(path: &Path) -> Result<Fingerprint, KeyFileError> {
         }
     })?;
     let written =
-        file.write_all(&*bytes).and_then(|()| file.sync_all()).and_then(|()| sync_directory_of(path));
+        file.write_all(&**bytes).and_then(|()| file.sync_all()).and_then(|()| sync_directory_of(path));
     if let Err(error) = written {
         // Half a key must not be taken for one. It is ours: create_new made it.
         let _ = std::fs::remove_file(path);
@@ -230,16 +236,16 @@ pub(crate) fn generate_to_stdout() -> Result<(), KeyFileError> {
     // The standard library's buffer for standard output would keep a copy, so it is passed by.
     rustix::io::dup(io::stdout())
         .map_err(io::Error::from)
-        .and_then(|descriptor| File::from(descriptor).write_all(&*bytes))
+        .and_then(|descriptor| File::from(descriptor).write_all(&**bytes))
         .map_err(|error| KeyFileError::Write("standard output".into(), error))?;
     let _ = writeln!(io::stderr(), "a new key, fingerprint {fingerprint}");
     Ok(())
 }
 
-fn random_key() -> Result<(Zeroizing<[u8; 32]>, Fingerprint), KeyFileError> {
-    let mut bytes = Zeroizing::new([0; 32]);
-    SysRng.try_fill_bytes(&mut *bytes).map_err(KeyFileError::Randomness)?;
-    let key = Key::from_bytes(&*bytes).expect("32 bytes are enough");
+fn random_key() -> Result<(Box<Secret>, Fingerprint), KeyFileError> {
+    let mut bytes = Box::new(Secret::default());
+    SysRng.try_fill_bytes(&mut **bytes).map_err(KeyFileError::Randomness)?;
+    let key = Key::from_bytes(&**bytes).expect("32 bytes are enough");
     Ok((bytes, key.fingerprint()))
 }
 

@@ -17,7 +17,7 @@ use crate::upstream::{Connected, Dialer};
 
 /// What all connections of an initiator share.
 pub struct Initiator {
-    common: Common,
+    common: Arc<Common>,
     key: Arc<Key>,
     dialer: Dialer,
     usage: Arc<Usage>,
@@ -35,7 +35,7 @@ impl Initiator {
                 kind, more, "failed: further connections in the last minute"
             );
         });
-        Self { common, key, dialer, usage, failures }
+        Self { common: Arc::new(common), key, dialer, usage, failures }
     }
 
     /// Carries `client` from here to its end.
@@ -46,11 +46,13 @@ impl Initiator {
         self: Arc<Self>,
         client: Admitted<ClientPlace>,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
-        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
-        let establishing = Box::pin(Arc::clone(&self).establish(client));
+        let (common, usage) = (Arc::clone(&self.common), Arc::clone(&self.usage));
+        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it. Nor does it
+        // keep the key, which a reload may take out of memory.
+        let establishing = Box::pin(self.establish(client));
         async move {
             let established = establishing.await?;
-            Ok(carry(&self.common, &self.usage, established).await?)
+            Ok(carry(&common, &usage, established).await?)
         }
     }
 

@@ -21,7 +21,7 @@ use crate::upstream::{Connected, Dialer};
 
 /// What all connections of a responder share.
 pub struct Responder {
-    common: Common,
+    common: Arc<Common>,
     keys: Vec1<Arc<Key>>,
     gate: Arc<Gate>,
     dialer: Dialer,
@@ -40,7 +40,7 @@ impl Responder {
                 kind, more, "refused: further connections in the last minute"
             );
         });
-        Self { common, keys, gate, dialer, usage, refusals }
+        Self { common: Arc::new(common), keys, gate, dialer, usage, refusals }
     }
 
     /// Carries `stranger` from here to its end, if it proves a key.
@@ -51,11 +51,13 @@ impl Responder {
         self: Arc<Self>,
         stranger: Admitted<LobbyPlace>,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
-        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
-        let establishing = Box::pin(Arc::clone(&self).establish(stranger));
+        let (common, usage) = (Arc::clone(&self.common), Arc::clone(&self.usage));
+        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it. Nor does it
+        // keep the keys, which a reload may take out of memory.
+        let establishing = Box::pin(self.establish(stranger));
         async move {
             let established = establishing.await?;
-            Ok(carry(&self.common, &self.usage, established).await?)
+            Ok(carry(&common, &usage, established).await?)
         }
     }
 

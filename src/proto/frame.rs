@@ -25,6 +25,7 @@ use super::cipher::Cipher;
 use super::connection_info::{ConnectionInfo, MalformedOpen};
 use super::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use super::noise::{Secret, TAG};
+use super::stack::{self, wiped};
 
 /// Bytes of the length field in front of a frame.
 pub const HEADER: usize = 2;
@@ -198,12 +199,12 @@ impl First<Opener> {
     }
 }
 
-/// Seals one direction's frames.
-pub struct Sealer(Chain);
+/// Seals one direction's frames. In a box, since sealers and openers move, and a secret must not.
+pub struct Sealer(Box<Chain>);
 
 impl Sealer {
     pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
-        Self(Chain::new(cipher, secret))
+        Self(Box::new(Chain::new(cipher, secret)))
     }
 
     /// T3: seals the `payload` bytes that lie behind the header's place in `slot`, in place; gives the frame's length.
@@ -245,18 +246,16 @@ impl Sealer {
         text[payload] = kind as u8;
 
         let nonce = self.0.next()?;
-        let sealed = self
-            .0
-            .aead
-            .seal_in_place_separate_tag(nonce, Aad::from(&*header), text)
-            .expect("a frame is far below the cipher's limit");
-        tag.copy_from_slice(sealed.as_ref());
+        let sealed = wiped::<{ stack::FRAME }, _>(|| {
+            self.0.aead.seal_in_place_separate_tag(nonce, Aad::from(&*header), text)
+        });
+        tag.copy_from_slice(sealed.expect("a frame is far below the cipher's limit").as_ref());
         Ok(frame.len())
     }
 }
 
 /// Opens one direction's frames.
-pub struct Opener(Chain, Stream);
+pub struct Opener(Box<Chain>, Stream);
 
 /// Whether a direction may carry more frames.
 enum Stream {
@@ -268,7 +267,7 @@ enum Stream {
 
 impl Opener {
     pub(super) fn new(cipher: Cipher, secret: Secret) -> Self {
-        Self(Chain::new(cipher, secret), Stream::Running)
+        Self(Box::new(Chain::new(cipher, secret)), Stream::Running)
     }
 
     /// T6: opens one whole frame in place, header included, as [`frame_length`] measured it.
@@ -305,7 +304,8 @@ impl Opener {
         }
         let nonce = self.0.next()?;
         let text =
-            self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed).map_err(|_| FrameError::Forged)?;
+            wiped::<{ stack::FRAME }, _>(|| self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed))
+                .map_err(|_| FrameError::Forged)?;
 
         // As in TLS 1.3 (RFC 8446, section 5.4), the kind is the last byte that is not zero. The scan's duration shows
         // how much padding there is, and only to an observer that already sees the frame's length.
@@ -382,8 +382,10 @@ impl Chain {
 
     /// T5: the next secret is a one-way function of this one, which is wiped: what is found later opens nothing sent before.
     fn rekey(&mut self) {
-        self.secret = expand(&self.secret, &[b"spipe/1 rekey"]);
-        self.aead = frame_key(self.cipher, &self.secret);
+        wiped::<{ stack::SYMMETRIC }, _>(|| {
+            self.secret = expand(&self.secret, &[b"spipe/1 rekey"]);
+            self.aead = frame_key(self.cipher, &self.secret);
+        });
     }
 }
 

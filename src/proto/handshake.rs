@@ -41,6 +41,7 @@ use super::cipher::{Cipher, Ciphers, OFFER};
 use super::frame::{First, Opener, Sealer};
 use super::key::{Fingerprint, Key};
 use super::noise::{Forged, SymmetricState, TAG};
+use super::stack::{self, wiped};
 
 const PROTOCOL_NAME: &str = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
 
@@ -80,12 +81,12 @@ pub struct ResponderRandomness {
 }
 
 impl InitiatorRandomness {
-    /// Has `fill` fill it.
+    /// Has `fill` fill it, where it stays.
     ///
     /// # Errors
     /// Those of `fill`.
-    pub fn draw<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
-        let mut drawn = Self { x25519: [0; 32], kem: [0; 64] };
+    pub fn draw<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Box<Self>, E> {
+        let mut drawn = Box::new(Self { x25519: [0; 32], kem: [0; 64] });
         fill(&mut drawn.x25519)?;
         fill(&mut drawn.kem)?;
         Ok(drawn)
@@ -93,12 +94,12 @@ impl InitiatorRandomness {
 }
 
 impl ResponderRandomness {
-    /// Has `fill` fill it.
+    /// Has `fill` fill it, where it stays.
     ///
     /// # Errors
     /// Those of `fill`.
-    pub fn draw<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
-        let mut drawn = Self { x25519: [0; 32], kem: [0; 32] };
+    pub fn draw<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Box<Self>, E> {
+        let mut drawn = Box::new(Self { x25519: [0; 32], kem: [0; 32] });
         fill(&mut drawn.x25519)?;
         fill(&mut drawn.kem)?;
         Ok(drawn)
@@ -161,7 +162,10 @@ pub type InitiatorEstablished = Established<First<Sealer>, Opener>;
 pub type ResponderEstablished = Established<Sealer, First<Opener>>;
 
 /// The initiator between its message and the responder's.
-pub struct Initiator {
+pub struct Initiator(Box<Started>);
+
+/// What the initiator keeps until message 2.
+struct Started {
     noise: SymmetricState,
     ephemeral: StaticSecret,
     kem: KemSecret,
@@ -171,6 +175,29 @@ pub struct Initiator {
 impl Initiator {
     /// I1–I2: makes the ephemeral keys and message 1.
     pub fn start(
+        key: &Key,
+        label: &Label,
+        ciphers: Ciphers,
+        randomness: &InitiatorRandomness,
+    ) -> (Self, [u8; MESSAGE_1]) {
+        wiped::<{ stack::ASYMMETRIC }, _>(|| {
+            let (started, message) = Started::new(key, label, ciphers, randomness);
+            (Self(Box::new(started)), message)
+        })
+    }
+
+    /// I3–I5: reads message 2.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Forged`] unless the responder holds the same key and label and answered this very message 1;
+    /// [`HandshakeError::NoCommonCipher`] when it accepts no cipher of ours.
+    pub fn finish(mut self, message: &mut [u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
+        wiped::<{ stack::ASYMMETRIC }, _>(|| self.0.finish(message))
+    }
+}
+
+impl Started {
+    fn new(
         key: &Key,
         label: &Label,
         ciphers: Ciphers,
@@ -193,12 +220,7 @@ impl Initiator {
         (Self { noise, ephemeral, kem: KemSecret(Box::new(kem)), ciphers }, message)
     }
 
-    /// I3–I5: reads message 2.
-    ///
-    /// # Errors
-    /// [`HandshakeError::Forged`] unless the responder holds the same key and label and answered this very message 1;
-    /// [`HandshakeError::NoCommonCipher`] when it accepts no cipher of ours.
-    pub fn finish(mut self, message: &mut [u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
+    fn finish(&mut self, message: &mut [u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
         let (e, rest) =
             message.split_first_chunk_mut::<X25519>().expect("message 2 starts with a public key");
         let (ekem1, payload) = rest.split_at_mut(KEM_CIPHERTEXT + TAG);
@@ -222,7 +244,10 @@ impl Initiator {
 }
 
 /// The responder once message 1 has proved that the initiator holds the key.
-pub struct Responder {
+pub struct Responder(Box<Opened>);
+
+/// What message 1 has said, and the state that it leaves.
+struct Opened {
     noise: SymmetricState,
     initiator: [u8; X25519],
     kem_public: MlKem768PublicKey,
@@ -242,16 +267,35 @@ impl Responder {
         keys: &[impl Borrow<Key>],
         label: &Label,
     ) -> Result<Self, HandshakeError> {
-        let opened = keys.iter().find_map(|key| Self::read_with(message, key.borrow(), label).ok());
-        let responder = opened.ok_or(Forged)?;
-        if mlkem768::validate_public_key(&responder.kem_public) {
-            Ok(responder)
-        } else {
-            Err(HandshakeError::MalformedKemKey)
-        }
+        wiped::<{ stack::SYMMETRIC }, _>(|| {
+            let opened = keys.iter().find_map(|key| Opened::read(message, key.borrow(), label).ok());
+            let opened = opened.ok_or(Forged)?;
+            if mlkem768::validate_public_key(&opened.kem_public) {
+                Ok(Self(Box::new(opened)))
+            } else {
+                Err(HandshakeError::MalformedKemKey)
+            }
+        })
     }
 
-    fn read_with(message: &[u8; MESSAGE_1], key: &Key, label: &Label) -> Result<Self, Forged> {
+    /// Which of the keys the initiator proved to hold.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// R3–R5: makes message 2. It is to be sent even when there is no cipher in common: the initiator has proved the
+    /// key and may know why it fails.
+    pub fn reply(
+        mut self,
+        ciphers: Ciphers,
+        randomness: &ResponderRandomness,
+    ) -> ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>) {
+        wiped::<{ stack::ASYMMETRIC }, _>(|| self.0.reply(ciphers, randomness))
+    }
+}
+
+impl Opened {
+    fn read(message: &[u8; MESSAGE_1], key: &Key, label: &Label) -> Result<Self, Forged> {
         let mut message = *message;
         let (e, rest) =
             message.split_first_chunk_mut::<X25519>().expect("message 1 starts with a public key");
@@ -265,15 +309,8 @@ impl Responder {
         Ok(Self { noise, initiator: *e, kem_public, offer, fingerprint: key.fingerprint() })
     }
 
-    /// Which of the keys the initiator proved to hold.
-    pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
-    }
-
-    /// R3–R5: makes message 2. It is to be sent even when there is no cipher in common: the initiator has proved the
-    /// key and may know why it fails.
-    pub fn reply(
-        mut self,
+    fn reply(
+        &mut self,
         ciphers: Ciphers,
         randomness: &ResponderRandomness,
     ) -> ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>) {

@@ -7,6 +7,9 @@ use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::noise::Secret;
+use super::stack::{self, wiped};
+
 /// The least number of bytes a key file may hold: 256 bits, so that 32 random bytes are a full-strength key.
 pub const KEY_FILE_MIN: usize = 32;
 
@@ -31,9 +34,10 @@ pub struct KeyTooShort(pub usize);
 /// # Ok::<(), spipe::proto::key::KeyTooShort>(())
 /// ```
 ///
-/// Neither `Debug` nor `Clone`: it cannot end in a log, and there is one copy to wipe.
+/// Neither `Debug` nor `Clone`: it cannot end in a log, and there is one copy to wipe. That one is in a box, so that moving the
+/// key leaves nothing behind.
 pub struct Key {
-    psk: Zeroizing<[u8; 32]>,
+    psk: Box<Secret>,
     fingerprint: Fingerprint,
 }
 
@@ -43,9 +47,11 @@ impl Key {
     /// # Errors
     /// [`KeyTooShort`] below [`KEY_FILE_MIN`] bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyTooShort> {
-        let mut derivation = KeyDerivation::default();
-        derivation.update(bytes);
-        derivation.finish()
+        wiped::<{ stack::SYMMETRIC }, _>(|| {
+            let mut derivation = KeyDerivation::default();
+            derivation.update(bytes);
+            derivation.finish()
+        })
     }
 
     /// What the ends compare to see that they hold the same key.
@@ -61,7 +67,7 @@ impl Key {
 /// Derives a [`Key`] from a file's bytes piece by piece.
 ///
 /// Streaming, so that a key file of any size costs no memory and its bytes never lie in a buffer that grows (each
-/// growth would leave an unwiped copy behind).
+/// growth would leave an unwiped copy behind). It holds bytes of the file itself, so it is to live within [`wiped`] only.
 pub struct KeyDerivation {
     extract: HkdfExtract<Sha256>,
     length: usize,
@@ -90,8 +96,8 @@ impl KeyDerivation {
         }
         let (prk, hkdf) = self.extract.finalize();
         let _wiped = Zeroizing::new(<[u8; 32]>::from(prk));
-        let mut psk = Zeroizing::new([0; 32]);
-        expand(&hkdf, b"spipe/1 psk", &mut *psk);
+        let mut psk = Box::new(Secret::default());
+        expand(&hkdf, b"spipe/1 psk", &mut **psk);
         let mut fingerprint = [0; 4];
         expand(&hkdf, b"spipe/1 fingerprint", &mut fingerprint);
         Ok(Key { psk, fingerprint: Fingerprint(fingerprint) })

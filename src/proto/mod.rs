@@ -11,3 +11,4 @@ pub mod framing;
 pub mod handshake;
 pub mod key;
 pub mod noise;
+pub mod stack;

@@ -99,8 +99,9 @@ impl SymmetricState {
         Ok(text)
     }
 
-    /// `Split()`: the key of the initiator's direction, then the responder's.
-    pub fn split(self) -> (Secret, Secret) {
+    /// `Split()`: the key of the initiator's direction, then the responder's. It is the last step, and yet takes a reference: a
+    /// state that is moved out of its box leaves its bytes there.
+    pub fn split(&self) -> (Secret, Secret) {
         let mut output = Zeroizing::new([0; 64]);
         hkdf(&self.chaining_key, &[], &mut *output);
         let (initiator, responder) = output.split_at(32);

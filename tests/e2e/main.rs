@@ -26,6 +26,7 @@ mod redis;
 mod reload;
 mod resets;
 mod sandbox;
+mod secrets;
 mod several_keys;
 mod signals;
 mod stdio;

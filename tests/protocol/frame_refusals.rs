@@ -6,17 +6,14 @@ use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, PAYLOAD_MAX};
 
 use crate::support::{
-    CIPHERS, Read, Stop, abort_frame, connect, data_frame, end_frame, open_frame, raw_frame, read_initiator,
-    read_stream, rekeyed,
+    CIPHERS, REKEY_AFTER, Read, Stop, abort_frame, connect, data_frame, end_frame, open_frame, raw_frame,
+    read_initiator, read_stream, rekeyed,
 };
 
 const OPEN: u8 = 1;
 const DATA: u8 = 2;
 const END: u8 = 3;
 const ABORT: u8 = 4;
-
-/// The number of frames under one key (step T5 of the specification).
-const REKEY_AFTER: u64 = 65_536;
 
 fn info() -> ConnectionInfo {
     ConnectionInfo { client: Some("192.0.2.7:50123".parse().unwrap()) }

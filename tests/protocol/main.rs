@@ -8,5 +8,6 @@ mod handshake_refusals;
 mod noise_vectors;
 mod recorded;
 mod snow_peer;
+mod stack;
 mod support;
 mod wall;

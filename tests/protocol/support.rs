@@ -24,15 +24,21 @@ use x25519_dalek::{PublicKey, StaticSecret};
 /// Both ciphers: the promises about frames hold for each of them.
 pub(crate) const CIPHERS: [Cipher; 2] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm];
 
+/// The number of frames under one key (step T5 of the specification).
+pub(crate) const REKEY_AFTER: u64 = 65_536;
+
 /// The key file for tests that need only one.
 pub(crate) const KEY_FILE: [u8; 32] = *b"a key that only tests may use!!!";
+
+/// The key file of [`other_key`].
+pub(crate) const OTHER_KEY_FILE: &[u8] = b"another key, for tests only too!";
 
 pub(crate) fn key() -> Key {
     Key::from_bytes(&KEY_FILE).unwrap()
 }
 
 pub(crate) fn other_key() -> Key {
-    Key::from_bytes(b"another key, for tests only too!").unwrap()
+    Key::from_bytes(OTHER_KEY_FILE).unwrap()
 }
 
 pub(crate) fn label(text: &str) -> Label {
@@ -95,6 +101,8 @@ pub(crate) fn connect(cipher: Cipher, seed: u8) -> Connection {
 /// neither. It has its own sequence of Noise tokens, so it also checks the order of tokens in `handshake`.
 pub(crate) struct Second {
     pub(crate) psk: [u8; 32],
+    pub(crate) shared_x25519: [u8; 32],
+    pub(crate) shared_kem: [u8; 32],
     pub(crate) message_1: [u8; MESSAGE_1],
     pub(crate) message_2: [u8; MESSAGE_2],
     pub(crate) to_responder: [u8; 32],
@@ -124,7 +132,7 @@ impl Second {
         choice: &[u8],
         kem_public: &[u8; 1184],
     ) -> Self {
-        let psk = expand(&Hkdf::new(Some(b"spipe/1 key file"), key_file), b"spipe/1 psk");
+        let psk = psk(key_file);
         let prologue = [b"spipe/1\0", label.as_bytes()].concat();
         let mut noise =
             SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[&prologue], &psk);
@@ -152,6 +160,8 @@ impl Second {
         let (to_responder, to_initiator) = noise.split();
         Self {
             psk,
+            shared_x25519: responder.diffie_hellman(&PublicKey::from(initiator_public)).to_bytes(),
+            shared_kem: kem_secret,
             message_1: message_1.try_into().unwrap(),
             message_2: message_2.try_into().unwrap(),
             to_responder: *to_responder,
@@ -178,14 +188,24 @@ fn expand(hkdf: &Hkdf<Sha256>, info: &[u8]) -> [u8; 32] {
     out
 }
 
+/// The pre-shared key of a key file.
+pub(crate) fn psk(key_file: &[u8]) -> [u8; 32] {
+    expand(&Hkdf::new(Some(b"spipe/1 key file"), key_file), b"spipe/1 psk")
+}
+
 /// A direction's secret after `times` rekeys.
 pub(crate) fn rekeyed(secret: [u8; 32], times: u64) -> [u8; 32] {
     (0..times).fold(secret, |secret, _| expand(&Hkdf::from_prk(&secret).unwrap(), b"spipe/1 rekey"))
 }
 
+/// The cipher's key, from a direction's secret.
+pub(crate) fn frame_key(cipher: Cipher, secret: &[u8; 32]) -> [u8; 32] {
+    expand(&Hkdf::from_prk(secret).unwrap(), format!("spipe/1 key {cipher}").as_bytes())
+}
+
 /// The frame number `counter` of a direction, with any `text` as its payload, kind and padding.
 pub(crate) fn raw_frame(cipher: Cipher, secret: &[u8; 32], counter: u64, text: &[u8]) -> Vec<u8> {
-    let key = &expand(&Hkdf::from_prk(secret).unwrap(), format!("spipe/1 key {cipher}").as_bytes());
+    let key = &frame_key(cipher, secret);
     let header = u16::try_from(text.len() + 16).unwrap().to_be_bytes();
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_be_bytes());

@@ -1,0 +1,395 @@
+//! The other end of a tunnel, played by the test, which thereby knows every secret of the connection.
+//!
+//! It follows docs/PROTOCOL.md step by step and shares no code with `spipe::proto`, which shows no secret.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
+use chacha20poly1305::{ChaCha20Poly1305, Tag};
+use hkdf::Hkdf;
+use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use sha2::block_api::compress256;
+use sha2::{Digest, Sha256};
+use spipe::proto::cipher::Cipher;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::memory::Secrets;
+
+const KEM_KEY: usize = 1184;
+const CIPHERTEXT: usize = 1088;
+const TAG: usize = 16;
+
+/// Kinds of frames (section 5).
+pub(crate) const OPEN: u8 = 1;
+pub(crate) const DATA: u8 = 2;
+pub(crate) const END: u8 = 3;
+
+/// Frames under one secret (T5).
+pub(crate) const REKEY_AFTER: usize = 1 << 16;
+
+/// The secrets of a key file: its bytes, if they are not many, and the key that is derived from it.
+pub(crate) fn key_secrets(key_file: &[u8]) -> Secrets {
+    let mut secrets = Secrets::default();
+    secrets.add("key file", key_file);
+    let (prk, hkdf) = Hkdf::<Sha256>::extract(Some(b"spipe/1 key file"), key_file);
+    secrets.add("key of the key file", &prk);
+    add_hmac_states(&mut secrets, "key of the key file", &prk);
+    let mut psk = [0; 32];
+    hkdf.expand(b"spipe/1 psk", &mut psk).expect("a short output");
+    secrets.add("psk", &psk);
+    secrets
+}
+
+fn psk(key_file: &[u8]) -> [u8; 32] {
+    expand(&Hkdf::new(Some(b"spipe/1 key file"), key_file), b"spipe/1 psk")
+}
+
+fn expand(hkdf: &Hkdf<Sha256>, info: &[u8]) -> [u8; 32] {
+    let mut output = [0; 32];
+    hkdf.expand(info, &mut output).expect("a short output");
+    output
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    SysRng.try_fill_bytes(&mut bytes).expect("the system has random bytes");
+    bytes
+}
+
+/// Whoever has these two states of SHA-256 can compute every HMAC of `key` without the key itself (RFC 2104, section 4).
+fn add_hmac_states(secrets: &mut Secrets, name: &str, key: &[u8]) {
+    for pad in [0x36, 0x5c] {
+        let mut block = [pad; 64];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        // FIPS 180-4, section 5.3.3.
+        let mut state = [
+            0x6a09_e667,
+            0xbb67_ae85,
+            0x3c6e_f372,
+            0xa54f_f53a,
+            0x510e_527f,
+            0x9b05_688c,
+            0x1f83_d9ab,
+            0x5be0_cd19,
+        ];
+        compress256(&mut state, &[block]);
+        let state: Vec<u8> = state.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        secrets.add(format!("{name}, as HMAC keeps it"), &state);
+    }
+}
+
+/// Noise's symmetric state (section 3.1), and all secrets that it has had.
+struct Noise {
+    chaining_key: [u8; 32],
+    hash: [u8; 32],
+    cipher_key: [u8; 32],
+    nonce: u64,
+    secrets: Secrets,
+}
+
+impl Noise {
+    fn new(key_file: &[u8]) -> Self {
+        let name: [u8; 32] = Sha256::digest("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256").into();
+        let secrets = Secrets::default();
+        let mut noise = Self { chaining_key: name, hash: name, cipher_key: [0; 32], nonce: 0, secrets };
+        noise.mix_hash(b"spipe/1\0");
+        let [chaining_key, temporary, cipher_key] = noise.derive("psk", &psk(key_file));
+        noise.chaining_key = chaining_key;
+        noise.mix_hash(&temporary);
+        noise.cipher_key = cipher_key;
+        noise
+    }
+
+    fn derive<const N: usize>(&mut self, token: &str, input: &[u8]) -> [[u8; 32]; N] {
+        let (prk, hkdf) = Hkdf::<Sha256>::extract(Some(&self.chaining_key), input);
+        let mut output = [[0; 32]; N];
+        hkdf.expand(b"", output.as_flattened_mut()).expect("a short output");
+        self.secrets.add(format!("extracted, {token}"), &prk);
+        add_hmac_states(&mut self.secrets, &format!("extracted, {token}"), &prk);
+        output
+    }
+
+    fn mix_hash(&mut self, bytes: &[u8]) {
+        self.hash = Sha256::new().chain_update(self.hash).chain_update(bytes).finalize().into();
+    }
+
+    fn mix_key(&mut self, token: &str, input: &[u8]) {
+        [self.chaining_key, self.cipher_key] = self.derive(token, input);
+        self.nonce = 0;
+        self.secrets.add(format!("chaining key, {token}"), &self.chaining_key);
+        add_hmac_states(&mut self.secrets, &format!("chaining key, {token}"), &self.chaining_key);
+        self.secrets.add(format!("handshake key, {token}"), &self.cipher_key);
+    }
+
+    fn e(&mut self, public: &[u8]) {
+        self.mix_hash(public);
+        self.mix_key("e", public);
+    }
+
+    fn ee(&mut self, secret: &[u8; 32], public: &[u8]) {
+        let public: [u8; 32] = public.try_into().expect("a public key");
+        let shared = StaticSecret::from(*secret).diffie_hellman(&PublicKey::from(public));
+        self.secrets.add("shared X25519 secret", shared.as_bytes());
+        self.mix_key("ee", shared.as_bytes());
+    }
+
+    fn kem(&mut self, shared: &[u8; 32]) {
+        self.secrets.add("shared ML-KEM secret", shared);
+        self.mix_key("ekem1", shared);
+    }
+
+    fn next_nonce(&mut self) -> chacha20poly1305::Nonce {
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&self.nonce.to_le_bytes());
+        self.nonce += 1;
+        nonce.into()
+    }
+
+    fn seal(&mut self, text: &[u8]) -> Vec<u8> {
+        let (mut field, nonce) = (text.to_vec(), self.next_nonce());
+        let cipher = ChaCha20Poly1305::new(&self.cipher_key.into());
+        let tag =
+            cipher.encrypt_inout_detached(&nonce, &self.hash, (&mut *field).into()).expect("a short text");
+        field.extend(tag);
+        self.mix_hash(&field);
+        field
+    }
+
+    fn open(&mut self, field: &[u8]) -> Vec<u8> {
+        let (text, tag) = field.split_last_chunk::<TAG>().expect("a field has a tag");
+        let (mut text, nonce) = (text.to_vec(), self.next_nonce());
+        let cipher = ChaCha20Poly1305::new(&self.cipher_key.into());
+        cipher
+            .decrypt_inout_detached(&nonce, &self.hash, (&mut *text).into(), &Tag::from(*tag))
+            .expect("the field is authentic");
+        self.mix_hash(field);
+        text
+    }
+
+    /// The secrets to the responder and to the initiator.
+    fn split(&mut self) -> [[u8; 32]; 2] {
+        self.derive("split", b"")
+    }
+}
+
+/// The start of the handshake, as a responder sees it.
+pub(crate) struct Begun {
+    wire: TcpStream,
+    noise: Noise,
+    /// The initiator's public keys.
+    pub(crate) x25519: [u8; 32],
+    pub(crate) kem_key: [u8; KEM_KEY],
+}
+
+impl Begun {
+    /// The secrets of the handshake so far.
+    pub(crate) fn secrets(&self) -> Secrets {
+        self.noise.secrets.clone()
+    }
+
+    /// Whether this is the secret of the initiator's X25519 key.
+    pub(crate) fn is_x25519_secret(&self, secret: &[u8; 32]) -> bool {
+        PublicKey::from(&StaticSecret::from(*secret)).to_bytes() == self.x25519
+    }
+
+    /// Whether this is the decapsulation key that belongs to the initiator's encapsulation key.
+    pub(crate) fn is_kem_secret(&self, key: &[u8]) -> bool {
+        let (ciphertext, shared) = mlkem768::encapsulate(&MlKem768PublicKey::from(self.kem_key), random());
+        let key = MlKem768PrivateKey::try_from(key).expect("a decapsulation key has this length");
+        mlkem768::decapsulate(&key, &ciphertext) == shared
+    }
+
+    /// R1–R2: takes an initiator's message 1.
+    pub(crate) fn read(mut wire: TcpStream, key_file: &[u8]) -> Self {
+        let mut message = [0; 32 + KEM_KEY + TAG + 16 + TAG];
+        wire.read_exact(&mut message).expect("an initiator sends message 1");
+        let (e, rest) = message.split_first_chunk::<32>().expect("a public key");
+        let (e1, payload) = rest.split_at(KEM_KEY + TAG);
+        let mut noise = Noise::new(key_file);
+        noise.e(e);
+        let kem_key = noise.open(e1).try_into().expect("an encapsulation key");
+        noise.open(payload);
+        Self { wire, noise, x25519: *e, kem_key }
+    }
+
+    /// R3–R5: answers, and chooses `cipher`.
+    pub(crate) fn reply(self, cipher: Cipher) -> Tunnel {
+        self.reply_with(|_| (), cipher)
+    }
+
+    /// The same with a message 2 that `change` has changed.
+    pub(crate) fn reply_with(mut self, change: impl FnOnce(&mut [u8]), cipher: Cipher) -> Tunnel {
+        let secret = random();
+        let public = PublicKey::from(&StaticSecret::from(secret)).to_bytes();
+        let (ciphertext, shared) = mlkem768::encapsulate(&MlKem768PublicKey::from(self.kem_key), random());
+        let noise = &mut self.noise;
+        noise.e(&public);
+        noise.ee(&secret, &self.x25519);
+        let ekem1 = noise.seal(ciphertext.as_slice());
+        noise.kem(&shared);
+        let mut payload = [0; 16];
+        payload[0] = cipher as u8;
+        let mut message = [&public[..], &ekem1, &noise.seal(&payload)].concat();
+        change(&mut message);
+        self.wire.write_all(&message).expect("the initiator reads message 2");
+        let [to_responder, to_initiator] = noise.split();
+        Tunnel::new(self.wire, cipher, self.noise.secrets, to_initiator, to_responder)
+    }
+}
+
+/// The initiator's side of the handshake: I1–I5, with an offer of `cipher` only.
+pub(crate) fn initiate(mut wire: TcpStream, key_file: &[u8], cipher: Cipher) -> Tunnel {
+    let secret = random();
+    let public = PublicKey::from(&StaticSecret::from(secret)).to_bytes();
+    let pair = mlkem768::generate_key_pair(random());
+    let mut noise = Noise::new(key_file);
+    noise.e(&public);
+    let e1 = noise.seal(pair.public_key().as_slice());
+    let mut payload = [0; 16];
+    payload[0] = cipher as u8;
+    wire.write_all(&[&public[..], &e1, &noise.seal(&payload)].concat())
+        .expect("the responder reads message 1");
+
+    let mut message = [0; 32 + CIPHERTEXT + TAG + 16 + TAG];
+    wire.read_exact(&mut message).expect("the responder sends message 2");
+    let (e, rest) = message.split_first_chunk::<32>().expect("a public key");
+    let (ekem1, payload) = rest.split_at(CIPHERTEXT + TAG);
+    noise.e(e);
+    noise.ee(&secret, e);
+    let ciphertext = MlKem768Ciphertext::try_from(&*noise.open(ekem1)).expect("a ciphertext");
+    noise.kem(&mlkem768::decapsulate(pair.private_key(), &ciphertext));
+    assert_eq!(noise.open(payload)[0], cipher as u8);
+    let [to_responder, to_initiator] = noise.split();
+    Tunnel::new(wire, cipher, noise.secrets, to_responder, to_initiator)
+}
+
+/// A tunnel after the handshake.
+pub(crate) struct Tunnel {
+    wire: TcpStream,
+    sends: Direction,
+    receives: Direction,
+    secrets: Secrets,
+}
+
+impl Tunnel {
+    fn new(wire: TcpStream, cipher: Cipher, secrets: Secrets, sends: [u8; 32], receives: [u8; 32]) -> Self {
+        Self {
+            wire,
+            sends: Direction::new(cipher, sends),
+            receives: Direction::new(cipher, receives),
+            secrets,
+        }
+    }
+
+    pub(crate) fn send(&mut self, kind: u8, payload: &[u8]) {
+        let frame = self.sends.seal(&[payload, &[kind]].concat());
+        self.wire.write_all(&frame).expect("the other end reads");
+    }
+
+    /// The payload of the next frame, which has this kind.
+    #[track_caller]
+    pub(crate) fn receive(&mut self, kind: u8) -> Vec<u8> {
+        let mut header = [0; 2];
+        self.wire.read_exact(&mut header).expect("the other end sends a frame");
+        let mut sealed = vec![0; u16::from_be_bytes(header).into()];
+        self.wire.read_exact(&mut sealed).expect("the frame is whole");
+        let mut text = self.receives.open(header, sealed);
+        assert_eq!(text.pop(), Some(kind), "the kind of the frame");
+        text
+    }
+
+    /// Sends bytes that are no frame.
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
+        self.wire.write_all(bytes).expect("the other end reads");
+    }
+
+    /// Waits until the other end closes the connection.
+    pub(crate) fn await_close(mut self) {
+        let _closed_or_reset = self.wire.read_to_end(&mut Vec::new());
+    }
+
+    /// Closes the connection.
+    pub(crate) fn vanish(&mut self) {
+        self.wire.shutdown(Shutdown::Both).expect("the connection stands");
+    }
+
+    /// The secrets of what the other end receives, as they are now.
+    pub(crate) fn received_secrets(&self) -> Secrets {
+        self.sends.secrets()
+    }
+
+    /// All secrets of the connection so far.
+    pub(crate) fn secrets(&self) -> Secrets {
+        let mut secrets = self.secrets.clone();
+        secrets.extend(self.traffic_secrets());
+        secrets
+    }
+
+    /// Those of them that both ends need until the connection ends.
+    pub(crate) fn traffic_secrets(&self) -> Secrets {
+        let mut secrets = self.sends.secrets();
+        secrets.extend(self.receives.secrets());
+        secrets
+    }
+}
+
+/// The frames of one direction.
+struct Direction {
+    cipher: Cipher,
+    secret: [u8; 32],
+    frames: u64,
+}
+
+impl Direction {
+    fn new(cipher: Cipher, secret: [u8; 32]) -> Self {
+        Self { cipher, secret, frames: 0 }
+    }
+
+    fn hkdf(&self) -> Hkdf<Sha256> {
+        Hkdf::from_prk(&self.secret).expect("a secret has the size of a digest")
+    }
+
+    fn key(&self) -> [u8; 32] {
+        expand(&self.hkdf(), format!("spipe/1 key {}", self.cipher).as_bytes())
+    }
+
+    fn secrets(&self) -> Secrets {
+        let mut secrets = Secrets::default();
+        secrets.add("traffic secret", &self.secret);
+        secrets.add("traffic key", &self.key());
+        add_hmac_states(&mut secrets, "used traffic secret", &self.secret);
+        secrets
+    }
+
+    /// The key and the nonce of the next frame (T5).
+    fn next(&mut self) -> (LessSafeKey, Nonce) {
+        if self.frames != 0 && self.frames.is_multiple_of(REKEY_AFTER as u64) {
+            self.secret = expand(&self.hkdf(), b"spipe/1 rekey");
+        }
+        let algorithm = match self.cipher {
+            Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
+            Cipher::Aes256Gcm => &aead::AES_256_GCM,
+        };
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, &self.key()).expect("a key of 32 bytes"));
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&self.frames.to_be_bytes());
+        self.frames += 1;
+        (key, Nonce::assume_unique_for_key(nonce))
+    }
+
+    fn seal(&mut self, text: &[u8]) -> Vec<u8> {
+        let header = u16::try_from(text.len() + TAG).expect("a short frame").to_be_bytes();
+        let ((key, nonce), mut body) = (self.next(), text.to_vec());
+        key.seal_in_place_append_tag(nonce, Aad::from(header), &mut body).expect("a short frame");
+        [&header[..], &body].concat()
+    }
+
+    fn open(&mut self, header: [u8; 2], mut sealed: Vec<u8>) -> Vec<u8> {
+        let (key, nonce) = self.next();
+        key.open_in_place(nonce, Aad::from(header), &mut sealed).expect("the frame is authentic").to_vec()
+    }
+}
