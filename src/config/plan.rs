@@ -40,6 +40,7 @@ impl From<SpecsError> for PlanError {
         let option = match error {
             SpecsError::SharedName(_) => "name",
             SpecsError::SharedSource(_) | SpecsError::None => "source",
+            SpecsError::LeadsToItself(_) | SpecsError::LeadIntoEachOther(_) => "target",
         };
         Self::contradiction(option, error.to_string())
     }

@@ -6,6 +6,7 @@
 
 mod accepting;
 pub mod heartbeat;
+mod loops;
 mod registry;
 mod spec;
 
@@ -223,10 +224,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_source_whose_accept_loop_has_died_is_bound_anew_at_a_reload() {
-        let listening = listen(spec("127.0.0.1:0").into(), &mut Passed::default()).unwrap();
+        let specs = |spec| Specs::new(vec![spec]).unwrap();
+        let listening = listen(specs(spec("127.0.0.1:0")), &mut Passed::default()).unwrap();
         let Some(&Endpoint::Ip(address)) = listening.places().next() else { panic!("it listens on a port") };
         drop(listening);
-        let spec = || spec(&address.to_string()).into();
+        let spec = || specs(spec(&address.to_string()));
         let listening = listen(spec(), &mut Passed::default()).unwrap();
         let mut pipes = listening.start(Registry::default()).unwrap();
         assert_eq!(pipes.held().0.len(), 1);
