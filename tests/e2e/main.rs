@@ -13,6 +13,7 @@ mod configuration;
 mod cuts;
 mod documents;
 mod drain;
+mod floods;
 mod keepalive;
 mod key_files;
 mod limits;
