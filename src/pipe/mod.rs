@@ -107,9 +107,12 @@ fn take(sockets: &mut Sockets, spec: &Spec) -> Vec<Listener> {
 fn log_listening(spec: &Spec, listener: &Listener) {
     let Spec { role, common, .. } = spec;
     let keys: Vec<_> = role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
+    let key_files: Vec<_> =
+        role.keys().iter().filter_map(|key| common.key_names.of(key.fingerprint())).collect();
+    let key_file = Some(key_files.join(",")).filter(|files| !files.is_empty());
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
     let (configured, ciphers) = (common.route.target(), common.terms.ciphers);
-    info!(pipe, version, %role, %source, %configured, key = %keys.join(","), %ciphers, "listening");
+    info!(pipe, version, %role, %source, %configured, key = %keys.join(","), key_file, %ciphers, "listening");
 }
 
 /// Whether the log was told of `spec` when it was told of `other`.

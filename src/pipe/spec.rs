@@ -1,6 +1,6 @@
 //! What pipes there are to be: pure data, and valid by construction.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::addr::{Name, Source, Sources, Target};
 use crate::connection::Common;
 use crate::gate::Rules;
 use crate::proto::cipher::Ciphers;
-use crate::proto::key::Key;
+use crate::proto::key::{Fingerprint, Key};
 
 /// Which end a pipe is, with the keys that this takes.
 #[derive(Clone)]
@@ -129,6 +129,19 @@ pub enum SpecsError {
     /// Two have one name.
     #[error("'{0}' is the name of two pipes; give each its own")]
     SharedName(Name),
+    /// The keys of two differ, and their fingerprints do not.
+    #[error(
+        "the keys {first} and {second} differ and have one fingerprint, {fingerprint}, so the log could not tell them \
+         apart; make one anew with 'spipe keygen'"
+    )]
+    SharedFingerprint {
+        /// Where the first one is.
+        first: String,
+        /// Where the second one is.
+        second: String,
+        /// What they have in common.
+        fingerprint: Fingerprint,
+    },
     /// One leads to itself.
     #[error(
         "the target {0} is the pipe's own source, so each connection would make another without end; name the other end"
@@ -158,7 +171,7 @@ impl Specs {
     /// # Errors
     /// [`Conflict`], for the first that cannot.
     pub fn new(specs: Vec<Spec>) -> Result<Self, Conflict> {
-        let (mut sources, mut names) = (HashSet::new(), HashSet::new());
+        let (mut sources, mut names, mut keys) = (HashSet::new(), HashSet::new(), HashMap::new());
         for (number, spec) in specs.iter().enumerate() {
             let conflict = |source| Conflict { number, source };
             if let Some(shared) = spec.sources.iter().find(|source| !sources.insert(*source)) {
@@ -168,6 +181,16 @@ impl Specs {
                 && !names.insert(name)
             {
                 return Err(conflict(SpecsError::SharedName(name.clone())));
+            }
+            for key in spec.role.keys() {
+                let fingerprint = key.fingerprint();
+                let (first, in_first) = *keys.entry(fingerprint).or_insert((key, spec));
+                if !first.is_same(key) {
+                    let name =
+                        |spec: &Spec| spec.common.key_names.of(fingerprint).unwrap_or_default().to_owned();
+                    let (first, second) = (name(in_first), name(spec));
+                    return Err(conflict(SpecsError::SharedFingerprint { first, second, fingerprint }));
+                }
             }
         }
         if let Some(pipes) = loops::find(&specs) {
