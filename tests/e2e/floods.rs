@@ -84,14 +84,15 @@ fn peers_that_send_empty_frames_do_not_hold_up_others() {
             flooding.fetch_sub(1, Ordering::SeqCst);
         });
     }
-    let (mut round_trips, mut longest) = (0, Duration::ZERO);
+    let (start, mut longest) = (Instant::now(), Duration::ZERO);
     while flooding.load(Ordering::SeqCst) > 0 {
-        let start = Instant::now();
+        let before = Instant::now();
         assert_echoes(&mut client, "ping");
-        longest = longest.max(start.elapsed());
-        round_trips += 1;
+        longest = longest.max(before.elapsed());
     }
-    println!("{round_trips} round trips during the flood, the longest of {longest:?}");
-    // Where a turn lasts as long as there are frames, it is fewer than ten.
-    assert!(round_trips >= 50, "{round_trips} round trips during the flood, the longest of {longest:?}");
+    // Compared with the flood itself, since the machine may be slow. Where a turn lasts as long as there are frames, a round trip
+    // takes most of that time; it takes a hundredth where turns are short.
+    let flood = start.elapsed();
+    println!("the longest round trip of a flood of {flood:?} took {longest:?}");
+    assert!(longest < flood / 4, "the longest round trip of a flood of {flood:?} took {longest:?}");
 }
