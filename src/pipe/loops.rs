@@ -17,9 +17,19 @@ pub(super) fn find(specs: &[Spec]) -> Option<Vec<usize>> {
             listening.entry(place).or_default().push(number);
         }
     }
+    let at = |place: &Endpoint| listening.get(place).map(Vec::as_slice).unwrap_or_default();
     let next = |spec: &Spec| {
-        let reached = reaches(spec.common.route.target().endpoint());
-        reached.iter().filter_map(|place| listening.get(place)).flatten().copied().collect()
+        let mut next = Vec::new();
+        for place in connects_to(spec.common.route.target().endpoint()) {
+            next.extend(at(&place));
+            if let Endpoint::Ip(address) = place {
+                let every_address = at(&ip(unspecified(address.ip()), address.port()));
+                if !every_address.is_empty() && is_of_this_host(address.ip()) {
+                    next.extend(every_address);
+                }
+            }
+        }
+        next
     };
     cycle(&specs.iter().map(next).collect::<Vec<_>>())
 }
@@ -38,25 +48,22 @@ fn listens_at(source: &Source) -> Vec<Endpoint> {
     }
 }
 
-/// The places of [`listens_at`] that a connection to `target` comes to, if there is a source.
-fn reaches(target: &Endpoint) -> Vec<Endpoint> {
-    let with_wildcard = |place| match place {
-        Endpoint::Ip(address) => {
-            // Connecting to the unspecified address is connecting to the loopback address (ip(7)).
-            let target = match address.ip() {
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-                other => other,
-            };
-            let mut places = vec![ip(target, address.port())];
-            if is_of_this_host(target) {
-                places.push(ip(unspecified(target), address.port()));
-            }
-            places
+/// The places that a connection to `target` may come to.
+fn connects_to(target: &Endpoint) -> Vec<Endpoint> {
+    let mut places = as_ip_or_itself(target);
+    for place in &mut places {
+        // Connecting to the unspecified address is connecting to the loopback address (ip(7)).
+        if let Endpoint::Ip(address) = place
+            && address.ip().is_unspecified()
+        {
+            address.set_ip(if address.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            });
         }
-        other => vec![other],
-    };
-    as_ip_or_itself(target).into_iter().flat_map(with_wildcard).collect()
+    }
+    places
 }
 
 /// `endpoint` in one form for all ways to write it.
@@ -97,22 +104,36 @@ fn is_of_this_host(address: IpAddr) -> bool {
 
 /// A cycle in the graph that has an arrow from each place of `next` to the places there.
 fn cycle(next: &[Vec<usize>]) -> Option<Vec<usize>> {
-    let mut is_done = vec![false; next.len()];
+    #[derive(Clone, Copy)]
+    enum Seen {
+        No,
+        /// So many steps from the start of the path.
+        OnPath(usize),
+        /// No cycle can be reached from it.
+        Done,
+    }
+    let mut seen = vec![Seen::No; next.len()];
     for start in 0..next.len() {
         // A path from `start`; of each place on it, how many of its arrows have been followed.
-        let mut path = if is_done[start] { Vec::new() } else { vec![(start, 0)] };
-        while let Some((place, followed)) = path.last_mut() {
-            let Some(&to) = next[*place].get(*followed) else {
-                is_done[*place] = true;
-                path.pop();
-                continue;
-            };
-            *followed += 1;
-            if let Some(first) = path.iter().position(|(place, _)| *place == to) {
-                return Some(path[first..].iter().map(|(place, _)| *place).collect());
+        let mut path = Vec::new();
+        let mut step = Some(start);
+        loop {
+            match step.map(|to| (to, seen[to])) {
+                Some((to, Seen::No)) => {
+                    seen[to] = Seen::OnPath(path.len());
+                    path.push((to, 0));
+                }
+                Some((_, Seen::OnPath(first))) => {
+                    return Some(path[first..].iter().map(|(place, _)| *place).collect());
+                }
+                Some((_, Seen::Done)) | None => {}
             }
-            if !is_done[to] {
-                path.push((to, 0));
+            let Some((place, followed)) = path.last_mut() else { break };
+            step = next[*place].get(*followed).copied();
+            *followed += 1;
+            if step.is_none() {
+                seen[*place] = Seen::Done;
+                path.pop();
             }
         }
     }

@@ -119,7 +119,7 @@ fn log_listening(spec: &Spec, listener: &Listener) {
 fn is_told_by(spec: &Spec, other: &Spec) -> bool {
     let told = |spec: &Spec| {
         let common = &spec.common;
-        (common.name.clone(), common.route.target().clone(), common.terms.ciphers)
+        (common.name.clone(), common.key_names.clone(), common.route.target().clone(), common.terms.ciphers)
     };
     spec.role == other.role && told(spec) == told(other)
 }
