@@ -15,8 +15,7 @@ use arrayvec::ArrayVec;
 /// core's cache holds is enough.
 pub const BATCH: usize = 512 * 1024;
 
-/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many, which
-/// are all that a turn of a task opens.
+/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
 pub(super) const GATHER: usize = 16;
 
 /// Where payloads lie in a buffer, in the order of the stream.

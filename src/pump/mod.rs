@@ -30,11 +30,12 @@ use crate::stream::ReadVectored;
 /// Slots that one readv(2) may fill. spipe's frames fill a buffer with eight; more count where frames are small.
 const SLOTS: usize = 64;
 
-/// The most frames that a pump seals or opens before other tasks have a turn: 1 MiB of full ones. tokio counts reads and writes
-/// for the same purpose, and ends a turn after 128. But one read can bring 27,000 empty frames, or 512 KiB.
+/// The most frames that a pump seals or opens before other tasks have a turn: 3 MiB of full ones. tokio counts reads and writes
+/// for the same purpose, and ends a turn after 128. But one read can bring 27,000 empty frames.
 ///
-/// Both pumps of a connection stay far below tokio's count together, so neither uses up the turn of the other.
-pub const FRAMES_PER_TURN: usize = GATHER;
+/// A pump with a read and a write for each frame leaves a quarter of tokio's count to the other pump of its connection. With
+/// a third of this number, bulk takes 1.03 to 1.1 of the CPU time.
+pub const FRAMES_PER_TURN: usize = 48;
 
 /// Ends this turn of a task that has more to do.
 ///
@@ -436,7 +437,7 @@ impl<O: Open> OpenPump<O> {
             match self.stage {
                 OpenStage::Carrying if frames >= FRAMES_PER_TURN => return end_turn(context),
                 OpenStage::Carrying => {
-                    let opened = self.open_some(FRAMES_PER_TURN - frames)?;
+                    let opened = self.open_some(GATHER.min(FRAMES_PER_TURN - frames))?;
                     if opened > 0 {
                         frames += opened;
                         continue;
