@@ -18,7 +18,7 @@ use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::addr::Endpoint;
 use spipe::listen::Passed;
-use spipe::pipe::{self, Pipes, Registry, Spec};
+use spipe::pipe::{self, Pipes, Registry, Spec, Specs};
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
@@ -47,10 +47,9 @@ fn establish(cipher: Cipher) -> ((Sealer, Opener), (Sealer, Opener)) {
     let (initiator, message_1) =
         Initiator::start(&key(), &label, ciphers, &InitiatorRandomness { x25519: [2; 32], kem: [3; 64] });
     let responder = Responder::read(&message_1, &[key()], &label).expect("the keys agree");
-    let (mut message_2, far) =
-        responder.reply(ciphers, &ResponderRandomness { x25519: [4; 32], kem: [5; 32] });
+    let (message_2, far) = responder.reply(ciphers, &ResponderRandomness { x25519: [4; 32], kem: [5; 32] });
     let far = far.expect("the ciphers agree");
-    let near = initiator.finish(&mut message_2).expect("the keys agree");
+    let near = initiator.finish(&message_2).expect("the keys agree");
     let mut frame = vec![0; FRAME_MAX];
     let (sealer, length) = near.sealer.open(&ConnectionInfo::default(), &mut frame);
     let (opener, _) = far.opener.open(&mut frame[..length]).expect("it is the first frame");
@@ -263,7 +262,8 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
 }
 
 fn start(spec: Spec) -> (SocketAddr, Pipes) {
-    let listening = pipe::listen(spec.into(), &mut Passed::default()).expect("a port");
+    let specs = Specs::new(vec![spec]).expect("its target is elsewhere");
+    let listening = pipe::listen(specs, &mut Passed::default()).expect("a port");
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         unreachable!("it is an IP address");
     };
@@ -275,5 +275,21 @@ fn handshake(criterion: &mut Criterion) {
     criterion.bench_function("handshake, both ends", |bencher| bencher.iter(|| establish(Cipher::Aes256Gcm)));
 }
 
-criterion_group!(ladder, cipher, frame, pump_over_memory, loopback, handshake);
+/// What a responder with 100 keys does with a message 1 before it knows whose it is.
+fn key_search(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("key search, 100 keys");
+    let keys: Vec<_> =
+        (0..100).map(|byte| Key::from_bytes(&[byte; 40]).expect("40 bytes are a key")).collect();
+    let (label, stranger) = (Label::default(), key());
+    for (name, key) in [("none fits", &stranger), ("the first fits", &keys[0]), ("the last fits", &keys[99])]
+    {
+        let randomness = InitiatorRandomness { x25519: [2; 32], kem: [3; 64] };
+        let (_, message) = Initiator::start(key, &label, Ciphers::auto(true), &randomness);
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| Responder::read(black_box(&message), &keys, &label).is_ok());
+        });
+    }
+}
+
+criterion_group!(ladder, cipher, frame, pump_over_memory, loopback, handshake, key_search);
 criterion_main!(ladder);

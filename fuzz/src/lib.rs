@@ -17,7 +17,7 @@ use spipe::proto::handshake::{
     ResponderEstablished, ResponderRandomness,
 };
 use spipe::proto::key::Key;
-use spipe::proto::noise::SymmetricState;
+use spipe::proto::noise::{MixedPsk, SymmetricState, initial_hash};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Bytes of a handshake message's payload, and of the ML-KEM fields before their tags.
@@ -81,7 +81,7 @@ pub fn respond(message: &[u8; MESSAGE_1]) -> Option<([u8; MESSAGE_2], Option<Res
 
 /// The initiator's end of the honest connection.
 pub fn initiator() -> InitiatorEstablished {
-    start().0.finish(&mut { *valid_message_2() }).unwrap()
+    start().0.finish(valid_message_2()).unwrap()
 }
 
 /// The responder's end of it.
@@ -168,7 +168,9 @@ fn begin(kem_key: &[u8; KEM_KEY], payload: &[u8; PAYLOAD]) -> (SymmetricState, [
     let mut psk = [0; 32];
     let hkdf = Hkdf::<Sha256>::new(Some(b"spipe/1 key file"), &KEY_FILE);
     hkdf.expand(b"spipe/1 psk", &mut psk).unwrap();
-    let mut noise = SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[b"spipe/1\0"], &psk);
+    let pattern = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
+    let psk = MixedPsk::new(pattern, &psk);
+    let mut noise = SymmetricState::new(&initial_hash(pattern, &[b"spipe/1\0"]), &psk);
     let public = PublicKey::from(&StaticSecret::from(initiator_randomness().x25519)).to_bytes();
     noise.e(&public);
     let message = [&public[..], &sealed(&mut noise, kem_key), &sealed(&mut noise, payload)].concat();

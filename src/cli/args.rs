@@ -75,7 +75,7 @@ pub(super) enum Command {
     Fingerprint {
         /// The key file, a directory of *.key files, or - for standard input
         key: KeySource,
-        /// Accept a key file that others can read
+        /// Accept a key file that others can read or own, and a directory of keys that others can write to
         #[arg(long)]
         insecure_key_permissions: bool,
     },

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::addr::{Endpoint, Source, Target};
 use crate::listen::Passed;
-use crate::pipe::{self, Pipes, Registry, Spec};
+use crate::pipe::{self, Pipes, Registry, Spec, Specs};
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::MESSAGE_1;
 use crate::proto::key::Key;
@@ -129,7 +129,8 @@ fn ciphers() -> Ciphers {
 }
 
 fn start(spec: Spec) -> Result<(SocketAddr, Pipes), String> {
-    let listening = pipe::listen(spec.into(), &mut Passed::default()).map_err(text)?;
+    let specs = Specs::new(vec![spec]).map_err(text)?;
+    let listening = pipe::listen(specs, &mut Passed::default()).map_err(text)?;
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         return Err("cannot listen on 127.0.0.1".into());
     };

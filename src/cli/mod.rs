@@ -14,7 +14,7 @@ use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
 use self::args::{Args, Command};
-use crate::config::key_file::{self, KeyFileError, KeySource, Permissions};
+use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
 use crate::config::{ConfigError, Configuration, Origin};
@@ -80,7 +80,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
             Ok(ExitCode::SUCCESS)
         }
         (Some(Command::Fingerprint { key, insecure_key_permissions }), _) => {
-            fingerprint(&key, insecure_key_permissions.into())
+            fingerprint(&key, Permissions::new(insecure_key_permissions, Owners::new(None)))
         }
         (Some(Command::Demo { target }), _) => {
             demo::run(target).map(|()| ExitCode::SUCCESS).map_err(Error::Demo)
@@ -162,11 +162,9 @@ fn contradict_or_fail<T>(error: Error) -> Result<T, Error> {
 /// `spipe check`
 fn check(file: &Path) -> Result<ExitCode, Error> {
     let parsed = Origin::File(absolute(file)?).parse()?;
-    let user = parsed.service.user.clone();
-    let Configuration { specs, .. } = parsed.plan(&mut Planner::default())?;
-    if let Some(user) = &user {
-        Identity::of(user).map_err(StartupError::from)?;
-    }
+    let user = parsed.service.user.as_ref().map(Identity::of).transpose().map_err(StartupError::from)?;
+    let owners = Owners::new(user.and_then(|user| user.uid()));
+    let Configuration { specs, .. } = parsed.plan(&mut Planner::new(owners))?;
     let mut said = String::new();
     for spec in specs.iter() {
         let keys: Vec<_> = spec.role.keys().iter().map(|key| key.fingerprint().to_string()).collect();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::level_filters::LevelFilter;
 
 use super::{Error, contradict};
-use crate::config::key_file::KeySource;
+use crate::config::key_file::{KeySource, Owners};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::Planner;
 use crate::config::{self, ConfigError, Configuration, Origin};
@@ -18,10 +18,11 @@ use crate::pump::PumpError;
 use crate::service::daemon::{self, Side};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
+use crate::service::privileges::Identity;
 use crate::service::process;
 use crate::service::sandbox::Needs;
 use crate::service::signals::Signals;
-use crate::service::startup::{Service, Started};
+use crate::service::startup::{Service, Started, StartupError};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
 use crate::stream::{Remote, Stream};
 
@@ -39,7 +40,8 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         None => None,
     };
     start_log(&options, LevelFilter::INFO);
-    let mut planner = Planner::default();
+    let user = options.user.as_ref().map(Identity::of).transpose().map_err(StartupError::from)?;
+    let mut planner = Planner::new(Owners::new(user.and_then(|user| user.uid())));
     let Configuration { specs, key_files } = parsed.plan(&mut planner)?;
     let mut needs = Needs::new();
     if let Origin::File(path) = &origin {
@@ -117,7 +119,8 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
     }
     // As a filter in a pipeline or under ssh, only what goes wrong is news.
     start_log(service, LevelFilter::ERROR);
-    let (common, key) = config::stdio_pipe(options, &mut Planner::default()).map_err(ConfigError::from)?;
+    let mut planner = Planner::new(Owners::new(None));
+    let (common, key) = config::stdio_pipe(options, &mut planner).map_err(ConfigError::from)?;
     let mut needs = Needs::new();
     needs.dial(&common.route);
     needs.log_to(service.log_destination());

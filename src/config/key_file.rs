@@ -5,12 +5,14 @@ use std::env;
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
+use rustix::fs::StatVfsMountFlags;
+use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -44,17 +46,38 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// Whether to mind that others can read a key file.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The users that keys may belong to: root, and these.
+#[derive(Clone, Copy)]
+pub(crate) struct Owners {
+    /// Who started the process.
+    starter: Uid,
+    /// Who the process becomes (`-u`), if that is another one.
+    user: Option<Uid>,
+}
+
+impl Owners {
+    /// For a process that stays, or becomes `user`. To be called before it does.
+    pub(crate) fn new(user: Option<u32>) -> Self {
+        Self { starter: geteuid(), user: user.map(Uid::from_raw) }
+    }
+
+    fn contain(self, uid: u32) -> bool {
+        let uid = Uid::from_raw(uid);
+        uid.is_root() || uid == self.starter || Some(uid) == self.user
+    }
+}
+
+/// Whether to mind what others can do with a key file.
+#[derive(Clone, Copy)]
 pub(crate) enum Permissions {
-    Private,
+    Private(Owners),
     /// `--insecure-key-permissions`
     Any,
 }
 
-impl From<bool> for Permissions {
-    fn from(insecure: bool) -> Self {
-        if insecure { Self::Any } else { Self::Private }
+impl Permissions {
+    pub(crate) fn new(insecure: bool, owners: Owners) -> Self {
+        if insecure { Self::Any } else { Self::Private(owners) }
     }
 }
 
@@ -74,6 +97,40 @@ pub enum KeyFileError {
     /// Others can read it.
     #[error("the key {path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
     Permissions(PathBuf, u32),
+    /// Others can read it, and nobody can change that.
+    #[error(
+        "the key {path} can be read by others (mode {mode:04o}) on a mount that is read-only; mount it with mode 0400, or \
+         with mode 0440, root as its owner, and a group that spipe is in  (or pass --insecure-key-permissions)",
+        path = .0.display(), mode = .1
+    )]
+    PermissionsOfMount(PathBuf, u32),
+    /// It is another user's, who can change it.
+    #[error(
+        "{path} belongs to another user (uid {uid}), who could put another key there; type: chown {} {path}  (or pass \
+         --insecure-key-permissions)",
+        geteuid(), path = .0.display(), uid = .1
+    )]
+    Owner(PathBuf, u32),
+    /// Others can put keys into a directory.
+    #[error(
+        "others can put keys into the directory {path} (mode {mode:04o}); type: chmod go-w {path}  (or pass \
+         --insecure-key-permissions)",
+        path = .0.display(), mode = .1
+    )]
+    WritableDirectory(PathBuf, u32),
+    /// Two keys of a pipe could not be told apart.
+    #[error(
+        "the keys {first} and {second} have one fingerprint, {fingerprint}: they are the same key, or the log could not \
+         tell them apart; leave one out"
+    )]
+    SharedFingerprint {
+        /// Where the first one is.
+        first: String,
+        /// Where the second one is.
+        second: String,
+        /// What they have in common.
+        fingerprint: Fingerprint,
+    },
     /// A directory of keys has none.
     #[error("the directory {path} has no key: no file in it is called *.key; make one with 'spipe keygen {path}/NAME.key'", path = .0.display())]
     EmptyDirectory(PathBuf),
@@ -115,6 +172,10 @@ pub(crate) fn read_all(path: &Path, permissions: Permissions) -> Result<Vec<(Pat
         return Ok(vec![read(path.to_owned())?]);
     }
     let unreadable = |error| KeyFileError::Read(path.display().to_string(), error);
+    if let Permissions::Private(owners) = permissions {
+        let directory = File::open(path).map_err(unreadable)?;
+        check_directory(path, &directory, owners).map_err(unreadable)??;
+    }
     let mut files = Vec::new();
     for entry in path.read_dir().map_err(unreadable)? {
         let file = entry.map_err(unreadable)?.path();
@@ -143,9 +204,8 @@ pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
                 // Its permissions are not what is wrong with it.
                 return Err(KeyFileError::Read(source.to_string(), io::ErrorKind::IsADirectory.into()));
             }
-            let mode = metadata.permissions().mode() & 0o7777;
-            if permissions == Permissions::Private && mode & others(path, &metadata) != 0 {
-                return Err(KeyFileError::Permissions(path.clone(), mode));
+            if let Permissions::Private(owners) = permissions {
+                check_file(path, &file, &metadata, owners)?;
             }
             derive(source, file)
         }
@@ -161,17 +221,59 @@ pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
     }
 }
 
-/// The permissions that let others at a key.
+/// Asserts that nobody else can read or replace the key in `file`.
 ///
-/// systemd may let a service's user at its credentials by an access control list, and what that allows at most shows as the
-/// permissions of the group, which is root's. A unit may show them at another place, too (`BindReadOnlyPaths=`).
-fn others(path: &Path, file: &Metadata) -> u32 {
-    let is_credential = || {
+/// Its parents are not looked at: a file that others put in its place would belong to them.
+fn check_file(path: &Path, file: &File, metadata: &Metadata, owners: Owners) -> Result<(), KeyFileError> {
+    if !owners.contain(metadata.uid()) {
+        return Err(KeyFileError::Owner(path.to_owned(), metadata.uid()));
+    }
+    let is_fixed = is_on_read_only_mount(file);
+    // Kubernetes and Docker mount secrets that way, with a group for the service's user, who is not the owner.
+    let is_mounted_for_us = is_fixed && metadata.uid() == 0 && is_in_group(metadata.gid());
+    let others = if is_mounted_for_us || is_credential(path, metadata) { 0o037 } else { 0o077 };
+    match metadata.mode() & 0o7777 {
+        mode if mode & others == 0 => Ok(()),
+        mode if is_fixed => Err(KeyFileError::PermissionsOfMount(path.to_owned(), mode)),
+        mode => Err(KeyFileError::Permissions(path.to_owned(), mode)),
+    }
+}
+
+/// Whether `file` is one of systemd's credentials.
+///
+/// systemd may let a service's user at them by an access control list, and what that allows at most shows as the permissions of
+/// the group, which is root's. A unit may show them at another place, too (`BindReadOnlyPaths=`).
+fn is_credential(path: &Path, file: &Metadata) -> bool {
+    let credential = || {
         let credential = Path::new(&env::var_os("CREDENTIALS_DIRECTORY")?).join(path.file_name()?);
-        let credential = std::fs::metadata(credential).ok()?;
-        Some((credential.dev(), credential.ino()) == (file.dev(), file.ino()))
+        std::fs::metadata(credential).ok()
     };
-    if is_credential() == Some(true) { 0o037 } else { 0o077 }
+    credential().is_some_and(|credential| (credential.dev(), credential.ino()) == (file.dev(), file.ino()))
+}
+
+/// Asserts that nobody else can put a key into the open `directory`.
+///
+/// On a read-only mount nobody can, whatever the mode: Kubernetes gives its directories of secrets mode 1777.
+fn check_directory(path: &Path, directory: &File, owners: Owners) -> io::Result<Result<(), KeyFileError>> {
+    let metadata = directory.metadata()?;
+    let mode = metadata.mode() & 0o7777;
+    Ok(if !owners.contain(metadata.uid()) {
+        Err(KeyFileError::Owner(path.to_owned(), metadata.uid()))
+    } else if mode & 0o022 != 0 && !is_on_read_only_mount(directory) {
+        Err(KeyFileError::WritableDirectory(path.to_owned(), mode))
+    } else {
+        Ok(())
+    })
+}
+
+/// Not if that cannot be told.
+fn is_on_read_only_mount(file: &File) -> bool {
+    rustix::fs::fstatvfs(file).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+fn is_in_group(gid: u32) -> bool {
+    let gid = Gid::from_raw(gid);
+    getegid() == gid || getgroups().is_ok_and(|groups| groups.contains(&gid))
 }
 
 fn derive(source: &KeySource, reader: impl Read) -> Result<Key, KeyFileError> {

@@ -94,7 +94,8 @@ impl Parsed {
         match self.pipes {
             ParsedPipes::CommandLine(options, directory) => {
                 let (spec, key_files) = planner.spec(*options, &directory)?;
-                Ok(Configuration { specs: spec.into(), key_files })
+                let specs = Specs::new(vec![spec]).map_err(|conflict| PlanError::from(conflict.source))?;
+                Ok(Configuration { specs, key_files })
             }
             ParsedPipes::File(path, pipes) => {
                 let beside = path.parent().unwrap_or(Path::new("/"));

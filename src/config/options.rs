@@ -93,7 +93,7 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) cipher: CipherChoice,
 
-    /// Accept a key file that others can read
+    /// Accept a key file that others can read or own, and a directory of keys that others can write to
     #[arg(long)]
     #[serde(default)]
     pub(crate) insecure_key_permissions: bool,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use thiserror::Error;
 use vec1::Vec1;
 
-use super::key_file::{self, KeyFileError, KeySource, Permissions};
+use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
 use crate::addr::Sources;
-use crate::connection::Common;
+use crate::connection::{Common, KeyNames};
 use crate::pipe::{Role, Spec, SpecsError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
@@ -39,7 +39,9 @@ impl From<SpecsError> for PlanError {
     fn from(error: SpecsError) -> Self {
         let option = match error {
             SpecsError::SharedName(_) => "name",
+            SpecsError::SharedFingerprint { .. } => "key",
             SpecsError::SharedSource(_) | SpecsError::None => "source",
+            SpecsError::LeadsToItself(_) | SpecsError::LeadIntoEachOther(_) => "target",
         };
         Self::contradiction(option, error.to_string())
     }
@@ -67,13 +69,19 @@ pub(super) struct Keys {
 }
 
 /// Makes specs of pipes, again and again.
-#[derive(Default)]
 pub(crate) struct Planner {
+    /// Whose key files may be.
+    owners: Owners,
     /// Standard input gives its key once.
     stdin_key: Option<Arc<Key>>,
 }
 
 impl Planner {
+    /// A planner that has read nothing yet.
+    pub(crate) fn new(owners: Owners) -> Self {
+        Self { owners, stdin_key: None }
+    }
+
     /// A pipe that listens, with its keys, and where they are. Relative paths are `beside` the place that names them.
     ///
     /// # Errors
@@ -119,15 +127,24 @@ impl Planner {
         let keepalive = if options.no_keepalive { Keepalive::Off } else { Keepalive::On };
         let route = Route::new(options.target, options.bind)
             .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
-        let (mut keys, mut files) = (Vec::new(), Vec::new());
+        let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
+        let (mut keys, mut key_names, mut files) = (Vec::new(), KeyNames::default(), Vec::new());
+        let mut add = |key: Arc<Key>, name: String| {
+            let (second, fingerprint) = (name.clone(), key.fingerprint());
+            let added = key_names.add(fingerprint, name);
+            keys.push(key);
+            added.map_err(|first| KeyFileError::SharedFingerprint { first, second, fingerprint })
+        };
         for source in &options.key {
             match source {
-                KeySource::Stdin => keys.push(self.stdin_key()?),
+                KeySource::Stdin => add(self.stdin_key()?, source.to_string())?,
                 KeySource::File(path) => {
                     let path = beside.join(path);
-                    let permissions = Permissions::from(options.insecure_key_permissions);
-                    let read = key_file::read_all(&path, permissions)?;
-                    keys.extend(read.into_iter().map(|(_, key)| Arc::new(key)));
+                    for (file, key) in key_file::read_all(&path, permissions)? {
+                        // As it was written.
+                        let name = file.strip_prefix(beside).unwrap_or(&file).display().to_string();
+                        add(Arc::new(key), name)?;
+                    }
                     files.push(path);
                 }
             }
@@ -137,6 +154,7 @@ impl Planner {
         })?;
         let common = Common {
             name: options.name,
+            key_names,
             route,
             terms: Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() },
             timeout: options.timeout.into(),
@@ -148,7 +166,7 @@ impl Planner {
     fn stdin_key(&mut self) -> Result<Arc<Key>, KeyFileError> {
         let key = match self.stdin_key.take() {
             Some(key) => key,
-            None => Arc::new(key_file::read(&KeySource::Stdin, Permissions::Private)?),
+            None => Arc::new(key_file::read(&KeySource::Stdin, Permissions::Any)?),
         };
         Ok(Arc::clone(self.stdin_key.insert(key)))
     }

@@ -137,7 +137,8 @@ fn log_established(common: &Common, connection: &Carrying) {
     let Addresses { client, peer, target, configured } = ends.addresses(common);
     let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
     let Tunnel { key, cipher, .. } = tunnel;
-    debug!(pipe, client, %peer, %target, %configured, %key, %cipher, "established");
+    let key_file = common.key_names.of(*key);
+    debug!(pipe, client, %peer, %target, %configured, %key, key_file, %cipher, "established");
 }
 
 impl Carried {
@@ -146,10 +147,11 @@ impl Carried {
         let Addresses { client, peer, target, configured } = ends.addresses(common);
         let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
         let Tunnel { key, cipher, .. } = tunnel;
+        let key_file = common.key_names.of(*key);
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log {
             ($level:ident) => {
-                $level!(pipe, client, %peer, %target, %configured, %key, %cipher, to_target, from_target, seconds, reason, "closed")
+                $level!(pipe, client, %peer, %target, %configured, %key, key_file, %cipher, to_target, from_target, seconds, reason, "closed")
             };
         }
         match result {

@@ -19,16 +19,43 @@ use crate::addr::Name;
 use crate::gate::Busy;
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::Label;
+use crate::proto::key::Fingerprint;
 use crate::pump::PumpError;
 use crate::stream::Keepalive;
 use crate::tunnel::{Terms, TunnelError};
 use crate::upstream::{DialError, Route};
+
+/// What the keys of a pipe are called in the log: where each comes from. Each has a fingerprint of its own, by which the log and
+/// limits tell keys apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyNames(Vec<(Fingerprint, String)>);
+
+impl KeyNames {
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// The name of the key that has this fingerprint already.
+    pub fn add(&mut self, key: Fingerprint, name: String) -> Result<(), String> {
+        if let Some(first) = self.of(key) {
+            return Err(first.to_owned());
+        }
+        self.0.push((key, name));
+        Ok(())
+    }
+
+    /// What a key is called; none that has no file is.
+    pub fn of(&self, key: Fingerprint) -> Option<&str> {
+        self.0.iter().find(|(other, _)| *other == key).map(|(_, name)| name.as_str())
+    }
+}
 
 /// What all connections of one pipe have in common, whatever its role: pure data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
     /// What the pipe is called in the log, where there are several.
     pub name: Option<Name>,
+    /// What its keys are called there.
+    pub key_names: KeyNames,
     /// The way to the responder, or to the target.
     pub route: Route,
     /// What has to agree with the other end.
@@ -52,6 +79,7 @@ impl Common {
     pub fn new(route: impl Into<Route>, ciphers: Ciphers) -> Self {
         Self {
             name: None,
+            key_names: KeyNames::default(),
             route: route.into(),
             terms: Terms { label: Label::default(), ciphers },
             timeout: Self::TIMEOUT,

@@ -6,6 +6,7 @@
 
 mod accepting;
 pub mod heartbeat;
+mod loops;
 mod registry;
 mod spec;
 
@@ -107,16 +108,19 @@ fn take(sockets: &mut Sockets, spec: &Spec) -> Vec<Listener> {
 fn log_listening(spec: &Spec, listener: &Listener) {
     let Spec { role, common, .. } = spec;
     let keys: Vec<_> = role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
+    let key_files: Vec<_> =
+        role.keys().iter().filter_map(|key| common.key_names.of(key.fingerprint())).collect();
+    let key_file = Some(key_files.join(",")).filter(|files| !files.is_empty());
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
     let (configured, ciphers) = (common.route.target(), common.terms.ciphers);
-    info!(pipe, version, %role, %source, %configured, key = %keys.join(","), %ciphers, "listening");
+    info!(pipe, version, %role, %source, %configured, key = %keys.join(","), key_file, %ciphers, "listening");
 }
 
 /// Whether the log was told of `spec` when it was told of `other`.
 fn is_told_by(spec: &Spec, other: &Spec) -> bool {
     let told = |spec: &Spec| {
         let common = &spec.common;
-        (common.name.clone(), common.route.target().clone(), common.terms.ciphers)
+        (common.name.clone(), common.key_names.clone(), common.route.target().clone(), common.terms.ciphers)
     };
     spec.role == other.role && told(spec) == told(other)
 }
@@ -225,10 +229,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_source_whose_accept_loop_has_died_is_bound_anew_at_a_reload() {
-        let listening = listen(spec("127.0.0.1:0").into(), &mut Passed::default()).unwrap();
+        let specs = |spec| Specs::new(vec![spec]).unwrap();
+        let listening = listen(specs(spec("127.0.0.1:0")), &mut Passed::default()).unwrap();
         let Some(&Endpoint::Ip(address)) = listening.places().next() else { panic!("it listens on a port") };
         drop(listening);
-        let spec = || spec(&address.to_string()).into();
+        let spec = || specs(spec(&address.to_string()));
         let listening = listen(spec(), &mut Passed::default()).unwrap();
         let mut pipes = listening.start(Registry::default()).unwrap();
         assert_eq!(pipes.held().0.len(), 1);

@@ -1,17 +1,18 @@
 //! What pipes there are to be: pure data, and valid by construction.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
 use vec1::Vec1;
 
+use super::loops;
 use crate::addr::{Name, Source, Sources, Target};
 use crate::connection::Common;
 use crate::gate::Rules;
 use crate::proto::cipher::Ciphers;
-use crate::proto::key::Key;
+use crate::proto::key::{Fingerprint, Key};
 
 /// Which end a pipe is, with the keys that this takes.
 #[derive(Clone)]
@@ -113,7 +114,7 @@ impl fmt::Display for Spec {
     }
 }
 
-/// All pipes of a process: at least one, and no two share a source or a name.
+/// All pipes of a process: at least one, no two share a source or a name, and none leads back to itself.
 pub struct Specs(Vec1<Spec>);
 
 /// Why some pipes cannot be those of one process.
@@ -128,15 +129,39 @@ pub enum SpecsError {
     /// Two have one name.
     #[error("'{0}' is the name of two pipes; give each its own")]
     SharedName(Name),
+    /// The keys of two differ, and their fingerprints do not.
+    #[error(
+        "the keys {first} and {second} differ and have one fingerprint, {fingerprint}, so the log could not tell them \
+         apart; make one anew with 'spipe keygen'"
+    )]
+    SharedFingerprint {
+        /// Where the first one is.
+        first: String,
+        /// Where the second one is.
+        second: String,
+        /// What they have in common.
+        fingerprint: Fingerprint,
+    },
+    /// One leads to itself.
+    #[error(
+        "the target {0} is the pipe's own source, so each connection would make another without end; name the other end"
+    )]
+    LeadsToItself(Target),
+    /// Several lead into each other.
+    #[error(
+        "these pipes lead into each other, so each connection would make another without end: {}; change a target",
+        .0.join("; ")
+    )]
+    LeadIntoEachOther(Vec<String>),
 }
 
 /// A pipe among others that are given, by its number from 0, and why it cannot be one of them.
 #[derive(Debug, Error)]
 #[error("{source}")]
 pub struct Conflict {
-    /// The later one of two pipes that do not go together.
+    /// The last one of the pipes that do not go together.
     pub number: usize,
-    /// What they share.
+    /// Why.
     pub source: SpecsError,
 }
 
@@ -146,7 +171,7 @@ impl Specs {
     /// # Errors
     /// [`Conflict`], for the first that cannot.
     pub fn new(specs: Vec<Spec>) -> Result<Self, Conflict> {
-        let (mut sources, mut names) = (HashSet::new(), HashSet::new());
+        let (mut sources, mut names, mut keys) = (HashSet::new(), HashSet::new(), HashMap::new());
         for (number, spec) in specs.iter().enumerate() {
             let conflict = |source| Conflict { number, source };
             if let Some(shared) = spec.sources.iter().find(|source| !sources.insert(*source)) {
@@ -157,6 +182,26 @@ impl Specs {
             {
                 return Err(conflict(SpecsError::SharedName(name.clone())));
             }
+            for key in spec.role.keys() {
+                let fingerprint = key.fingerprint();
+                let (first, in_first) = *keys.entry(fingerprint).or_insert((key, spec));
+                if !first.is_same(key) {
+                    let name =
+                        |spec: &Spec| spec.common.key_names.of(fingerprint).unwrap_or_default().to_owned();
+                    let (first, second) = (name(in_first), name(spec));
+                    return Err(conflict(SpecsError::SharedFingerprint { first, second, fingerprint }));
+                }
+            }
+        }
+        if let Some(pipes) = loops::find(&specs) {
+            let number = pipes.iter().copied().max().unwrap_or_default();
+            let source = match &*pipes {
+                [only] => SpecsError::LeadsToItself(specs[*only].common.route.target().clone()),
+                several => SpecsError::LeadIntoEachOther(
+                    several.iter().map(|pipe| specs[*pipe].to_string()).collect(),
+                ),
+            };
+            return Err(Conflict { number, source });
         }
         Vec1::try_from_vec(specs).map(Self).map_err(|_| Conflict { number: 0, source: SpecsError::None })
     }
@@ -168,11 +213,5 @@ impl Specs {
 
     pub(super) fn into_vec(self) -> Vec<Spec> {
         self.0.into_vec()
-    }
-}
-
-impl From<Spec> for Specs {
-    fn from(spec: Spec) -> Self {
-        Self(Vec1::new(spec))
     }
 }

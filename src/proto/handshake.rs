@@ -23,9 +23,9 @@
 //! let (initiator, message_1) = Initiator::start(&key, &label, ciphers, &ours);
 //! let responder = Responder::read(&message_1, &[&key], &label)?;
 //! assert_eq!(responder.fingerprint(), key.fingerprint());
-//! let (mut message_2, established) = responder.reply(ciphers, &theirs);
+//! let (message_2, established) = responder.reply(ciphers, &theirs);
 //! assert_eq!(established?.cipher, Cipher::Aes256Gcm);
-//! assert_eq!(initiator.finish(&mut message_2)?.cipher, Cipher::Aes256Gcm);
+//! assert_eq!(initiator.finish(&message_2)?.cipher, Cipher::Aes256Gcm);
 //! # Ok(())
 //! # }
 //! ```
@@ -40,10 +40,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::cipher::{Cipher, Ciphers, OFFER};
 use super::frame::{First, Opener, Sealer};
 use super::key::{Fingerprint, Key};
-use super::noise::{Forged, SymmetricState, TAG};
+use super::noise::{Forged, SymmetricState, TAG, initial_hash};
 use super::stack::{self, wiped};
 
-const PROTOCOL_NAME: &str = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
+pub(super) const PROTOCOL_NAME: &str = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
 
 /// The prologue's fixed part. The zero byte keeps it apart from the label behind it.
 const PROLOGUE: &[u8] = b"spipe/1\0";
@@ -191,7 +191,7 @@ impl Initiator {
     /// # Errors
     /// [`HandshakeError::Forged`] unless the responder holds the same key and label and answered this very message 1;
     /// [`HandshakeError::NoCommonCipher`] when it accepts no cipher of ours.
-    pub fn finish(mut self, message: &mut [u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
+    pub fn finish(mut self, message: &[u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
         wiped::<{ stack::ASYMMETRIC }, _>(|| self.0.finish(message))
     }
 }
@@ -213,25 +213,24 @@ impl Started {
         e1[..KEM_KEY].copy_from_slice(kem_public.as_slice());
         payload[..OFFER].copy_from_slice(&ciphers.offer());
 
-        let mut noise = begin(key, label);
+        let mut noise = SymmetricState::new(&begin(label), key.psk());
         noise.e(&public);
         noise.seal(e1);
         noise.seal(payload);
         (Self { noise, ephemeral, kem: KemSecret(Box::new(kem)), ciphers }, message)
     }
 
-    fn finish(&mut self, message: &mut [u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
-        let (e, rest) =
-            message.split_first_chunk_mut::<X25519>().expect("message 2 starts with a public key");
-        let (ekem1, payload) = rest.split_at_mut(KEM_CIPHERTEXT + TAG);
+    fn finish(&mut self, message: &[u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
+        let (e, rest) = message.split_first_chunk::<X25519>().expect("message 2 starts with a public key");
+        let (ekem1, payload) = rest.split_at(KEM_CIPHERTEXT + TAG);
+        let (mut ciphertext, mut choice) = ([0; KEM_CIPHERTEXT], [0; PAYLOAD]);
 
         self.noise.e(e);
         self.noise.ee(&self.ephemeral, e);
-        let ciphertext: &[u8] = self.noise.open(ekem1)?;
-        let ciphertext =
-            MlKem768Ciphertext::try_from(ciphertext).expect("the field has the ciphertext's length");
+        self.noise.open(ekem1, &mut ciphertext)?;
+        let ciphertext = MlKem768Ciphertext::from(ciphertext);
         self.noise.kem_secret(&Zeroizing::new(mlkem768::decapsulate(&self.kem.0, &ciphertext)));
-        let choice = self.noise.open(payload)?[0];
+        let choice = self.noise.open(payload, &mut choice)?[0];
 
         let cipher = self.ciphers.accept(choice).ok_or(HandshakeError::NoCommonCipher(self.ciphers))?;
         let (to_responder, to_initiator) = self.noise.split();
@@ -256,8 +255,11 @@ struct Opened {
 }
 
 impl Responder {
-    /// R1–R2: reads message 1 with each key in turn. Up to here the cost is symmetric cryptography over 1.2 KiB a key, so a
+    /// R1–R2: reads message 1 with each key. Up to here the cost is symmetric cryptography over 1.2 KiB a key, so a
     /// stranger cannot make us work.
+    ///
+    /// All keys are tried, also after one has opened the message: how long this takes tells whether one did, which the
+    /// answer tells anyway, and not which.
     ///
     /// # Errors
     /// [`HandshakeError::Forged`] when no key opens it; [`HandshakeError::MalformedKemKey`] when one does but what it
@@ -268,7 +270,13 @@ impl Responder {
         label: &Label,
     ) -> Result<Self, HandshakeError> {
         wiped::<{ stack::SYMMETRIC }, _>(|| {
-            let opened = keys.iter().find_map(|key| Opened::read(message, key.borrow(), label).ok());
+            let (beginning, mut opened) = (begin(label), None);
+            for key in keys {
+                let tried = Opened::read(message, key.borrow(), &beginning);
+                if let (Ok(tried), None) = (tried, &opened) {
+                    opened = Some(tried);
+                }
+            }
             let opened = opened.ok_or(Forged)?;
             if mlkem768::validate_public_key(&opened.kem_public) {
                 Ok(Self(Box::new(opened)))
@@ -295,18 +303,22 @@ impl Responder {
 }
 
 impl Opened {
-    fn read(message: &[u8; MESSAGE_1], key: &Key, label: &Label) -> Result<Self, Forged> {
-        let mut message = *message;
-        let (e, rest) =
-            message.split_first_chunk_mut::<X25519>().expect("message 1 starts with a public key");
-        let (e1, payload) = rest.split_at_mut(KEM_KEY + TAG);
+    fn read(message: &[u8; MESSAGE_1], key: &Key, beginning: &[u8; 32]) -> Result<Self, Forged> {
+        let (e, rest) = message.split_first_chunk::<X25519>().expect("message 1 starts with a public key");
+        let (e1, payload) = rest.split_at(KEM_KEY + TAG);
+        let (mut kem_public, mut offer) = ([0; KEM_KEY], [0; PAYLOAD]);
 
-        let mut noise = begin(key, label);
+        let mut noise = SymmetricState::new(beginning, key.psk());
         noise.e(e);
-        let kem_public: &[u8] = noise.open(e1)?;
-        let kem_public = MlKem768PublicKey::try_from(kem_public).expect("the field has the key's length");
-        let offer = *noise.open(payload)?.first_chunk().expect("the payload has room for the offer");
-        Ok(Self { noise, initiator: *e, kem_public, offer, fingerprint: key.fingerprint() })
+        noise.open(e1, &mut kem_public)?;
+        noise.open(payload, &mut offer)?;
+        Ok(Self {
+            noise,
+            initiator: *e,
+            kem_public: MlKem768PublicKey::from(kem_public),
+            offer: *offer.first_chunk().expect("the payload has room for the offer"),
+            fingerprint: key.fingerprint(),
+        })
     }
 
     fn reply(
@@ -344,9 +356,9 @@ impl Opened {
     }
 }
 
-/// What both ends do first: name the protocol, mix in prologue and label, then token `psk`.
-fn begin(key: &Key, label: &Label) -> SymmetricState {
-    SymmetricState::new(PROTOCOL_NAME, &[PROLOGUE, label.0.as_bytes()], key.psk())
+/// What both ends do first, whatever the key: name the protocol, mix in prologue and label.
+fn begin(label: &Label) -> [u8; 32] {
+    initial_hash(PROTOCOL_NAME, &[PROLOGUE, label.0.as_bytes()])
 }
 
 /// An end's X25519 key pair.

@@ -4,6 +4,8 @@
 //! `handshake` puts the tokens in order. They are separate so that the published vectors for plain
 //! `Noise_NNpsk0_25519_ChaChaPoly_SHA256`, and the `snow` crate as a peer, exercise this very code without `e1` and `ekem1`.
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 use hkdf::Hkdf;
@@ -25,6 +27,43 @@ pub type Secret = Zeroizing<[u8; 32]>;
 #[error("the message does not authenticate")]
 pub struct Forged;
 
+/// What token `psk` makes of a pre-shared key: `MixKeyAndHash(psk)`, which every pattern here begins with. It depends on nothing
+/// else, the prologue included, so it is computed once a key and not once a handshake.
+pub struct MixedPsk {
+    /// The chaining key, what goes into the hash, and the cipher key.
+    output: Zeroizing<[u8; 96]>,
+}
+
+impl MixedPsk {
+    /// For handshakes of `protocol_name`.
+    ///
+    /// # Panics
+    /// For a `protocol_name` of 32 bytes or fewer, which Noise pads instead of hashing; ours is longer.
+    pub fn new(protocol_name: &str, psk: &[u8; 32]) -> Self {
+        let mut output = Zeroizing::new([0; 96]);
+        hkdf(&hash_name(protocol_name), psk, &mut *output);
+        Self { output }
+    }
+
+    /// Whether both are of one key, in constant time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&*self.output, &*other.output).is_ok()
+    }
+}
+
+/// The hash that handshakes start with: `InitializeSymmetric(protocol_name)` and `MixHash(prologue)`.
+///
+/// # Panics
+/// As [`MixedPsk::new`].
+pub fn initial_hash(protocol_name: &str, prologue: &[&[u8]]) -> [u8; 32] {
+    mix_hash(&hash_name(protocol_name), prologue)
+}
+
+fn hash_name(protocol_name: &str) -> [u8; 32] {
+    assert!(protocol_name.len() > 32, "shorter names are not hashed (Noise, section 5.2)");
+    Sha256::digest(protocol_name).into()
+}
+
 /// Noise's `SymmetricState` with its `CipherState` inside.
 pub struct SymmetricState {
     chaining_key: Secret,
@@ -35,19 +74,11 @@ pub struct SymmetricState {
 }
 
 impl SymmetricState {
-    /// `InitializeSymmetric(protocol_name)`, `MixHash(prologue)`, and token `psk`, which every pattern here begins with:
-    /// `MixKeyAndHash(psk)`. So there is no state without a cipher key.
-    ///
-    /// # Panics
-    /// For a `protocol_name` of 32 bytes or fewer, which Noise pads instead of hashing; ours is longer.
-    pub fn new(protocol_name: &str, prologue: &[&[u8]], psk: &[u8; 32]) -> Self {
-        assert!(protocol_name.len() > 32, "shorter names are not hashed (Noise, section 5.2)");
-        let name: [u8; 32] = Sha256::digest(protocol_name).into();
-        let mut output = Zeroizing::new([0; 96]);
-        hkdf(&name, psk, &mut *output);
-        let (chaining_key, rest) = output.split_at(32);
+    /// The state after [`initial_hash`] and token `psk`. So there is no state without a cipher key.
+    pub fn new(initial_hash: &[u8; 32], psk: &MixedPsk) -> Self {
+        let (chaining_key, rest) = psk.output.split_at(32);
         let (temporary_hash, cipher_key) = rest.split_at(32);
-        let hash = mix_hash(&mix_hash(&name, prologue), &[temporary_hash]);
+        let hash = mix_hash(initial_hash, &[temporary_hash]);
         Self { chaining_key: secret(chaining_key), hash, cipher_key: secret(cipher_key), nonce: 0 }
     }
 
@@ -85,17 +116,23 @@ impl SymmetricState {
         self.mix_hash(&[field]);
     }
 
-    /// `DecryptAndHash`, in place: gives the plaintext, which is the field without its last [`TAG`] bytes.
+    /// `DecryptAndHash`: gives the plaintext, which is the front of `text` and [`TAG`] bytes shorter than `field`.
+    ///
+    /// The hash, most of the work for a long field, comes after the check: with a wrong key it is not computed.
     ///
     /// # Errors
     /// [`Forged`] when the field is not what the peer sealed under this state.
-    pub fn open<'f>(&mut self, field: &'f mut [u8]) -> Result<&'f mut [u8], Forged> {
-        let hash = self.hash;
-        self.mix_hash(&[field]);
-        let (text, tag) = field.split_last_chunk_mut::<TAG>().ok_or(Forged)?;
+    ///
+    /// # Panics
+    /// For a `text` that is too short.
+    pub fn open<'t>(&mut self, field: &[u8], text: &'t mut [u8]) -> Result<&'t [u8], Forged> {
+        let (sealed, tag) = field.split_last_chunk::<TAG>().ok_or(Forged)?;
+        let text = &mut text[..sealed.len()];
+        let buffer = InOutBuf::new(sealed, text).expect("they are of one length");
         self.cipher()
-            .decrypt_inout_detached(&self.next_nonce(), &hash, (&mut *text).into(), &Tag::from(*tag))
+            .decrypt_inout_detached(&self.next_nonce(), &self.hash, buffer, &Tag::from(*tag))
             .map_err(|_| Forged)?;
+        self.mix_hash(&[field]);
         Ok(text)
     }
 

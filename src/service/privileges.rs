@@ -129,6 +129,11 @@ impl Identity {
         Ok(Self { wanted: wanted.clone(), uid, gid })
     }
 
+    /// The user, if it is another one than now.
+    pub fn uid(&self) -> Option<u32> {
+        self.uid.map(Uid::as_raw)
+    }
+
     /// Switches to it for good, with all of the process: real, effective and saved ids, and no other groups.
     ///
     /// # Errors

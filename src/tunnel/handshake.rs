@@ -112,7 +112,7 @@ pub async fn initiate(
     };
     let mut message = [0; MESSAGE_2];
     receive(wire, &mut message, deadline).await?;
-    Ok(initiator.finish(&mut message)?)
+    Ok(initiator.finish(&message)?)
 }
 
 fn start(key: &Key, label: &Label, ciphers: Ciphers) -> Result<(Initiator, [u8; MESSAGE_1]), TunnelError> {

@@ -1,12 +1,15 @@
 //! Making, reading and comparing keys.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
+use rustix::process::geteuid;
+
 use crate::support::pipe::{End, Key, Pipe, field, stdio};
-use crate::support::process::{Ended, Process, run, run_with_input, spipe};
+use crate::support::process::{Ended, Process, after, run, run_with_input, spipe};
 use crate::support::random::{Random, hex};
-use crate::support::socket::{assert_echoes, echo};
+use crate::support::socket::{assert_echoes, connect, echo};
 
 fn fingerprint(key: &Key) -> String {
     run(spipe().arg("fingerprint").arg(key.path())).succeeded().text()
@@ -146,7 +149,7 @@ fn a_key_is_read_from_standard_input() {
     let line = initiator.await_line(&["listening"]);
     let port = field(&line, "source").rsplit_once(':').expect("a port").1.to_owned();
     let address = format!("127.0.0.1:{port}").parse().expect("an address");
-    assert_echoes(&mut crate::support::socket::connect(address), "hello");
+    assert_echoes(&mut connect(address), "hello");
 }
 
 #[test]
@@ -223,7 +226,7 @@ fn a_missing_key_is_refused_with_the_keygen_command() {
 
 #[test]
 fn a_device_is_refused_as_a_key() {
-    let mut command = stdio("127.0.0.1:9", std::path::Path::new("/dev/zero"));
+    let mut command = stdio("127.0.0.1:9", Path::new("/dev/zero"));
     run(command.arg("--insecure-key-permissions")).failed_with(1, &["is a device"]);
 }
 
@@ -242,7 +245,7 @@ fn the_fingerprints_of_a_directory_are_sorted_by_file_name() {
     for name in ["b.key", "a.key", "c.key.old"] {
         run(spipe().arg("keygen").arg(path(name))).succeeded();
     }
-    let of = |path: &std::path::Path| run(spipe().arg("fingerprint").arg(path)).succeeded().text();
+    let of = |path: &Path| run(spipe().arg("fingerprint").arg(path)).succeeded().text();
     let expected = format!("{}  a.key\n{}  b.key", of(&path("a.key")), of(&path("b.key")));
     assert_eq!(of(directory.path()), expected);
 }
@@ -289,5 +292,248 @@ fn a_key_outside_the_credentials_directory_is_still_refused() {
 fn a_key_of_equal_bytes_is_refused() {
     for bytes in [vec![0; 32], vec![b'x'; 5000]] {
         assert_refused(&Key::of(&bytes), &["all its bytes are the same", "spipe keygen"]);
+    }
+}
+
+/// Gives `path` to the user and group `nobody`, whose number is 65534. Without root's rights, asserts that this is refused, and
+/// returns false.
+fn give_to_nobody(path: &Path) -> bool {
+    let given = std::os::unix::fs::chown(path, Some(65534), Some(65534));
+    assert_eq!(given.is_ok(), geteuid().is_root(), "{given:?}");
+    given.is_ok()
+}
+
+#[test]
+fn a_key_of_another_user_is_refused() {
+    let key = Key::new();
+    if give_to_nobody(&key.path()) {
+        let path = key.path().display().to_string();
+        assert_refused(
+            &key,
+            &[&format!("{path} belongs to another user (uid 65534)"), &format!("type: chown 0 {path}  ")],
+        );
+        run(spipe().args(["fingerprint", "--insecure-key-permissions"]).arg(&path)).succeeded();
+    }
+}
+
+#[test]
+fn a_key_of_the_user_that_spipe_becomes_is_accepted_at_the_start_and_at_a_reload() {
+    let key = Key::new();
+    if give_to_nobody(&key.path()) && give_to_nobody(key.path().parent().expect("it is in a directory")) {
+        let responder = End::responder(&key, echo()).args(&["-u", "nobody"]).start();
+        responder.process.reload_successfully();
+    }
+}
+
+#[test]
+fn a_key_of_another_user_than_the_one_that_spipe_becomes_is_refused() {
+    let key = Key::new();
+    if give_to_nobody(&key.path()) {
+        let mut command = End::responder(&key, echo()).args(&["-u", "daemon"]).command();
+        run(&mut command).failed_with(1, &["belongs to another user (uid 65534)"]);
+    }
+}
+
+/// A directory with one key.
+fn directory_with_key() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    run(spipe().arg("keygen").arg(directory.path().join("a.key"))).succeeded();
+    directory
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_is_refused_with_the_chmod_command() {
+    let directory = directory_with_key();
+    let path = directory.path();
+    for mode in [0o777, 0o775, 0o702, 0o1777] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("it is ours");
+        let refused = format!("others can put keys into the directory {} (mode {mode:04o})", path.display());
+        let parts = [&*refused, &format!("type: chmod go-w {}  ", path.display())];
+        run(spipe().arg("fingerprint").arg(path)).failed_with(1, &parts);
+        run(&mut stdio("127.0.0.1:9", path)).failed_with(1, &parts);
+        run(spipe().args(["fingerprint", "--insecure-key-permissions"]).arg(path)).succeeded();
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_only_read_is_accepted() {
+    let directory = directory_with_key();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    run(spipe().arg("fingerprint").arg(directory.path())).succeeded();
+}
+
+#[test]
+fn a_directory_of_another_user_is_refused() {
+    let directory = directory_with_key();
+    if give_to_nobody(directory.path()) {
+        run(spipe().arg("fingerprint").arg(directory.path()))
+            .failed_with(1, &["belongs to another user (uid 65534)"]);
+    }
+}
+
+/// `command` as a member of the group 1234 and no other, where `keys` is a read-only mount as Kubernetes makes one of a secret: in
+/// a directory of mode 3777, a link that leads to the key by way of another link. The key has `mode` and the group `group`.
+///
+/// Needs root's rights, as do mounts; without them, asserts that the mount is refused, and returns None.
+fn with_mounted_key(command: &Command, keys: &Path, mode: &str, group: &str) -> Option<Command> {
+    let keys = keys.display();
+    let setup = format!(
+        "set -e; mount -t tmpfs -o mode=1777 tmpfs {keys}; mkdir {keys}/..1; head -c 32 /dev/urandom >{keys}/..1/web.key; \
+         chown 0:{group} {keys}/..1/web.key; chmod {mode} {keys}/..1/web.key; ln -s ..1 {keys}/..data; \
+         ln -s ..data/web.key {keys}/web.key; chmod 3777 {keys}; mount -o remount,ro {keys};"
+    );
+    let mut mounted = Command::new("unshare");
+    mounted.args(["--mount", "setpriv", "--regid", "1234", "--groups", "1234"]);
+    let command = after(&setup, command);
+    mounted.arg(command.get_program()).args(command.get_args());
+    if geteuid().is_root() {
+        return Some(mounted);
+    }
+    run(&mut mounted).failed_with_last_line(1, &["unshare"]);
+    None
+}
+
+fn fingerprint_of_mounted(mode: &str, group: &str) -> Option<Ended> {
+    let keys = tempfile::tempdir().expect("a temporary directory");
+    let mut command = spipe();
+    command.arg("fingerprint").arg(keys.path());
+    Some(run(&mut with_mounted_key(&command, keys.path(), mode, group)?))
+}
+
+#[test]
+fn a_mounted_key_that_a_group_of_ours_can_read_is_accepted() {
+    if let Some(ended) = fingerprint_of_mounted("0440", "1234") {
+        assert!(ended.succeeded().text().ends_with("  web.key"));
+    }
+}
+
+#[test]
+fn a_mounted_key_that_another_group_can_read_is_refused() {
+    if let Some(ended) = fingerprint_of_mounted("0440", "4321") {
+        ended.failed_with(
+            1,
+            &[
+                "web.key can be read by others (mode 0440)",
+                "a mount that is read-only",
+                "group that spipe is in",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_mounted_key_that_everybody_can_read_is_refused_without_the_chmod_command() {
+    if let Some(ended) = fingerprint_of_mounted("0444", "1234") {
+        assert!(!ended.stderr.contains("chmod"), "{}", ended.stderr);
+        ended.failed_with(
+            1,
+            &["can be read by others (mode 0444)", "mount it with mode 0400", "--insecure-key-permissions"],
+        );
+    }
+}
+
+#[test]
+fn a_key_that_a_group_of_ours_can_read_is_refused_where_chmod_helps() {
+    let key = Key::new();
+    key.set_mode(0o440);
+    assert_refused(&key, &["(mode 0440); type: chmod 600"]);
+}
+
+#[test]
+fn a_mounted_key_is_read_again_by_a_process_that_has_locked_itself_in() {
+    let keys = tempfile::tempdir().expect("a temporary directory");
+    let mut command = spipe();
+    command.args(["-d", "-s", "127.0.0.1:0", "-t", "127.0.0.1:9", "-k"]).arg(keys.path());
+    if let Some(mut mounted) = with_mounted_key(&command, keys.path(), "0440", "1234") {
+        let process = Process::start(&mut mounted);
+        process.await_line(&["listening"]);
+        process.reload_successfully();
+    }
+}
+
+#[test]
+fn one_key_twice_is_refused_with_both_files() {
+    let directory = directory_with_key();
+    let [first, second] = ["a.key", "b.key"].map(|name| directory.path().join(name));
+    std::fs::copy(&first, &second).expect("it can be copied");
+    let (first, second) = (first.display(), second.display());
+    let refused = format!("the keys {first} and {second} have one fingerprint, ");
+    run(&mut stdio("127.0.0.1:9", directory.path())).failed_with(1, &[&refused, "leave one out"]);
+    let refused = format!("the keys {first} and {first} have one fingerprint, ");
+    let mut command = stdio("127.0.0.1:9", Path::new(&first.to_string()));
+    run(command.args(["-k", &first.to_string()])).failed_with(1, &[&refused]);
+}
+
+/// Two keys that were searched for because their fingerprints agree: of 2^16 keys, one expects such a pair.
+const ALIKE: [&[u8]; 2] = [b"key number 00026836 of the collision", b"key number 00084939 of the collision"];
+
+#[test]
+fn two_keys_of_one_fingerprint_are_refused_with_both_files() {
+    let [first, second] = ALIKE.map(Key::of);
+    let mut command = stdio("127.0.0.1:9", &first.path());
+    run(command.arg("-k").arg(second.path())).failed_with(
+        1,
+        &[
+            "have one fingerprint, 12f5-b647",
+            &first.path().display().to_string(),
+            &second.path().display().to_string(),
+        ],
+    );
+}
+
+#[test]
+fn pipes_share_a_key_but_not_the_fingerprint_of_two_keys() {
+    let [first, second] = ALIKE.map(Key::of);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let check = |keys: [&Key; 2]| {
+        let pipe = |(number, key): (usize, &Key)| {
+            let path = key.path().display().to_string();
+            format!(
+                "[[pipe]]\nmode = \"decrypt\"\nsource = \"127.0.0.1:{}\"\ntarget = \"[::1]:9\"\nkey = \"{path}\"\n",
+                number + 1
+            )
+        };
+        let file = directory.path().join("pipes.toml");
+        let pipes: String = keys.into_iter().enumerate().map(pipe).collect();
+        std::fs::write(&file, pipes).expect("the file can be written");
+        run(spipe().arg("check").arg(file))
+    };
+    check([&first, &first]).succeeded();
+    check([&first, &second]).failed_with(
+        1,
+        &[
+            "pipes.toml:10: ",
+            "differ and have one fingerprint, 12f5-b647",
+            &second.path().display().to_string(),
+        ],
+    );
+}
+
+#[test]
+fn both_ends_log_the_file_of_the_key() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let keys = directory.path().join("web.keys");
+    std::fs::create_dir(&keys).expect("a new directory");
+    for name in ["a.key", "b.key"] {
+        run(spipe().arg("keygen").arg(keys.join(name))).succeeded();
+    }
+    let start = |args: &[&str]| {
+        let mut command = spipe();
+        let process = Process::start(command.args(args).current_dir(directory.path()));
+        let line = process.await_line(&["listening"]);
+        let port = field(&line, "source").rsplit_once(':').expect("a port").1.to_owned();
+        (process, line, format!("127.0.0.1:{port}"))
+    };
+    let target = echo().to_string();
+    let (responder, line, address) = start(&["-d", "-s", "127.0.0.1:0", "-t", &target, "-k", "web.keys"]);
+    assert_eq!(field(&line, "key_file"), "web.keys/a.key,web.keys/b.key");
+    let (initiator, line, address) =
+        start(&["-e", "-s", "127.0.0.1:0", "-t", &address, "-k", "web.keys/b.key"]);
+    assert_eq!(field(&line, "key_file"), "web.keys/b.key");
+    let mut client = connect(address.parse().expect("an address"));
+    assert_echoes(&mut client, "hello");
+    drop(client);
+    for end in [&initiator, &responder] {
+        assert_eq!(field(&end.await_line(&["closed"]), "key_file"), "web.keys/b.key");
     }
 }

@@ -13,6 +13,7 @@ mod configuration;
 mod cuts;
 mod documents;
 mod drain;
+mod floods;
 mod gone;
 mod keepalive;
 mod key_files;

@@ -1,11 +1,19 @@
 //! The pumps: all bytes arrive in order in both directions, and how a connection ends.
 
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake};
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use spipe::proto::cipher::Cipher;
-use spipe::proto::frame::{AbortReason, FRAME_MAX, FrameError, HEADER, Misbehaviour, Sealer};
+use spipe::proto::frame::{
+    AbortReason, FRAME_MAX, FrameError, HEADER, Misbehaviour, Opener, PAYLOAD_MAX, Sealer,
+};
+use spipe::proto::framing::{EndOfStream, Open, Received};
 use spipe::pump::buffer::BATCH;
-use spipe::pump::{self, PumpError, SealPump};
+use spipe::pump::{self, FRAMES_PER_TURN, OpenPump, PumpError, SealPump};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex, split};
 
 use crate::support::{End, establish};
@@ -269,7 +277,7 @@ async fn an_abort_in_the_middle_of_a_frame_finishes_the_frame_first() {
     let (_wire_reader, mut wire_writer) = split(wire);
     // The wire accepts eight bytes and then makes the pump wait in the middle of its frame.
     let polled = std::future::poll_fn(|context| {
-        std::task::Poll::Ready(seal.poll(context, &mut reader, &mut wire_writer).is_pending())
+        Poll::Ready(seal.poll(context, &mut reader, &mut wire_writer).is_pending())
     });
     assert!(polled.await);
 
@@ -302,4 +310,108 @@ async fn a_reader_that_stops_stops_the_writer() {
     assert!(accepted < 2 * BATCH, "{accepted} bytes were taken from the writer");
     drop(service);
     pumps.abort();
+}
+
+/// Polls `work` once, and gives whether it waits for something, and whether it asks for another turn right after that.
+async fn one_turn(mut work: impl FnMut(&mut Context<'_>) -> Poll<Result<(), PumpError>>) -> (bool, bool) {
+    struct Flag(AtomicBool);
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let flag = Arc::new(Flag(AtomicBool::new(false)));
+    let waits = work(&mut Context::from_waker(&Arc::clone(&flag).into())).is_pending();
+    let asks_at_once = flag.0.load(Ordering::SeqCst);
+    // What yields is woken after the runtime has looked for events.
+    tokio::task::yield_now().await;
+    let asks = flag.0.load(Ordering::SeqCst);
+    assert!(!asks_at_once, "a task that wakes itself keeps the runtime from looking for events");
+    (waits, asks)
+}
+
+/// Counts the frames that it opens.
+struct Counting<'c>(Opener, &'c Cell<usize>);
+
+impl Open for Counting<'_> {
+    const FRAME_MAX: usize = Opener::FRAME_MAX;
+    const END_OF_STREAM: EndOfStream = Opener::END_OF_STREAM;
+
+    fn next_length(unread: &[u8]) -> Result<Option<usize>, FrameError> {
+        Opener::next_length(unread)
+    }
+
+    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
+        self.1.set(self.1.get() + 1);
+        self.0.open(frame)
+    }
+}
+
+/// Carries `frames` from a wire that has all of them to a local side with room for all of them. Gives the frames of each turn.
+async fn frames_opened_by_turn(end: End, frames: &[u8]) -> Vec<usize> {
+    let (mut peer, mut wire) = duplex(frames.len());
+    peer.write_all(frames).await.unwrap();
+    let (_service, mut local) = duplex(frames.len());
+    let opened = Cell::new(0);
+    let mut pump = OpenPump::new(Counting(end.opener, &opened), end.inbox);
+    let mut turns = Vec::new();
+    loop {
+        let turn = one_turn(|context| pump.poll(context, &mut wire, &mut local)).await;
+        turns.push(opened.take());
+        match turn {
+            (true, true) => {}
+            (true, false) => return turns,
+            (false, _) => panic!("the stream has no end"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_turn_opens_a_few_of_many_empty_frames() {
+    let (mut near, far) = ends().await;
+    let count = 27_000;
+    let frames: Vec<u8> = (0..count).flat_map(|_| data(&mut near.sealer, b"")).collect();
+    let turns = frames_opened_by_turn(far, &frames).await;
+    assert_eq!(turns.iter().max(), Some(&FRAMES_PER_TURN));
+    assert_eq!(turns.iter().sum::<usize>(), count);
+}
+
+#[tokio::test]
+async fn a_turn_opens_a_few_of_many_full_frames() {
+    let (mut near, far) = ends().await;
+    let payload = vec![7; PAYLOAD_MAX];
+    let frames: Vec<u8> =
+        (0..3 * FRAMES_PER_TURN + 2).flat_map(|_| data(&mut near.sealer, &payload)).collect();
+    let turns = frames_opened_by_turn(far, &frames).await;
+    assert_eq!(turns, [FRAMES_PER_TURN, FRAMES_PER_TURN, FRAMES_PER_TURN, 2]);
+}
+
+#[tokio::test]
+async fn a_turn_seals_a_few_frames_of_a_local_side_that_has_many() {
+    let (near, _far) = ends().await;
+    let length = (3 * FRAMES_PER_TURN + 2) * PAYLOAD_MAX;
+    let (mut client, mut local) = duplex(length);
+    client.write_all(&vec![7; length]).await.unwrap();
+    let (_peer, mut wire) = duplex(2 * length);
+    let mut pump = SealPump::new(near.sealer);
+    let mut before = 0;
+    for turn in 0..4 {
+        let more = one_turn(|context| pump.poll(context, &mut local, &mut wire)).await;
+        let sealed = pump.bytes() - before;
+        before = pump.bytes();
+        let frames = if turn < 3 { FRAMES_PER_TURN } else { 2 };
+        assert_eq!((sealed, more), ((frames * PAYLOAD_MAX) as u64, (true, turn < 3)));
+    }
+}
+
+#[tokio::test]
+async fn a_turn_without_work_asks_for_no_other() {
+    let (near, _far) = ends().await;
+    let (_client, mut local) = duplex(8);
+    let (_peer, mut wire) = duplex(8);
+    let (mut seal, mut open) = near.pumps();
+    let turn = one_turn(|context| seal.poll(context, &mut local, &mut wire)).await;
+    assert_eq!(turn, (true, false));
+    let turn = one_turn(|context| open.poll(context, &mut wire, &mut local)).await;
+    assert_eq!(turn, (true, false));
 }

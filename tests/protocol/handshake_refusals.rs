@@ -4,12 +4,13 @@
 //! There is no test of a truncated handshake message: the readers take arrays with the exact sizes of the messages.
 //! So a short message is a read that never completes, and no reader can be called with it.
 
+use std::borrow::Borrow;
+use std::cell::Cell;
+
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::FrameError;
-use spipe::proto::handshake::{
-    HandshakeError, Initiator, InitiatorEstablished, Label, MESSAGE_1, MESSAGE_2, Responder,
-};
+use spipe::proto::handshake::{HandshakeError, Initiator, Label, MESSAGE_1, MESSAGE_2, Responder};
 use spipe::proto::key::Key;
 use spipe::proto::noise::Forged;
 
@@ -25,14 +26,6 @@ fn read(message: &[u8; MESSAGE_1], text: &str) -> Result<Responder, HandshakeErr
     Responder::read(message, &[key()], &label(text))
 }
 
-/// Passes the initiator a copy of message 2.
-fn finish(
-    initiator: Initiator,
-    mut message: [u8; MESSAGE_2],
-) -> Result<InitiatorEstablished, HandshakeError> {
-    initiator.finish(&mut message)
-}
-
 /// `a` with the bytes from `at` on replaced by those of `b`.
 fn spliced<const N: usize>(a: [u8; N], b: [u8; N], at: usize) -> [u8; N] {
     let mut spliced = a;
@@ -45,7 +38,7 @@ fn untouched_messages_are_accepted() {
     // Without this test, ends that refuse everything would pass all others in this file.
     let (initiator, message_1) = start(1);
     assert!(read(&message_1, "").is_ok());
-    assert!(finish(initiator, answer(&message_1, 1)).is_ok());
+    assert!(initiator.finish(&answer(&message_1, 1)).is_ok());
 }
 
 #[test]
@@ -61,7 +54,7 @@ fn a_flipped_bit_in_message_2_is_refused() {
     // Bit 255 matters most: X25519 ignores it, so both ends compute the same secret, and only the transcript differs.
     let message = answer(&start(1).1, 1);
     for (bit, flipped) in flips(message) {
-        assert_eq!(finish(start(1).0, flipped).err(), Some(FORGED), "bit {bit}");
+        assert_eq!(start(1).0.finish(&flipped).err(), Some(FORGED), "bit {bit}");
     }
 }
 
@@ -71,7 +64,7 @@ fn bytes_that_are_not_a_handshake_are_refused() {
     // attacker: the psk alone seals message 1.
     for byte in [0, 0xff, b'\n'] {
         assert_eq!(read(&[byte; MESSAGE_1], "").err(), Some(FORGED));
-        assert_eq!(finish(start(1).0, [byte; MESSAGE_2]).err(), Some(FORGED));
+        assert_eq!(start(1).0.finish(&[byte; MESSAGE_2]).err(), Some(FORGED));
     }
 }
 
@@ -122,7 +115,7 @@ fn message_2_under_another_label_is_refused() {
             |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1));
         let responder = read(&initiator(theirs).1, theirs).unwrap();
         let (message, _) = responder.reply(Ciphers::auto(true), &responder_randomness(1));
-        assert_eq!(finish(initiator(ours).0, message).err(), Some(FORGED), "{ours:?} {theirs:?}");
+        assert_eq!(initiator(ours).0.finish(&message).err(), Some(FORGED), "{ours:?} {theirs:?}");
     }
 }
 
@@ -150,7 +143,33 @@ fn a_responder_with_several_keys_reports_the_one_that_the_initiator_holds() {
         let responder = Responder::read(&message, &keys(), &Label::default()).unwrap();
         assert_eq!(responder.fingerprint(), mine.fingerprint());
         let (answer, _) = responder.reply(Ciphers::auto(true), &responder_randomness(1));
-        assert!(finish(initiator, answer).is_ok(), "the answer is under key {place}");
+        assert!(initiator.finish(&answer).is_ok(), "the answer is under key {place}");
+    }
+}
+
+/// A key that counts how often it is tried.
+struct Counted<'c>(Key, &'c Cell<usize>);
+
+impl Borrow<Key> for Counted<'_> {
+    fn borrow(&self) -> &Key {
+        self.1.set(self.1.get() + 1);
+        &self.0
+    }
+}
+
+#[test]
+fn every_key_is_tried_once_whichever_of_them_fits() {
+    let keys = |mine: Option<u8>| {
+        let other = |place: u8| Key::from_bytes(&[place; 40]).unwrap();
+        let key_at = |place| if mine == Some(place) { key() } else { other(place) };
+        (0..5).map(key_at).collect::<Vec<_>>()
+    };
+    for mine in [None, Some(0), Some(2), Some(4)] {
+        let tries = Cell::new(0);
+        let counted: Vec<_> = keys(mine).into_iter().map(|key| Counted(key, &tries)).collect();
+        let read = Responder::read(&start(1).1, &counted, &Label::default());
+        assert_eq!(read.is_ok(), mine.is_some());
+        assert_eq!(tries.get(), 5, "when the key at place {mine:?} fits");
     }
 }
 
@@ -172,7 +191,7 @@ fn a_message_with_fields_of_two_handshakes_is_refused() {
     let (one, two) = (answer(&one, 1), answer(&one, 2));
     for at in [32, 32 + 1088 + 16] {
         let message = spliced(one, two, at);
-        assert_eq!(finish(start(1).0, message).err(), Some(FORGED), "message 2 from byte {at}");
+        assert_eq!(start(1).0.finish(&message).err(), Some(FORGED), "message 2 from byte {at}");
     }
 }
 
@@ -181,16 +200,16 @@ fn message_2_of_another_handshake_is_refused() {
     // Two handshakes at once, with their answers swapped.
     let ((one, first), (two, second)) = (start(1), start(2));
     let (for_one, for_two) = (answer(&first, 1), answer(&second, 2));
-    assert_eq!(finish(one, for_two).err(), Some(FORGED));
-    assert_eq!(finish(two, for_one).err(), Some(FORGED));
+    assert_eq!(one.finish(&for_two).err(), Some(FORGED));
+    assert_eq!(two.finish(&for_one).err(), Some(FORGED));
 }
 
 #[test]
 fn a_replayed_message_2_is_refused() {
     let (earlier, message_1) = start(1);
     let recorded = answer(&message_1, 1);
-    assert!(finish(earlier, recorded).is_ok());
-    assert_eq!(finish(start(2).0, recorded).err(), Some(FORGED));
+    assert!(earlier.finish(&recorded).is_ok());
+    assert_eq!(start(2).0.finish(&recorded).err(), Some(FORGED));
 }
 
 #[test]
@@ -204,7 +223,7 @@ fn message_1_reflected_to_its_sender_is_refused_as_message_2() {
     let key_and_tail: [u8; MESSAGE_2] =
         [&message[..32], &message[MESSAGE_1 - (MESSAGE_2 - 32)..]].concat().try_into().unwrap();
     for reflected in [front, back, both_ends, key_and_tail] {
-        assert_eq!(finish(start(1).0, reflected).err(), Some(FORGED));
+        assert_eq!(start(1).0.finish(&reflected).err(), Some(FORGED));
     }
 }
 
@@ -226,7 +245,7 @@ fn an_answer_with_the_initiators_own_ephemeral_key_is_refused() {
     let (initiator, message_1) = start(1);
     let mut message_2 = answer(&message_1, 1);
     message_2[..32].copy_from_slice(&message_1[..32]);
-    assert_eq!(finish(initiator, message_2).err(), Some(FORGED));
+    assert_eq!(initiator.finish(&message_2).err(), Some(FORGED));
 }
 
 #[test]
@@ -265,7 +284,7 @@ fn an_initiator_refuses_recorded_frames_of_another_connection() {
     let wire = data_frame(&mut recorded.responder, b"+OK");
     // Even if the initiator repeats its random bytes: the responder has another ephemeral key, so the keys differ.
     let (initiator, message_1) = start(1);
-    let established = finish(initiator, answer(&message_1, 2)).unwrap();
+    let established = initiator.finish(&answer(&message_1, 2)).unwrap();
     assert_eq!(read_stream(established.opener, &wire).stop, Stop::Refused(FrameError::Forged));
 }
 
@@ -287,7 +306,7 @@ fn both_ends_report_that_they_have_no_cipher_in_common() {
         let (message_2, established) = read(&message_1, "").unwrap().reply(theirs, &responder_randomness(1));
         assert_eq!(established.err(), Some(HandshakeError::NoCommonCipher(theirs)));
         // Message 2 is authenticated, so an attacker without the key cannot cause this error at the initiator.
-        assert_eq!(finish(initiator, message_2).err(), Some(HandshakeError::NoCommonCipher(ours)));
+        assert_eq!(initiator.finish(&message_2).err(), Some(HandshakeError::NoCommonCipher(ours)));
     }
 }
 
@@ -307,7 +326,7 @@ fn the_responders_preference_decides_among_the_ciphers_in_common() {
             Initiator::start(&key(), &Label::default(), ours, &initiator_randomness(1));
         let (message_2, responder) = read(&message_1, "").unwrap().reply(theirs, &responder_randomness(1));
         assert_eq!(responder.unwrap().cipher, chosen);
-        assert_eq!(finish(initiator, message_2).unwrap().cipher, chosen);
+        assert_eq!(initiator.finish(&message_2).unwrap().cipher, chosen);
     }
 }
 
@@ -320,7 +339,7 @@ fn a_choice_that_was_not_offered_is_refused() {
         let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1], &[choice]);
         let (initiator, message_1) = Initiator::start(&key(), &Label::default(), chacha, &ours);
         assert_eq!(message_1, second.message_1);
-        let refused = finish(initiator, second.message_2).err();
+        let refused = initiator.finish(&second.message_2).err();
         assert_eq!(refused, Some(HandshakeError::NoCommonCipher(chacha)), "{choice}");
     }
 }
@@ -338,5 +357,5 @@ fn values_of_later_versions_in_the_payloads_are_ignored() {
     let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[2, 1], &[1, 9, 9, 9, 9, 9, 9, 9, 9]);
     let (initiator, message_1) = start(1);
     assert_eq!(message_1, second.message_1);
-    assert_eq!(finish(initiator, second.message_2).unwrap().cipher, Cipher::ChaCha20Poly1305);
+    assert_eq!(initiator.finish(&second.message_2).unwrap().cipher, Cipher::ChaCha20Poly1305);
 }

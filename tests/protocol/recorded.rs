@@ -155,7 +155,7 @@ fn record(case: &Case) -> String {
     section.put("choice", &[case.choice]);
     section.put("message_2", &message_2);
 
-    let initiator = initiator.finish(&mut { message_2 });
+    let initiator = initiator.finish(&message_2);
     if case.choice == 0 {
         assert_eq!(responder.err(), Some(HandshakeError::NoCommonCipher(case.accepts)));
         assert_eq!(initiator.err(), Some(HandshakeError::NoCommonCipher(case.offers)));

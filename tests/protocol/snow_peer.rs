@@ -2,7 +2,7 @@
 //! vectors: as initiator, as responder, and as a peer with another pre-shared key.
 
 use snow::{Builder, HandshakeState, TransportState};
-use spipe::proto::noise::{Forged, Secret, SymmetricState};
+use spipe::proto::noise::{Forged, MixedPsk, Secret, SymmetricState, initial_hash};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::support::{chacha_open, chacha_seal, noise_nonce, sealed};
@@ -25,7 +25,7 @@ fn write(peer: &mut HandshakeState, payload: &[u8]) -> Vec<u8> {
 }
 
 fn begin(psk: &[u8; 32]) -> SymmetricState {
-    SymmetricState::new(PATTERN, &[PROLOGUE], psk)
+    SymmetricState::new(&initial_hash(PATTERN, &[PROLOGUE]), &MixedPsk::new(PATTERN, psk))
 }
 
 /// Our initiator after its message and before the answer.
@@ -48,7 +48,7 @@ fn finish(mut ours: Started, message: &[u8]) -> Result<(Secret, Secret), Forged>
     let (e, payload) = message.split_first_chunk::<32>().unwrap();
     ours.noise.e(e);
     ours.noise.ee(&ours.secret, e);
-    assert_eq!(ours.noise.open(&mut payload.to_vec())?, b"from the responder");
+    assert_eq!(ours.noise.open(payload, &mut [0; 100])?, b"from the responder");
     Ok(ours.noise.split())
 }
 
@@ -57,7 +57,7 @@ fn respond(psk: &[u8; 32], message: &[u8]) -> Result<(Vec<u8>, (Secret, Secret))
     let (e, payload) = message.split_first_chunk::<32>().unwrap();
     let mut noise = begin(psk);
     noise.e(e);
-    assert_eq!(noise.open(&mut payload.to_vec())?, b"from the initiator");
+    assert_eq!(noise.open(payload, &mut [0; 100])?, b"from the initiator");
     let secret = StaticSecret::from([6; 32]);
     let public = PublicKey::from(&secret).to_bytes();
     noise.e(&public);

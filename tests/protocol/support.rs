@@ -18,7 +18,7 @@ use spipe::proto::framing::Received;
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
 use spipe::proto::handshake::{MESSAGE_1, MESSAGE_2};
 use spipe::proto::key::Key;
-use spipe::proto::noise::SymmetricState;
+use spipe::proto::noise::{MixedPsk, SymmetricState, initial_hash};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Both ciphers: the promises about frames hold for each of them.
@@ -84,8 +84,8 @@ pub(crate) fn connect(cipher: Cipher, seed: u8) -> Connection {
     let keys = Second::new(&KEY_FILE, "", (&ours, &theirs), &[cipher as u8], &[cipher as u8]);
     let (initiator, message_1) = Initiator::start(&key(), &Label::default(), ciphers, &ours);
     let responder = Responder::read(&message_1, &[key()], &Label::default()).unwrap();
-    let (mut message_2, responder) = responder.reply(ciphers, &theirs);
-    let (initiator, responder) = (initiator.finish(&mut message_2).unwrap(), responder.unwrap());
+    let (message_2, responder) = responder.reply(ciphers, &theirs);
+    let (initiator, responder) = (initiator.finish(&message_2).unwrap(), responder.unwrap());
     Connection {
         initiator: initiator.sealer,
         initiator_reads: initiator.opener,
@@ -134,8 +134,9 @@ impl Second {
     ) -> Self {
         let psk = psk(key_file);
         let prologue = [b"spipe/1\0", label.as_bytes()].concat();
-        let mut noise =
-            SymmetricState::new("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256", &[&prologue], &psk);
+        let pattern = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
+        let mixed = MixedPsk::new(pattern, &psk);
+        let mut noise = SymmetricState::new(&initial_hash(pattern, &[&prologue]), &mixed);
         let initiator = StaticSecret::from(ours.x25519);
         let initiator_public = PublicKey::from(&initiator).to_bytes();
         let responder = StaticSecret::from(theirs.x25519);

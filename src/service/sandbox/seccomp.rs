@@ -81,6 +81,7 @@ const PLAIN: &[i64] = &[
     libc::SYS_readlinkat,
     libc::SYS_faccessat,
     libc::SYS_getcwd,
+    libc::SYS_fstatfs,
     // The pid file, when it cannot be removed.
     libc::SYS_ftruncate,
     // Standard output that has come to its end, and a key from standard input.
@@ -91,6 +92,7 @@ const PLAIN: &[i64] = &[
     libc::SYS_geteuid,
     libc::SYS_getgid,
     libc::SYS_getegid,
+    libc::SYS_getgroups,
     libc::SYS_uname,
     libc::SYS_sysinfo,
     libc::SYS_clock_gettime,
