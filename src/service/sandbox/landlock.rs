@@ -9,7 +9,7 @@ use ::landlock::{
 };
 use tracing::{debug, warn};
 
-use super::needs::{Needs, Ports, Right};
+use super::needs::{Needs, Ports, Right, UnixSockets};
 
 /// The newest interface that this was tested with. Later ones restrict more, Unix-domain sockets by path and UDP among
 /// it, and a restriction that was not tried would break some pipe.
@@ -50,7 +50,7 @@ impl fmt::Display for Landlock {
 }
 
 pub(super) fn restrict(needs: &Needs, manager_is_abstract: bool) -> Landlock {
-    let scope = if needs.abstract_sockets || manager_is_abstract {
+    let scope = if needs.unix_sockets == UnixSockets::Abstract || manager_is_abstract {
         Scope::Signal.into()
     } else {
         Scope::Signal | Scope::AbstractUnixSocket
