@@ -4,8 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
 
+use nix::mount::{MsFlags, mount};
 use rustix::io::Errno;
 use spipe::service::sandbox::Needs;
 use spipe::stream::Keepalive;
@@ -13,7 +16,7 @@ use spipe::upstream::{Dialer, Route};
 use tokio::time::{Duration, Instant};
 
 use crate::isolated::{
-    assert_denied, assert_no_such_call, enter_sandbox, isolated,
+    assert_denied, assert_no_such_call, enter_sandbox, enter_sandbox_and_then, isolated,
     isolated_in_namespaces, isolated_with,
 };
 use crate::resolver;
@@ -312,5 +315,77 @@ fn a_change_of_the_dns_server_takes_effect() {
         replace.with("nameserver 127.0.0.9\n");
         dial(&target, None).unwrap();
         second.accept().unwrap();
+    });
+}
+
+/// Makes `/etc/resolv.conf` a link to the given file, calls `before` and enters the sandbox, then has `after` put a file there,
+/// and asserts that names are resolved.
+fn assert_resolves_by_a_link(
+    directory: &Path,
+    link: &Path,
+    before: impl FnOnce(),
+    after: impl FnOnce() + Send + 'static,
+) {
+    resolver::set_up(directory, resolver::Answers::InOneDatagram);
+    mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    std::fs::remove_file("/etc/resolv.conf").unwrap();
+    symlink(link, "/etc/resolv.conf").unwrap();
+    before();
+    let (_target, port) = listen("127.0.0.7:0");
+    let target = format!("service.example:{port}");
+    enter_sandbox_and_then(&needs(&target, None), after);
+    dial(&target, None).unwrap();
+}
+
+/// Makes a file at `path` that names the server of the test.
+fn make_resolv_conf(path: &Path) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, "nameserver 127.0.0.1\n").unwrap();
+}
+
+#[test]
+fn a_resolver_whose_directory_is_made_later_is_used() {
+    isolated_in_namespaces(|directory| {
+        let file = Path::new("/run/resolvconf/resolv.conf");
+        assert_resolves_by_a_link(directory, file, || (), || make_resolv_conf(file));
+    });
+}
+
+#[test]
+fn a_resolver_behind_a_link_to_a_directory_that_is_made_later_is_used() {
+    isolated_in_namespaces(|directory| {
+        // As Debian's resolvconf has it.
+        let before = || symlink("../run/resolvconf", "/etc/interface").unwrap();
+        let after = || make_resolv_conf(Path::new("/run/resolvconf/resolv.conf"));
+        assert_resolves_by_a_link(directory, Path::new("interface/resolv.conf"), before, after);
+    });
+}
+
+#[test]
+fn a_resolver_whose_directory_is_made_anew_is_used() {
+    isolated_in_namespaces(|directory| {
+        let file = Path::new("/run/systemd/resolve/stub-resolv.conf");
+        let again = || {
+            std::fs::remove_dir_all("/run/systemd/resolve").unwrap();
+            make_resolv_conf(file);
+        };
+        assert_resolves_by_a_link(directory, file, || make_resolv_conf(file), again);
+    });
+}
+
+#[test]
+fn with_a_host_name_no_directory_can_be_listed_and_no_other_file_of_run_read() {
+    isolated_in_namespaces(|directory| {
+        let secret = Path::new("/run/secrets/password");
+        let file = Path::new("/run/NetworkManager/resolv.conf");
+        let before = || {
+            make_resolv_conf(file);
+            make_resolv_conf(secret);
+        };
+        assert_resolves_by_a_link(directory, file, before, || ());
+        assert_denied(File::open(secret));
+        for listed in ["/etc", "/usr/lib", "/run", "/run/NetworkManager"] {
+            assert_denied(std::fs::read_dir(listed));
+        }
     });
 }
