@@ -327,11 +327,13 @@ fn assert_resolves_by_a_link(
     after: impl FnOnce() + Send + 'static,
 ) {
     resolver::set_up(directory, resolver::Answers::InOneDatagram);
+    // Not the server at 127.0.0.1, which the C library asks when it has no file.
+    resolver::serve("127.0.0.9:53", resolver::Answers::InOneDatagram, Ipv4Addr::new(127, 0, 0, 8));
     mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     std::fs::remove_file("/etc/resolv.conf").unwrap();
     symlink(link, "/etc/resolv.conf").unwrap();
     before();
-    let (_target, port) = listen("127.0.0.7:0");
+    let (_target, port) = listen("127.0.0.8:0");
     let target = format!("service.example:{port}");
     enter_sandbox_and_then(&needs(&target, None), after);
     dial(&target, None).unwrap();
@@ -340,7 +342,7 @@ fn assert_resolves_by_a_link(
 /// Makes a file at `path` that names the server of the test.
 fn make_resolv_conf(path: &Path) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, "nameserver 127.0.0.1\n").unwrap();
+    std::fs::write(path, "nameserver 127.0.0.9\n").unwrap();
 }
 
 #[test]
