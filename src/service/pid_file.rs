@@ -1,11 +1,12 @@
 //! The file that says which process this is (`-p`).
 
-use std::fs::{File, Metadata, OpenOptions, remove_file};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::fs::{File, Metadata, remove_file};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
 
@@ -36,6 +37,8 @@ pub enum PidFileError {
 /// has taken its place.
 pub struct PidFile {
     path: PathBuf,
+    /// Not open for writing: a process that someone has broken into would write other processes' ids there, for root's scripts
+    /// to stop, or code to be mapped.
     file: File,
 }
 
@@ -47,18 +50,15 @@ impl PidFile {
     /// [`PidFileError`].
     pub fn create(path: &Path) -> Result<Option<Self>, PidFileError> {
         let refused = |source| PidFileError::Refused { path: path.to_owned(), source };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            // What is there is looked at first.
-            .truncate(false)
-            // Scripts of other users read it.
-            .mode(0o644)
-            // In a directory where others may write, a link could lead anywhere; and a named pipe would be waited at.
-            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-            .open(path)
-            .map_err(refused)?;
+        // In a directory where others may write, a link could lead anywhere; and a named pipe would be waited at. Scripts of other
+        // users read the file.
+        let open = |flags| {
+            let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::from(0o644))
+                .map(File::from)
+                .map_err(|error| refused(error.into()))
+        };
+        let file = open(OFlags::RDONLY | OFlags::CREATE)?;
         let metadata = file.metadata().map_err(refused)?;
         if is_null_device(&metadata) {
             return Ok(None);
@@ -67,7 +67,7 @@ impl PidFile {
             return Err(PidFileError::NotAPidFile(path.to_owned()));
         }
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            rustix::io::Errno::WOULDBLOCK => PidFileError::InUse(path.to_owned()),
+            Errno::WOULDBLOCK => PidFileError::InUse(path.to_owned()),
             _ => refused(error.into()),
         })?;
         let mut content = Vec::new();
@@ -75,18 +75,28 @@ impl PidFile {
         if !is_pid_file(&content) {
             return Err(PidFileError::NotAPidFile(path.to_owned()));
         }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
-            .map_err(refused)?;
         // In the background, relative paths will lead elsewhere.
-        Ok(Some(Self { path: std::path::absolute(path).map_err(refused)?, file }))
+        let path = std::path::absolute(path).map_err(refused)?;
+        let mut writer = open(OFlags::WRONLY)?;
+        if identity(&writer.metadata().map_err(refused)?) != identity(&metadata) {
+            // Another process has put its own there meanwhile.
+            return Err(PidFileError::InUse(path));
+        }
+        writer
+            .set_len(0)
+            .and_then(|()| writer.write_all(format!("{}\n", std::process::id()).as_bytes()))
+            .map_err(refused)?;
+        Ok(Some(Self { path, file }))
     }
 
     fn is_ours(&self) -> io::Result<bool> {
-        let (ours, there) = (self.file.metadata()?, std::fs::symlink_metadata(&self.path)?);
-        Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+        Ok(identity(&self.file.metadata()?) == identity(&std::fs::symlink_metadata(&self.path)?))
     }
+}
+
+/// Device and inode, which name a file for good.
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// `/dev/null`, which has the same numbers on every Linux.
@@ -105,12 +115,12 @@ impl Drop for PidFile {
         if !matches!(self.is_ours(), Ok(true)) {
             return;
         }
-        if remove_file(&self.path).is_err()
-            // A process that has given up root (-u) may not remove a file from root's directory. But an empty file names no other
-            // process that gets our id later, and the file was opened when that was allowed.
-            && let Err(error) = self.file.set_len(0)
-        {
-            warn!(path = %self.path.display(), %error, "cannot remove the pid file");
+        if let Err(error) = remove_file(&self.path) {
+            // It names a process that has ended; the next start takes it over.
+            warn!(
+                path = %self.path.display(), %error,
+                "cannot remove the pid file; put it in a directory that the user of spipe may write to"
+            );
         }
     }
 }
@@ -164,7 +174,7 @@ mod tests {
     fn a_directory_or_a_named_pipe_is_refused_at_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fifo");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RWXU).unwrap();
         assert!(matches!(PidFile::create(&path), Err(PidFileError::NotAPidFile(_))));
         assert!(matches!(PidFile::create(directory.path()), Err(PidFileError::Refused { .. })));
     }

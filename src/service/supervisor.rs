@@ -96,7 +96,7 @@ impl<'m> Supervisor<'m> {
                 Ok(()) => self.status.set_note(""),
                 Err(error) => {
                     let hint = if is_denied(&*error) && self.confined == Confinement::On {
-                        "; a directory that is new since the start is out of reach (sandbox): restart to let it in"
+                        "; a directory or a file of another user that is new since the start is out of reach (sandbox): restart to let it in"
                     } else {
                         ""
                     };

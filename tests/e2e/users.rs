@@ -149,15 +149,19 @@ fn site_that_all_can_read() -> Site {
 }
 
 #[test]
-fn a_pid_file_that_the_new_user_cannot_remove_is_emptied() {
+fn a_pid_file_that_the_new_user_cannot_remove_stays_and_is_taken_over() {
     let (site, key) = (site_that_all_can_read(), Key::new());
-    let end = End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name("pid")]);
-    let Some(mut end) = start_as("nobody", end) else { return };
-    let content = || std::fs::read_to_string(site.path("pid")).expect("the file exists");
-    assert_eq!(content(), format!("{}\n", end.process.pid()));
-    end.process.signal(Signal::TERM);
-    assert_eq!(end.process.wait().code(), Some(0));
-    assert_eq!(content(), "");
+    let start = || start_as("nobody", End::initiator(&key, "127.0.0.1:9").args(&["-p", &site.name("pid")]));
+    for _ in 0..2 {
+        let Some(mut end) = start() else { return };
+        let content = || std::fs::read_to_string(site.path("pid")).expect("the file exists");
+        let id = format!("{}\n", end.process.pid());
+        assert_eq!(content(), id);
+        end.process.signal(Signal::TERM);
+        assert_eq!(end.process.wait().code(), Some(0));
+        end.await_line(&["WARN cannot remove the pid file", "Permission denied"]);
+        assert_eq!(content(), id);
+    }
 }
 
 #[test]

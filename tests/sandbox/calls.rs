@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -10,10 +12,11 @@ use std::thread;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use nix::sys::ptrace;
+use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use rustix::fs::MemfdFlags;
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use spipe::addr::Target;
 use spipe::service::sandbox::Needs;
 
@@ -176,7 +179,7 @@ fn sockets_of_other_families_and_types_are_refused() {
 }
 
 #[test]
-fn without_host_names_only_unix_domain_datagram_sockets_are_allowed() {
+fn without_host_names_only_streams_are_allowed() {
     isolated(|_| {
         enter_narrowest_sandbox();
         for domain in [Domain::IPV4, Domain::IPV6] {
@@ -185,7 +188,43 @@ fn without_host_names_only_unix_domain_datagram_sockets_are_allowed() {
         }
         let routes = Some(Protocol::from(libc::NETLINK_ROUTE));
         assert_no_such_call(Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, routes));
-        assert!(Socket::new(Domain::UNIX, Type::DGRAM, None).is_ok());
+    });
+}
+
+#[test]
+fn unix_sockets_without_a_need_cannot_be_made() {
+    isolated(|_| {
+        enter_narrowest_sandbox();
+        for kind in [Type::STREAM, Type::DGRAM, Type::SEQPACKET] {
+            assert_no_such_call(Socket::new(Domain::UNIX, kind, None));
+        }
+    });
+}
+
+#[test]
+fn the_two_ends_of_a_socket_pair_cannot_be_connected_elsewhere() {
+    isolated(|directory| {
+        let path = directory.join("service.sock");
+        let _service = UnixListener::bind(&path).unwrap();
+        enter_narrowest_sandbox();
+        assert_no_such_call(Socket::pair(Domain::UNIX, Type::DGRAM, None));
+        let (end, _) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        let refused = end.connect(&SockAddr::unix(&path).unwrap()).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EISCONN));
+    });
+}
+
+#[test]
+fn options_of_sockets_that_are_not_used_cannot_be_set() {
+    isolated(|_| {
+        enter_widest_sandbox();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        assert_no_such_call(socket.attach_filter(&[]));
+        assert_no_such_call(socket.bind_device(Some(b"lo")));
+        assert_no_such_call(socket.set_mark(1));
+        assert_no_such_call(socket.set_reuse_port(true));
+        assert_no_such_call(socket.set_ip_transparent_v4(true));
+        assert!(socket.set_tcp_nodelay(true).is_ok());
     });
 }
 
@@ -204,10 +243,19 @@ fn sending_cannot_establish_a_connection() {
     isolated(|_| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        enter_narrowest_sandbox();
+        // It has host names, and so more ways to send.
+        enter_widest_sandbox();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        // TCP Fast Open.
-        assert_no_such_call(socket.send_to_with_flags(b"x", &address.into(), libc::MSG_FASTOPEN));
+        // TCP Fast Open, by sendto(2), sendmsg(2) and sendmmsg(2).
+        let address = address.into();
+        assert_no_such_call(socket.send_to_with_flags(b"x", &address, libc::MSG_FASTOPEN));
+        let data = [io::IoSlice::new(b"x")];
+        assert_no_such_call(socket.send_to_vectored_with_flags(&data, &address, libc::MSG_FASTOPEN));
+        let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+        let mut headers = MultiHeaders::<()>::preallocate(1, None);
+        let messages = [data];
+        let sent = sendmmsg(socket.as_raw_fd(), &mut headers, &messages, [None], [], flags);
+        assert_no_such_call(sent.map(|_| ()).map_err(io::Error::from));
     });
 }
 

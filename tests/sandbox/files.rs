@@ -217,13 +217,38 @@ fn the_pid_file_can_be_removed_at_the_end_and_no_file_in_another_directory() {
 }
 
 #[test]
-fn a_pid_file_that_cannot_be_removed_is_emptied() {
+fn the_pid_file_cannot_be_written() {
+    isolated(|directory| {
+        let path = directory.join("spipe.pid");
+        let pid_file = PidFile::create(&path).unwrap();
+        let mut needs = Needs::new();
+        needs.pid_file(&path);
+        // Descriptors are looked at before /proc is out of reach.
+        let writable: Vec<_> = fs::read_dir("/proc/self/fdinfo")
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|number| fs::read_link(format!("/proc/self/fd/{number}")).is_ok_and(|file| file == path))
+            .filter(|number| {
+                // Of `flags: 0100000`, in octal, the lowest digit is the access mode.
+                let information = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+                !information.lines().any(|line| line.starts_with("flags:") && line.ends_with('0'))
+            })
+            .collect();
+        assert!(writable.is_empty(), "{writable:?}");
+        enter_sandbox(&needs);
+        assert_denied(File::options().write(true).open(&path));
+        drop(pid_file);
+    });
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_removed_stays_as_it_is() {
     isolated(|directory| {
         let path = directory.join("spipe.pid");
         let pid_file = PidFile::create(&path).unwrap();
         enter_sandbox(&Needs::new());
         drop(pid_file);
-        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        assert!(path.exists());
     });
 }
 

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 use std::process::{self, Command};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -96,6 +97,18 @@ pub(crate) fn enter_sandbox(needs: &Needs) {
         Err(Errno::NOSYS),
         "seccomp is not on: these tests need a kernel with it"
     );
+}
+
+/// Enters the sandbox with `needs`, and then runs `change` on a thread that is not sandboxed.
+pub(crate) fn enter_sandbox_and_then(needs: &Needs, change: impl FnOnce() + Send + 'static) {
+    let (entered, wait) = channel();
+    let other = thread::spawn(move || {
+        wait.recv().unwrap();
+        change();
+    });
+    enter_sandbox(needs);
+    entered.send(()).unwrap();
+    other.join().unwrap();
 }
 
 /// Makes these system calls of this thread end with `action`. To be called before the sandbox is entered.

@@ -3,6 +3,7 @@
 //! On a kernel without landlock or seccomp the tests fail, since they could not show anything.
 
 mod calls;
+mod capabilities;
 mod files;
 mod isolated;
 mod log_lines;

@@ -1,12 +1,14 @@
 //! Connections to and from every form of address.
 
-use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
 
+use nix::mount::{MsFlags, mount};
 use rustix::io::Errno;
 use spipe::service::sandbox::Needs;
 use spipe::stream::Keepalive;
@@ -14,7 +16,8 @@ use spipe::upstream::{Dialer, Route};
 use tokio::time::{Duration, Instant};
 
 use crate::isolated::{
-    assert_denied, assert_no_such_call, enter_sandbox, isolated, isolated_in_namespaces, isolated_with,
+    assert_denied, assert_no_such_call, enter_sandbox, enter_sandbox_and_then, isolated,
+    isolated_in_namespaces, isolated_with,
 };
 use crate::resolver;
 
@@ -151,19 +154,15 @@ fn an_abstract_socket_is_reached() {
     });
 }
 
-/// Asserts that landlock refused this because of its scope.
-#[track_caller]
-fn assert_out_of_scope<T: Debug>(result: io::Result<T>) {
-    assert_eq!(result.expect_err("the sandbox forbids it").raw_os_error(), Some(Errno::PERM.raw_os_error()));
-}
-
 #[test]
 fn an_abstract_socket_without_a_need_cannot_be_reached() {
-    isolated(|_| {
+    isolated(|directory| {
         let address = UnixAddr::from_abstract_name(abstract_name()).unwrap();
         let _other = UnixListener::bind_addr(&address).unwrap();
-        enter_sandbox(&needs("127.0.0.1:1", None));
-        assert_out_of_scope(UnixStream::connect_addr(&address));
+        enter_sandbox(&needs(directory.join("service.sock").to_str().unwrap(), None));
+        // What landlock says of another scope.
+        let refused = UnixStream::connect_addr(&address).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::PERM.raw_os_error()));
     });
 }
 
@@ -316,5 +315,79 @@ fn a_change_of_the_dns_server_takes_effect() {
         replace.with("nameserver 127.0.0.9\n");
         dial(&target, None).unwrap();
         second.accept().unwrap();
+    });
+}
+
+/// Makes `/etc/resolv.conf` a link to the given file, calls `before` and enters the sandbox, then has `after` put a file there,
+/// and asserts that names are resolved.
+fn assert_resolves_by_a_link(
+    directory: &Path,
+    link: &Path,
+    before: impl FnOnce(),
+    after: impl FnOnce() + Send + 'static,
+) {
+    resolver::set_up(directory, resolver::Answers::InOneDatagram);
+    // Not the server at 127.0.0.1, which the C library asks when it has no file.
+    resolver::serve("127.0.0.9:53", resolver::Answers::InOneDatagram, Ipv4Addr::new(127, 0, 0, 8));
+    mount(None::<&str>, "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    std::fs::remove_file("/etc/resolv.conf").unwrap();
+    symlink(link, "/etc/resolv.conf").unwrap();
+    before();
+    let (_target, port) = listen("127.0.0.8:0");
+    let target = format!("service.example:{port}");
+    enter_sandbox_and_then(&needs(&target, None), after);
+    dial(&target, None).unwrap();
+}
+
+/// Makes a file at `path` that names the server of the test.
+fn make_resolv_conf(path: &Path) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, "nameserver 127.0.0.9\n").unwrap();
+}
+
+#[test]
+fn a_resolver_whose_directory_is_made_later_is_used() {
+    isolated_in_namespaces(|directory| {
+        let file = Path::new("/run/resolvconf/resolv.conf");
+        assert_resolves_by_a_link(directory, file, || (), || make_resolv_conf(file));
+    });
+}
+
+#[test]
+fn a_resolver_behind_a_link_to_a_directory_that_is_made_later_is_used() {
+    isolated_in_namespaces(|directory| {
+        // As Debian's resolvconf has it.
+        let before = || symlink("../run/resolvconf", "/etc/interface").unwrap();
+        let after = || make_resolv_conf(Path::new("/run/resolvconf/resolv.conf"));
+        assert_resolves_by_a_link(directory, Path::new("interface/resolv.conf"), before, after);
+    });
+}
+
+#[test]
+fn a_resolver_whose_directory_is_made_anew_is_used() {
+    isolated_in_namespaces(|directory| {
+        let file = Path::new("/run/systemd/resolve/stub-resolv.conf");
+        let again = || {
+            std::fs::remove_dir_all("/run/systemd/resolve").unwrap();
+            make_resolv_conf(file);
+        };
+        assert_resolves_by_a_link(directory, file, || make_resolv_conf(file), again);
+    });
+}
+
+#[test]
+fn with_a_host_name_no_directory_can_be_listed_and_no_other_file_of_run_read() {
+    isolated_in_namespaces(|directory| {
+        let secret = Path::new("/run/secrets/password");
+        let file = Path::new("/run/NetworkManager/resolv.conf");
+        let before = || {
+            make_resolv_conf(file);
+            make_resolv_conf(secret);
+        };
+        assert_resolves_by_a_link(directory, file, before, || ());
+        assert_denied(File::open(secret));
+        for listed in ["/etc", "/usr/lib", "/run", "/run/NetworkManager"] {
+            assert_denied(std::fs::read_dir(listed));
+        }
     });
 }

@@ -5,8 +5,6 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::mpsc::channel;
-use std::thread;
 
 use nix::mount::{MsFlags, mount};
 use spipe::addr::Target;
@@ -14,19 +12,9 @@ use spipe::listen::{Passed, listen};
 use spipe::service::sandbox::Needs;
 
 use crate::files::file;
-use crate::isolated::{assert_denied, enter_sandbox, isolated, isolated_in_namespaces};
-
-/// Enters the sandbox with `needs`, and then runs `change` on a thread that is not sandboxed.
-fn enter_sandbox_and_then(needs: &Needs, change: impl FnOnce() + Send + 'static) {
-    let (entered, wait) = channel();
-    let other = thread::spawn(move || {
-        wait.recv().unwrap();
-        change();
-    });
-    enter_sandbox(needs);
-    entered.send(()).unwrap();
-    other.join().unwrap();
-}
+use crate::isolated::{
+    assert_denied, enter_sandbox, enter_sandbox_and_then, isolated, isolated_in_namespaces,
+};
 
 /// Replaces a file, as editors do.
 fn replace(path: &Path, content: &str) {

@@ -9,14 +9,14 @@ use ::landlock::{
 };
 use tracing::{debug, warn};
 
-use super::needs::{Needs, Ports, Right};
+use super::needs::{Needs, Ports, Right, UnixSockets};
 
 /// The newest interface that this was tested with. Later ones restrict more, Unix-domain sockets by path and UDP among
 /// it, and a restriction that was not tried would break some pipe.
 const NEWEST: ABI = ABI::V7;
 
-/// What it takes to look up a name, besides `/etc`: libraries that the C library loads for it, and where `/etc/resolv.conf`
-/// and its like lead to.
+/// What it takes to look up a name: files in `/etc`, libraries that the C library loads, and where `/etc/resolv.conf` may
+/// become a link to. Files are read by name, and nothing is listed.
 const RESOLVER: &[&str] = &[
     "/etc",
     "/usr/etc",
@@ -34,6 +34,9 @@ const RESOLVER: &[&str] = &[
 const RESOLVER_FILES: &[&str] =
     &["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/host.conf"];
 
+/// Where directories come and go with services, so that a rule on one of them would not hold for the next of that name.
+const SHORT_LIVED: &str = "/run/systemd";
+
 /// What became of it, for the log.
 pub(super) enum Landlock {
     On(ABI),
@@ -50,7 +53,7 @@ impl fmt::Display for Landlock {
 }
 
 pub(super) fn restrict(needs: &Needs, manager_is_abstract: bool) -> Landlock {
-    let scope = if needs.abstract_sockets || manager_is_abstract {
+    let scope = if needs.unix_sockets == UnixSockets::Abstract || manager_is_abstract {
         Scope::Signal.into()
     } else {
         Scope::Signal | Scope::AbstractUnixSocket
@@ -102,7 +105,7 @@ fn rules(needs: &Needs, scope: BitFlags<Scope>) -> Result<RulesetCreated, Rulese
     }
     if needs.names {
         for path in resolver_paths() {
-            allow(&mut ruleset, &path, rights(Right::Read));
+            allow(&mut ruleset, &path, AccessFs::ReadFile.into());
         }
     }
     if let Ports::These { connect, bind } = &needs.ports {
@@ -123,12 +126,34 @@ fn rights(right: Right) -> BitFlags<AccessFs> {
 }
 
 fn resolver_paths() -> impl Iterator<Item = PathBuf> {
-    let targets = RESOLVER_FILES.iter().filter_map(|file| {
-        let real = Path::new(file).canonicalize().ok()?;
-        // These are replaced as well.
-        real.parent().map(Path::to_owned)
-    });
+    let targets = RESOLVER_FILES.iter().filter_map(|file| directory_for(Path::new(file)));
     RESOLVER.iter().map(PathBuf::from).chain(targets)
+}
+
+/// The directory for a rule that lets `file` be read, also when another takes its place, and when it does not exist yet: as
+/// long as no service has made its directory, that is the closest one that exists, which may be all of `/run`.
+fn directory_for(file: &Path) -> Option<PathBuf> {
+    let (place, missing) = follow(file)?;
+    if place.starts_with(SHORT_LIVED) {
+        return Some(SHORT_LIVED.into());
+    }
+    if missing { Some(place) } else { place.parent().map(Path::to_owned) }
+}
+
+/// Where a path leads, and whether that is only as far as it exists. Links are followed even into what does not exist.
+fn follow(path: &Path) -> Option<(PathBuf, bool)> {
+    let mut path = path.to_owned();
+    // As many as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        let (there, real) = path.ancestors().find_map(|part| Some((part, part.canonicalize().ok()?)))?;
+        let mut rest = path.strip_prefix(there).ok()?.components();
+        let Some(next) = rest.next() else { return Some((real, false)) };
+        match real.join(next).read_link() {
+            Ok(link) => path = real.join(link).join(rest.as_path()),
+            Err(_) => return Some((real, true)),
+        }
+    }
+    None
 }
 
 /// A path that no rule can be made for is left out: it does not exist, or this user may not open it, or it is a named pipe,

@@ -1,14 +1,15 @@
 //! Locking the process in, once it has all that it serves with. `docs/SANDBOX.md` says what is left to it.
 //!
 //! ```text
-//!  no_new_privs ─▶ memory ─▶ landlock ─▶ seccomp
-//!  whatever the    out of    files,      system calls; the last one, since it
-//!  kernel is       swap      TCP ports   does not let the others through
+//!  no_new_privs ─▶ memory ─▶ landlock ─▶ capabilities ─▶ seccomp
+//!  whatever the    out of    files,      what is left    system calls; the last one, since it
+//!  kernel is       swap      TCP ports   of root's       does not let the others through
 //! ```
 //!
 //! All of it is a second line of defence: what the kernel does not have is told in a line of the log, and the pipe works
 //! as well.
 
+mod capabilities;
 mod landlock;
 mod memory;
 mod needs;
@@ -52,8 +53,9 @@ pub fn confine(needs: &Needs) {
     }
     let memory = memory::lock();
     let landlock = landlock::restrict(needs, manager_is_abstract());
+    let capabilities = capabilities::give_up(needs);
     let seccomp = filter_system_calls(needs);
-    info!(%landlock, %seccomp, %memory, "sandboxed");
+    info!(%landlock, %seccomp, %memory, %capabilities, "sandboxed");
     if let Memory::Swappable = memory {
         debug!("memory stays swappable: set LimitMEMLOCK=infinity in the unit, or use encrypted swap");
     }

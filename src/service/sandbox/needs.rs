@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
+
+use rustix::process::geteuid;
+use rustix::thread::CapabilitySet;
 
 use crate::addr::{Endpoint, Outgoing, Source, Target, UnixName};
 use crate::service::log::Destination;
@@ -10,6 +15,11 @@ use crate::upstream::Route;
 
 /// DNS, where an answer is too long for UDP.
 const DNS: u16 = 53;
+
+/// Permissions of a file's owner, of those in inode(7).
+const OWNER_READS: u32 = 0o400;
+const OWNER_WRITES: u32 = 0o200;
+const OWNER_SEARCHES: u32 = 0o100;
 
 /// What may be done with a file, or with the files beneath a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +43,17 @@ pub(super) enum Ports {
     Any,
 }
 
+/// The Unix-domain sockets that are connected to; each one includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum UnixSockets {
+    /// Not one.
+    None,
+    /// Some that have a path.
+    Files,
+    /// Some in the abstract namespace as well.
+    Abstract,
+}
+
 /// What a process still has to reach once it is locked in: each method adds something. Relative paths are taken from where
 /// the process is at the call.
 #[derive(Debug)]
@@ -45,8 +66,9 @@ pub struct Needs {
     pub(super) binds: bool,
     /// Host names are looked up.
     pub(super) names: bool,
-    /// Sockets in the abstract namespace are connected to.
-    pub(super) abstract_sockets: bool,
+    pub(super) unix_sockets: UnixSockets,
+    /// Of root's rights, if the process has them.
+    pub(super) capabilities: CapabilitySet,
 }
 
 impl Default for Needs {
@@ -58,7 +80,8 @@ impl Default for Needs {
             ports: Ports::These { connect: BTreeSet::new(), bind: BTreeSet::new() },
             binds: false,
             names: false,
-            abstract_sockets: false,
+            unix_sockets: UnixSockets::None,
+            capabilities: CapabilitySet::empty(),
         }
     }
 }
@@ -75,7 +98,9 @@ impl Needs {
         self.read_again(file);
         self.ports = Ports::Any;
         self.names = true;
-        self.abstract_sockets = true;
+        self.unix_sockets = UnixSockets::Abstract;
+        // Ports below 1024.
+        self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
     }
 
     /// A key file, or a directory of them, is read again.
@@ -100,7 +125,13 @@ impl Needs {
 
     fn connect_to(&mut self, target: &Target) {
         match (target.endpoint(), &mut self.ports) {
-            (Endpoint::Unix(name), _) => self.abstract_sockets |= name.file().is_none(),
+            (Endpoint::Unix(name), _) => match name.file() {
+                Some(file) => {
+                    self.connect_to_unix(UnixSockets::Files);
+                    self.reach(file, OWNER_WRITES, CapabilitySet::DAC_OVERRIDE);
+                }
+                None => self.connect_to_unix(UnixSockets::Abstract),
+            },
             (endpoint, Ports::These { connect, .. }) => connect.extend(endpoint.port()),
             (_, Ports::Any) => {}
         }
@@ -112,7 +143,12 @@ impl Needs {
         match (outgoing.endpoint(), &mut self.ports) {
             // It is made and removed for each connection.
             (Endpoint::Unix(name), _) => self.socket_file(name),
-            (endpoint, Ports::These { bind, .. }) => bind.extend(endpoint.port()),
+            (endpoint, Ports::These { bind, .. }) => {
+                bind.extend(endpoint.port());
+                if endpoint.port().is_some_and(|port| (1..1024).contains(&port)) {
+                    self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
+                }
+            }
             (_, Ports::Any) => {}
         }
         self.resolve(outgoing.endpoint());
@@ -120,7 +156,7 @@ impl Needs {
 
     /// The pid file is removed at the end.
     pub fn pid_file(&mut self, path: &Path) {
-        self.files.push((directory_of(&absolutely(path)), Right::Remove));
+        self.change_directory(directory_of(&absolutely(path)), Right::Remove);
     }
 
     /// The log goes there.
@@ -128,12 +164,20 @@ impl Needs {
         if destination == Destination::Syslog {
             // syslog(3) writes local time, and reads the zone with the first line.
             self.files.push(("/etc/localtime".into(), Right::Read));
+            // It connects again when the log daemon was started anew.
+            self.connect_to_unix(UnixSockets::Files);
         }
+    }
+
+    fn connect_to_unix(&mut self, sockets: UnixSockets) {
+        self.unix_sockets = self.unix_sockets.max(sockets);
     }
 
     fn resolve(&mut self, endpoint: &Endpoint) {
         if matches!(endpoint, Endpoint::Name { .. }) {
             self.names = true;
+            // Of nscd, systemd-resolved, Avahi or SSSD.
+            self.connect_to_unix(UnixSockets::Files);
             if let Ports::These { connect, .. } = &mut self.ports {
                 connect.insert(DNS);
             }
@@ -142,7 +186,25 @@ impl Needs {
 
     fn socket_file(&mut self, name: &UnixName) {
         if let Some(file) = name.file() {
-            self.files.push((directory_of(file), Right::Sockets));
+            self.change_directory(directory_of(file), Right::Sockets);
+        }
+    }
+
+    fn change_directory(&mut self, directory: PathBuf, right: Right) {
+        self.reach(&directory, OWNER_WRITES | OWNER_SEARCHES, CapabilitySet::DAC_OVERRIDE);
+        self.files.push((directory, right));
+    }
+
+    /// Keeps `capability`, which passes over the permissions of files, where the owner's permissions `mode` on `path` are not
+    /// enough or not ours: such as for a key or a service's socket that belongs to another user than root.
+    fn reach(&mut self, path: &Path, mode: u32, capability: CapabilitySet) {
+        let allows = |path: &Path, mode| {
+            fs::metadata(path)
+                .is_ok_and(|file| file.uid() == geteuid().as_raw() && file.mode() & mode == mode)
+        };
+        let mut above = path.ancestors().skip(1);
+        if !allows(path, mode) || !above.all(|directory| allows(directory, OWNER_SEARCHES)) {
+            self.capabilities |= capability;
         }
     }
 
@@ -152,6 +214,10 @@ impl Needs {
         // A link may lead to another place, and links in a row do in Kubernetes' secrets.
         let real = path.canonicalize().ok().filter(|real| *real != path);
         for path in [Some(path), real].into_iter().flatten() {
+            self.reach(&path, OWNER_READS, CapabilitySet::DAC_READ_SEARCH);
+            for file in fs::read_dir(&path).into_iter().flatten().flatten() {
+                self.reach(&file.path(), OWNER_READS, CapabilitySet::DAC_READ_SEARCH);
+            }
             let rule = if path.is_dir() {
                 // A directory is named for all that is in it.
                 credentials(path)
@@ -232,7 +298,7 @@ mod tests {
         // Bound already, and looked up for that.
         needs.listen_at(&"localhost:98".parse().unwrap());
         assert_eq!(needs.ports, Ports::These { connect: [80].into(), bind: [0].into() });
-        assert!(!needs.names && needs.binds && !needs.abstract_sockets);
+        assert!(!needs.names && needs.binds && needs.unix_sockets == UnixSockets::None);
     }
 
     #[test]
@@ -255,7 +321,7 @@ mod tests {
         after.connect_to(&target);
         for needs in [before, after] {
             assert_eq!(needs.ports, Ports::Any);
-            assert!(needs.names && needs.abstract_sockets);
+            assert!(needs.names && needs.unix_sockets == UnixSockets::Abstract);
         }
     }
 }

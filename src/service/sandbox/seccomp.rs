@@ -17,7 +17,7 @@ use seccompiler::{
 };
 use thiserror::Error;
 
-use super::needs::{Needs, Ports};
+use super::needs::{Needs, Ports, UnixSockets};
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: TargetArch = TargetArch::x86_64;
@@ -37,7 +37,6 @@ const PLAIN: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_shutdown,
-    libc::SYS_getsockopt,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_close,
@@ -82,8 +81,6 @@ const PLAIN: &[i64] = &[
     libc::SYS_faccessat,
     libc::SYS_getcwd,
     libc::SYS_fstatfs,
-    // The pid file, when it cannot be removed.
-    libc::SYS_ftruncate,
     // Standard output that has come to its end, and a key from standard input.
     libc::SYS_dup,
     libc::SYS_dup3,
@@ -119,8 +116,41 @@ const OLD: &[i64] = &[
 #[cfg(target_arch = "aarch64")]
 const OLD: &[i64] = &[];
 
-/// To look up names: both questions, for IPv4 and for IPv6, are one call.
-const RESOLVER: &[i64] = &[libc::SYS_sendmmsg, libc::SYS_recvmmsg];
+/// What may be set on a socket, by level and option. Not the packet filter's options (levels IPPROTO_IP and IPPROTO_IPV6, from
+/// 64 on), no programs that the kernel runs (SO_ATTACH_FILTER, SO_ATTACH_BPF), and none that takes a connection past landlock
+/// (TCP_FASTOPEN_CONNECT, TCP_ULP, TCP_REPAIR).
+const SET: &[(c_int, c_int)] = &[
+    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+];
+
+/// The resolver's: the C library asks for errors of ICMP, and gives up the server when it cannot; modules of systemd set the
+/// rest.
+const SET_BY_RESOLVER: &[(c_int, c_int)] = &[
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    (libc::SOL_NETLINK, libc::NETLINK_PKTINFO),
+    (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
+];
+
+/// What may be asked of a socket.
+const GET: &[(c_int, c_int)] = &[
+    (libc::SOL_SOCKET, libc::SO_ERROR),
+    (libc::SOL_SOCKET, libc::SO_TYPE),
+    (libc::SOL_SOCKET, libc::SO_PEERCRED),
+    (libc::IPPROTO_TCP, libc::TCP_INFO),
+];
 
 /// Threads, but no processes, and no namespaces. (clone3(2) takes its flags in memory, where no filter can see them, so it
 /// is not allowed at all.)
@@ -156,20 +186,18 @@ pub(super) enum FilterError {
 
 /// Puts the filter on this thread, and so on those that it starts.
 pub(super) fn filter(needs: &Needs) -> Result<(), FilterError> {
+    Ok(apply_filter(&program(needs)?)?)
+}
+
+fn program(needs: &Needs) -> Result<BpfProgram, BackendError> {
     let not_listed = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    let filter = SeccompFilter::new(rules(needs)?, not_listed, SeccompAction::Allow, ARCHITECTURE)?;
-    Ok(apply_filter(&BpfProgram::try_from(filter)?)?)
+    SeccompFilter::new(rules(needs)?, not_listed, SeccompAction::Allow, ARCHITECTURE)?.try_into()
 }
 
 fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let reload = needs.ports == Ports::Any;
     let mut rules: BTreeMap<_, _> = PLAIN.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
     let mut allow = |call, alternatives| rules.insert(call, alternatives);
-    if needs.names {
-        for call in RESOLVER {
-            allow(*call, Vec::new());
-        }
-    }
     if reload {
         allow(libc::SYS_listen, Vec::new());
     }
@@ -177,16 +205,22 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     if reload || needs.names || needs.binds {
         allow(libc::SYS_bind, Vec::new());
     }
-    allow(libc::SYS_socket, sockets(needs.names)?);
-    allow(libc::SYS_socketpair, vec![all([is(0, libc::AF_UNIX)?])?]);
+    allow(libc::SYS_socket, sockets(needs)?);
+    // The runtime's own, for signals. Connected datagram sockets could still be connected to another place, or send there.
+    allow(libc::SYS_socketpair, vec![kind(libc::AF_UNIX, libc::SOCK_STREAM, 0)?]);
     // TCP Fast Open connects without the question that landlock asks in connect(2).
     let fast_open = flags(libc::MSG_FASTOPEN);
     allow(libc::SYS_sendto, vec![all([none_of(3, fast_open)?])?]);
     allow(libc::SYS_sendmsg, vec![all([none_of(2, fast_open)?])?]);
-    // Not the packet filter's options, for one.
-    let levels =
-        [libc::SOL_SOCKET, libc::IPPROTO_TCP, libc::IPPROTO_IP, libc::IPPROTO_IPV6, libc::SOL_NETLINK];
-    allow(libc::SYS_setsockopt, any(1, levels)?);
+    allow(libc::SYS_getsockopt, options(GET)?);
+    let mut set = options(SET)?;
+    if needs.names {
+        set.extend(options(SET_BY_RESOLVER)?);
+        // Both questions, for IPv4 and for IPv6, are one call. The flags of the single messages are not looked at by the kernel.
+        allow(libc::SYS_sendmmsg, vec![all([none_of(3, fast_open)?])?]);
+        allow(libc::SYS_recvmmsg, Vec::new());
+    }
+    allow(libc::SYS_setsockopt, set);
     let commands = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC];
     allow(libc::SYS_fcntl, any(1, commands)?);
     // FIONREAD and SIOCGIFINDEX (`fe80::1%eth0`) are the resolver's. TCGETS asks whether this is a terminal; TIOCSTI, which
@@ -214,28 +248,37 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     Ok(rules)
 }
 
-/// Streams and Unix-domain datagrams, which are for the log and the service manager; for names also what a resolver asks
-/// with. The protocol is looked at because landlock does not see other streams than TCP, such as MPTCP and SCTP.
-fn sockets(names: bool) -> Result<Vec<SeccompRule>, BackendError> {
-    let kind = |domain, kind| -> Result<_, BackendError> {
-        Ok([is(0, domain)?, condition(1, Dword, MaskedEq(TYPE_MASK), flags(kind))?])
-    };
-    let mut sockets =
-        vec![all(kind(libc::AF_UNIX, libc::SOCK_STREAM)?)?, all(kind(libc::AF_UNIX, libc::SOCK_DGRAM)?)?];
+/// Streams; for names also what a resolver asks with. The protocol is looked at because landlock does not see other streams than
+/// TCP, such as MPTCP and SCTP.
+fn sockets(needs: &Needs) -> Result<Vec<SeccompRule>, BackendError> {
+    let mut sockets = Vec::new();
+    if needs.unix_sockets != UnixSockets::None {
+        // Datagrams are for the log and the resolver.
+        sockets.push(kind(libc::AF_UNIX, libc::SOCK_STREAM, 0)?);
+        sockets.push(kind(libc::AF_UNIX, libc::SOCK_DGRAM, 0)?);
+    }
     for domain in [libc::AF_INET, libc::AF_INET6] {
-        let [domain, stream] = kind(domain, libc::SOCK_STREAM)?;
-        sockets.push(all([domain.clone(), stream.clone(), is(2, 0)?])?);
-        sockets.push(all([domain.clone(), stream, is(2, libc::IPPROTO_TCP)?])?);
-        if names {
-            let datagrams = condition(1, Dword, MaskedEq(TYPE_MASK), flags(libc::SOCK_DGRAM))?;
-            sockets.push(all([domain.clone(), datagrams.clone(), is(2, 0)?])?);
-            sockets.push(all([domain, datagrams, is(2, libc::IPPROTO_UDP)?])?);
+        sockets.push(kind(domain, libc::SOCK_STREAM, 0)?);
+        sockets.push(kind(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?);
+        if needs.names {
+            sockets.push(kind(domain, libc::SOCK_DGRAM, 0)?);
+            sockets.push(kind(domain, libc::SOCK_DGRAM, libc::IPPROTO_UDP)?);
         }
     }
-    if names {
-        sockets.push(all([is(0, libc::AF_NETLINK)?, is(2, libc::NETLINK_ROUTE)?])?);
+    if needs.names {
+        sockets.push(kind(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?);
     }
     Ok(sockets)
+}
+
+/// What socket(2) and socketpair(2) make.
+fn kind(domain: c_int, type_: c_int, protocol: c_int) -> Result<SeccompRule, BackendError> {
+    all([is(0, domain)?, condition(1, Dword, MaskedEq(TYPE_MASK), flags(type_))?, is(2, protocol)?])
+}
+
+/// The second and third argument of setsockopt(2) and getsockopt(2).
+fn options(list: &[(c_int, c_int)]) -> Result<Vec<SeccompRule>, BackendError> {
+    list.iter().map(|(level, option)| all([is(1, *level)?, is(2, *option)?])).collect()
 }
 
 const fn flags(bits: c_int) -> u64 {
@@ -271,3 +314,6 @@ fn all<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule,
 fn any<const N: usize>(argument: u8, values: [c_int; N]) -> Result<Vec<SeccompRule>, BackendError> {
     values.iter().map(|value| all([is(argument, *value)?])).collect()
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
