@@ -8,6 +8,7 @@
 mod carry;
 mod initiator;
 mod responder;
+mod watch;
 
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub struct Common {
     pub terms: Terms,
     /// How long connecting and the handshake may take together.
     pub timeout: Duration,
-    /// Whether TCP connections are probed when they are idle.
+    /// When a TCP connection counts as dead.
     pub keepalive: Keepalive,
 }
 
@@ -55,7 +56,7 @@ impl Common {
             route: route.into(),
             terms: Terms { label: Label::default(), ciphers },
             timeout: Self::TIMEOUT,
-            keepalive: Keepalive::On,
+            keepalive: Keepalive::default(),
         }
     }
 }

@@ -88,7 +88,12 @@ impl Responder {
             let dialed = place.unless_cut(pin!(self.dialer.dial(deadline))).await;
             Ok((dialed.ok_or(SetupError::Stopped)??, place))
         };
-        match admitting.await {
+        // Nothing stays dialed for a peer that is gone.
+        let admitted = tokio::select! {
+            admitted = admitting => admitted,
+            () = tunnel.gone() => return Err(SetupError::Gone),
+        };
+        match admitted {
             Ok((Connected { stream: local, remote: target }, place)) => {
                 // Whatever goes wrong from here on, the service sees a reset and not an end.
                 local.arm_reset();

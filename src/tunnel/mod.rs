@@ -3,6 +3,7 @@
 pub mod handshake;
 
 use std::borrow::Borrow;
+use std::future::poll_fn;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Duration, Instant, timeout};
@@ -101,6 +102,12 @@ impl Tunnel {
         };
         let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
         Ok((Self { wire, seal, open, key, cipher }, info))
+    }
+
+    /// Ends when the peer has gone, while there is nowhere yet to carry its bytes to. They are kept.
+    pub async fn gone(&mut self) {
+        let (mut reader, _writer) = self.wire.split();
+        poll_fn(|context| self.open.poll_gone(context, &mut reader)).await;
     }
 
     /// Waits until the peer has closed the connection, for a moment. Both directions have ended.

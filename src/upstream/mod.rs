@@ -250,7 +250,7 @@ mod tests {
         let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let route = Route::from(free.to_string().parse::<Target>().unwrap());
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
-        let error = Dialer::new(route, Keepalive::On).dial(deadline).await.err().unwrap();
+        let error = Dialer::new(route, Keepalive::default()).dial(deadline).await.err().unwrap();
         assert_eq!(
             error.to_string(),
             format!("cannot connect to [127.0.0.1]:{}: Connection refused (os error 111)", free.port())

@@ -27,7 +27,7 @@ struct Side {
 impl Side {
     async fn run(self) -> Result<(), PumpError> {
         let (mut seal, mut open) = self.end.pumps();
-        pump::run(&mut seal, &mut open, split(self.local), split(self.wire)).await
+        pump::run(&mut seal, &mut open, split(self.local), split(self.wire), pump::unwatched).await
     }
 }
 
@@ -133,7 +133,7 @@ async fn receive(far: End, frames: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     wire.write_all(frames).await.unwrap();
     drop(wire);
     let (mut seal, mut open) = far.pumps();
-    let result = pump::run(&mut seal, &mut open, split(local), split(far_wire)).await;
+    let result = pump::run(&mut seal, &mut open, split(local), split(far_wire), pump::unwatched).await;
     let mut got = Vec::new();
     // The target does not end its own direction, like a client that waits for an answer.
     let (mut reader, _writer) = split(service);
@@ -250,7 +250,7 @@ async fn an_abort_follows_the_sealed_frames_and_carries_its_reason() {
 
     let (mut service, far_local) = duplex(1 << 20);
     let (mut seal, mut open) = far.pumps();
-    let result = pump::run(&mut seal, &mut open, split(far_local), split(far_wire)).await;
+    let result = pump::run(&mut seal, &mut open, split(far_local), split(far_wire), pump::unwatched).await;
     assert!(matches!(result, Err(PumpError::Aborted(AbortReason::TargetUnreachable))), "{result:?}");
     let mut got = [0; 10];
     service.read_exact(&mut got).await.unwrap();
