@@ -2,6 +2,7 @@
 //! and a relay that does to the wire what networks and attackers can do.
 
 pub(crate) mod manager;
+pub(crate) mod network;
 pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod random;
