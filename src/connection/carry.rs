@@ -108,8 +108,8 @@ pub(super) async fn carry(
         place.unless_cut(carrying).await.unwrap_or(Err(PumpError::Stopped))
     };
     // The local side learns how it ended before the peer is told, which may take a moment. A stream to it that is complete is
-    // delivered also when the other direction has failed; that it has, the local side is then told when it writes.
-    if result.is_ok() || connection.local.is_delivering() {
+    // delivered also when the other direction has failed; if that takes long, it learns of the failure when it writes.
+    if result.is_ok() || Box::pin(connection.local.is_still_delivering()).await {
         connection.local.disarm();
     }
     drop(connection.local);

@@ -89,8 +89,18 @@ impl Stream {
         }
     }
 
-    /// Whether the other side has not acknowledged yet that our stream has ended, with all that was written before.
-    pub(crate) fn is_delivering(&self) -> bool {
+    /// Whether our stream has ended, and the other side has not acknowledged it yet with all that was written before. Asked
+    /// again for a moment while it is so, since an acknowledgement may be delayed (by 40 ms on Linux).
+    pub(crate) async fn is_still_delivering(&self) -> bool {
+        let mut pause = Duration::from_millis(5);
+        while self.is_delivering() && pause < Duration::from_millis(500) {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.is_delivering()
+    }
+
+    fn is_delivering(&self) -> bool {
         match self {
             Self::Tcp(stream) => tcp::is_delivering(stream),
             // What is written to the others is delivered.
@@ -513,6 +523,30 @@ mod tests {
         let (stream, mut other) = unix_pair();
         other.shutdown().await.unwrap();
         assert!(stays(&stream).await);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_being_delivered_until_its_end_is_acknowledged() {
+        let (mut stream, mut other) = tcp_pair().await;
+        SockRef::from(&other).set_recv_buffer_size(4096).unwrap();
+        assert!(!stream.is_delivering());
+        {
+            let (_reader, mut writer) = stream.split();
+            // More than the other side's buffer has room for, and little enough for ours.
+            writer.write_all(&vec![7; 64 * 1024]).await.unwrap();
+            writer.shutdown().await.unwrap();
+        }
+        assert!(stream.is_delivering());
+        let mut received = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut other, &mut received).await.unwrap();
+        // The acknowledgement of the end may be delayed.
+        timeout(Duration::from_secs(20), async {
+            while stream.is_delivering() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .expect("it is acknowledged");
     }
 
     #[tokio::test]

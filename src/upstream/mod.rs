@@ -141,7 +141,7 @@ pub enum DialFailure {
 
 /// A stream to a target.
 pub struct Connected {
-    /// The stream.
+    /// The stream. Over TCP, closing it is a reset until that is disarmed.
     pub stream: Stream,
     /// The address that was dialed, of those that the target has.
     pub remote: Remote,
