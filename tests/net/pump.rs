@@ -181,7 +181,7 @@ async fn a_wire_that_ends_without_an_end_frame_is_a_truncation_at_every_byte() {
 async fn a_peer_that_vanishes_after_its_end_frame_is_noticed_while_this_side_is_silent() {
     let (near, far) = ends().await;
     let (_, result) = receive(far, &end(near.sealer)).await;
-    assert!(matches!(result, Err(PumpError::Truncated)), "{result:?}");
+    assert!(matches!(result, Err(PumpError::Abandoned)), "{result:?}");
 }
 
 #[tokio::test]
