@@ -165,7 +165,9 @@ async fn over_memory<S: Seal, O: Open>(near: (S, O), far: (S, O)) {
     let (far_local, service) = duplex(1 << 20);
     let run = async |(sealer, opener): (S, O), local, wire| {
         let (mut seal, mut open) = (SealPump::new(sealer), OpenPump::new(opener, Inbox::new()));
-        pump::run(&mut seal, &mut open, split(local), split(wire)).await.expect("nothing fails in memory");
+        pump::run(&mut seal, &mut open, split(local), split(wire), pump::unwatched)
+            .await
+            .expect("nothing fails in memory");
     };
     tokio::join!(
         run(near, near_local, near_wire),
@@ -258,7 +260,9 @@ async fn relay(next: SocketAddr, accepted: TcpStream, side: Side) {
     };
     let (mut local, mut wire) = (spipe::stream::Stream::Tcp(local), spipe::stream::Stream::Tcp(wire));
     let (mut seal, mut open) = (SealPump::new(NoCipher), OpenPump::new(NoCipher, Inbox::new()));
-    pump::run(&mut seal, &mut open, local.split(), wire.split()).await.expect("nothing fails on loopback");
+    pump::run(&mut seal, &mut open, local.split(), wire.split(), pump::unwatched)
+        .await
+        .expect("nothing fails on loopback");
 }
 
 fn start(spec: Spec) -> (SocketAddr, Pipes) {

@@ -17,6 +17,7 @@ use crate::proto::handshake::Label;
 use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
+use crate::stream::Keepalive;
 
 /// What one pipe is made of.
 ///
@@ -77,6 +78,11 @@ pub(crate) struct PipeOptions {
     #[arg(short, long, value_name = "ADDR")]
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) bind: Option<Outgoing>,
+
+    /// How long a TCP connection may leave unanswered what was sent to it, before it counts as dead
+    #[arg(long, value_name = "SECONDS", default_value_t = DeadAfter::default())]
+    #[serde(default)]
+    pub(crate) dead_after: DeadAfter,
 
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]
@@ -206,6 +212,48 @@ impl std::str::FromStr for Timeout {
 const NOT_A_TIMEOUT: &str = "a timeout is a whole number of seconds from 1 to 86400";
 
 impl std::fmt::Display for Timeout {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Whole seconds, from 5 to an hour. Keep-alive counts in seconds, and a limit in which a network cannot recover from a lost
+/// packet is none; TCP itself gives up after a quarter of an hour.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "u64")]
+pub(crate) struct DeadAfter(u64);
+
+impl From<DeadAfter> for Duration {
+    fn from(limit: DeadAfter) -> Self {
+        Self::from_secs(limit.0)
+    }
+}
+
+impl Default for DeadAfter {
+    fn default() -> Self {
+        Self(Keepalive::DEAD_AFTER.as_secs())
+    }
+}
+
+impl TryFrom<u64> for DeadAfter {
+    type Error = &'static str;
+
+    fn try_from(seconds: u64) -> Result<Self, Self::Error> {
+        if (5..=3_600).contains(&seconds) { Ok(Self(seconds)) } else { Err(NO_DEAD_AFTER) }
+    }
+}
+
+impl std::str::FromStr for DeadAfter {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<u64>().map_err(|_| NO_DEAD_AFTER)?.try_into()
+    }
+}
+
+const NO_DEAD_AFTER: &str = "write a whole number of seconds from 5 to 3600";
+
+impl std::fmt::Display for DeadAfter {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(formatter)
     }

@@ -124,7 +124,8 @@ impl Planner {
                  ever recorded; leave -f out",
             ));
         }
-        let keepalive = if options.no_keepalive { Keepalive::Off } else { Keepalive::On };
+        let keepalive =
+            Keepalive { dead_after: options.dead_after.into(), probe_idle: !options.no_keepalive };
         let route = Route::new(options.target, options.bind)
             .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::Common;
+use super::watch::Watch;
 use crate::addr::Target;
 use crate::gate::Place;
 use crate::proto::frame::AbortReason;
@@ -99,11 +100,16 @@ pub(super) async fn carry(
     log_established(common, &connection);
     let result = {
         let Carrying { local, tunnel, place, .. } = &mut *connection;
-        let carrying = pump::run(&mut tunnel.seal, &mut tunnel.open, local.split(), tunnel.wire.split());
+        let Tunnel { seal, open, wire, .. } = tunnel;
+        let mut watch = Watch::new(common.keepalive);
+        let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
+            watch.poll(context, &waiting)
+        });
         place.unless_cut(carrying).await.unwrap_or(Err(PumpError::Stopped))
     };
-    // The local side learns how it ended before the peer is told, which may take a moment.
-    if result.is_ok() {
+    // The local side learns how it ended before the peer is told, which may take a moment. A stream to it that is complete is
+    // delivered also when the other direction has failed; if that takes long, it learns of the failure when it writes.
+    if result.is_ok() || Box::pin(connection.local.is_still_delivering()).await {
         connection.local.disarm();
     }
     drop(connection.local);
@@ -156,7 +162,10 @@ impl Carried {
         }
         match result {
             // Resets are everyday life.
-            Ok(()) | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset)) => log!(info),
+            Ok(())
+            | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset) | PumpError::Abandoned) => {
+                log!(info);
+            }
             Err(_) => log!(warn),
         }
     }

@@ -8,6 +8,7 @@
 mod carry;
 mod initiator;
 mod responder;
+mod watch;
 
 use std::time::Duration;
 
@@ -62,7 +63,7 @@ pub struct Common {
     pub terms: Terms,
     /// How long connecting and the handshake may take together.
     pub timeout: Duration,
-    /// Whether TCP connections are probed when they are idle.
+    /// When a TCP connection counts as dead.
     pub keepalive: Keepalive,
 }
 
@@ -83,7 +84,7 @@ impl Common {
             route: route.into(),
             terms: Terms { label: Label::default(), ciphers },
             timeout: Self::TIMEOUT,
-            keepalive: Keepalive::On,
+            keepalive: Keepalive::default(),
         }
     }
 }

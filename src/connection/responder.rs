@@ -106,8 +106,7 @@ impl Responder {
         };
         match admitted {
             Ok((Connected { stream: local, remote: target }, place)) => {
-                // Whatever goes wrong from here on, the service sees a reset and not an end.
-                local.arm_reset();
+                // Whatever goes wrong from here on, the service sees a reset and not an end: a dialed stream is armed.
                 let ends = Ends::Responder { client, peer, target };
                 Ok(Box::new(Carrying { local, tunnel, ends, started, place }))
             }

@@ -60,6 +60,9 @@ pub enum PumpError {
     /// The connection to the peer ended where the protocol has no end. By accident or by an attacker: it is not told apart.
     #[error("the connection to the other end was cut short")]
     Truncated,
+    /// The peer's stream was complete, and the peer closed the connection before ours was. No frame can say why.
+    #[error("the other end gave up: the connection there was reset, or this one was cut short")]
+    Abandoned,
     /// The peer says that it failed.
     #[error("{}", describe(*.0))]
     Aborted(AbortReason),
@@ -84,17 +87,33 @@ fn describe(reason: AbortReason) -> String {
     }
 }
 
-/// Runs both pumps until both directions have ended, or one has failed.
+/// What a watch on a connection is told while both pumps wait.
+pub struct Waiting<'r, L, W> {
+    /// The local stream.
+    pub local: &'r L,
+    /// Whether that has ended, and its end is told: nobody reads it any more, so nobody learns of a reset by reading.
+    pub local_has_ended: bool,
+    /// The connection to the peer.
+    pub wire: &'r W,
+}
+
+/// A watch that notices nothing, for streams that have nothing to watch.
+pub fn unwatched<L, W>(_: &mut Context<'_>, _: Waiting<'_, L, W>) -> Poll<PumpError> {
+    Poll::Pending
+}
+
+/// Runs both pumps until both directions have ended, or one has failed, or `watch` says that one has.
 ///
 /// `local` and `wire` are each a reading and a writing half.
 ///
 /// # Errors
-/// The first [`PumpError`] of either pump.
-pub fn run<S: Seal, O: Open>(
+/// The first [`PumpError`] of either pump, or of the watch.
+pub fn run<S: Seal, O: Open, L: ReadVectored, W: AsyncRead + Unpin>(
     seal: &mut SealPump<S>,
     open: &mut OpenPump<O>,
-    (mut local_reader, mut local_writer): (impl ReadVectored, impl AsyncWrite + Unpin),
-    (mut wire_reader, mut wire_writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    (mut local_reader, mut local_writer): (L, impl AsyncWrite + Unpin),
+    (mut wire_reader, mut wire_writer): (W, impl AsyncWrite + Unpin),
+    mut watch: impl FnMut(&mut Context<'_>, Waiting<'_, L, W>) -> Poll<PumpError>,
 ) -> impl Future<Output = Result<(), PumpError>> {
     let (mut begun, mut sealed, mut opened) = (false, false, false);
     // Not an async fn, whose future would keep every argument twice.
@@ -116,11 +135,14 @@ pub fn run<S: Seal, O: Open>(
             result?;
             sealed = true;
         }
-        match (opened, sealed) {
-            (true, true) => Poll::Ready(Ok(())),
-            (true, false) => open.poll_hangup(context, &mut wire_reader).map(Err),
-            (false, _) => Poll::Pending,
+        if opened && sealed {
+            return Poll::Ready(Ok(()));
         }
+        if opened && let Poll::Ready(error) = open.poll_hangup(context, &mut wire_reader) {
+            return Poll::Ready(Err(error));
+        }
+        let waiting = Waiting { local: &local_reader, local_has_ended: sealed, wire: &wire_reader };
+        watch(context, waiting).map(Err)
     })
 }
 
@@ -470,7 +492,7 @@ impl<O: Open> OpenPump<O> {
         if self.inbox.unread.is_empty() {
             match ready!(self.inbox.poll_fill::<O>(context, wire)) {
                 Ok(Filled::Some) => {}
-                Ok(Filled::EndOfStream) => return Poll::Ready(PumpError::Truncated),
+                Ok(Filled::EndOfStream) => return Poll::Ready(PumpError::Abandoned),
                 Err(error) => return Poll::Ready(error),
             }
         }

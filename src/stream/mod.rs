@@ -1,35 +1,22 @@
 //! The byte streams at a pipe's two ends, and what the pumps ask of them.
 
 pub(crate) mod socket_file;
+mod tcp;
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustix::fd::AsFd;
 use rustix::net::RecvFlags;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready, Stdin, Stdout};
-use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::net::{TcpStream, UnixStream};
 
-/// TCP keep-alive: first probe after this long without traffic, which is inside the idle limits of common NATs …
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-/// … then one probe this often …
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
-/// … and this many without an answer end the connection: a vanished peer is noticed in two minutes.
-const KEEPALIVE_PROBES: u32 = 4;
-
-/// Whether TCP connections are probed when idle (`-j` turns it off).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keepalive {
-    /// Probe.
-    On,
-    /// Do not: a connection may then outlive its peer for ever.
-    Off,
-}
+pub use self::tcp::Keepalive;
 
 /// The address at the other side of a stream, for the log and for the peer. Without the scope of an IPv6 address: each idle
 /// connection keeps some of these.
@@ -81,15 +68,8 @@ impl Stream {
     ///
     /// Failures are passed over: they mean that the connection is gone already, which its first use will say.
     pub(crate) fn tcp(stream: TcpStream, keepalive: Keepalive) -> Self {
-        let socket = SockRef::from(&stream);
-        let _ = socket.set_tcp_nodelay(true);
-        if keepalive == Keepalive::On {
-            let settings = TcpKeepalive::new()
-                .with_time(KEEPALIVE_AFTER)
-                .with_interval(KEEPALIVE_EVERY)
-                .with_retries(KEEPALIVE_PROBES);
-            let _ = socket.set_tcp_keepalive(&settings);
-        }
+        let _ = SockRef::from(&stream).set_tcp_nodelay(true);
+        tcp::keep_alive(&stream, keepalive);
         Self::Tcp(stream)
     }
 
@@ -111,27 +91,42 @@ impl Stream {
         }
     }
 
-    /// Ends when the other side has reset the connection, so that nobody is left to be served. Reads nothing.
+    /// Whether our stream has ended, and the other side has not acknowledged it yet with all that was written before. Asked
+    /// again for a moment while it is so, since an acknowledgement may be delayed (by 40 ms on Linux).
+    pub(crate) async fn is_still_delivering(&self) -> bool {
+        let mut pause = Duration::from_millis(5);
+        while self.is_delivering() && pause < Duration::from_millis(500) {
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        self.is_delivering()
+    }
+
+    fn is_delivering(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => tcp::is_delivering(stream),
+            // What is written to the others is delivered.
+            Self::Unix(_) | Self::Stdio(_) => false,
+        }
+    }
+
+    /// Ends when the other side has gone, so that nobody is left to be served. Reads nothing. See [`Socket::reset`].
     ///
-    /// The end of the other side's stream is not enough. It may have half-closed and wait for its answer, and where it has
-    /// closed for good, which looks the same over TCP, the bytes that it sent before are still to be delivered. Only a
-    /// Unix-domain socket shows that it was closed; that counts if it was closed without a byte.
+    /// A Unix-domain socket shows that it was closed, too; that counts if it was closed without a byte.
     pub(crate) async fn gone(&self) {
-        // These fail only when the runtime shuts down, and all tasks with it.
-        let _ready = match self {
-            Self::Tcp(stream) => stream.ready(Interest::ERROR).await,
+        match self {
+            Self::Tcp(stream) => Socket::Tcp(stream).reset().await,
             Self::Unix(stream) => {
+                // This fails only when the runtime shuts down, and all tasks with it.
                 let _ready = stream.ready(Interest::READABLE).await;
-                // Both at once are ready at once: this asks for the flags. Write-closed is EPOLLHUP, or an error.
-                let now = stream.ready(Interest::READABLE | Interest::WRITABLE).await;
-                let is_closed = now.is_ok_and(Ready::is_write_closed);
-                if is_closed && rustix::io::ioctl_fionread(stream).is_ok_and(|unread| unread == 0) {
-                    return;
+                // In this order: once it is closed, no more bytes come.
+                let is_closed = Socket::Unix(stream).is_closed();
+                if !(is_closed && rustix::io::ioctl_fionread(stream).is_ok_and(|unread| unread == 0)) {
+                    Socket::Unix(stream).reset().await;
                 }
-                stream.ready(Interest::ERROR).await
             }
             Self::Stdio(_) => std::future::pending().await,
-        };
+        }
     }
 
     /// Waits until the other side has said something, or never will. Reads nothing.
@@ -169,12 +164,12 @@ impl Stream {
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         match self {
             Self::Tcp(stream) => {
-                let (reader, writer) = stream.split();
-                (Reader::Tcp(reader), Writer::Tcp(writer))
+                let socket = Socket::Tcp(stream);
+                (Reader::Socket(socket), Writer::Socket(socket))
             }
             Self::Unix(stream) => {
-                let (reader, writer) = stream.split();
-                (Reader::Unix(reader), Writer::Unix(writer))
+                let socket = Socket::Unix(stream);
+                (Reader::Socket(socket), Writer::Socket(socket))
             }
             Self::Stdio(stdio) => {
                 let (input, output) = &mut **stdio;
@@ -206,14 +201,187 @@ pub trait ReadVectored: AsyncRead + Unpin {
 impl<T: AsyncRead> ReadVectored for tokio::io::ReadHalf<T> {}
 impl ReadVectored for tokio::io::DuplexStream {}
 
+/// The socket under both halves of a [`Stream`].
+#[derive(Clone, Copy)]
+pub enum Socket<'s> {
+    /// Of a TCP connection.
+    Tcp(&'s TcpStream),
+    /// Of a Unix-domain connection.
+    Unix(&'s UnixStream),
+}
+
+/// Whether the other side answers what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// There is nothing to answer.
+    NotDue,
+    /// It has answered lately.
+    Heard,
+    /// It has not.
+    Due,
+}
+
+impl Socket<'_> {
+    /// Ends when the other side has reset the connection, whatever is left to be read.
+    ///
+    /// The end of its stream is no reset. The other side may have half-closed and wait for its answer; and where it has closed
+    /// for good, which looks the same over TCP, the bytes that it sent before are still to be delivered.
+    pub(crate) async fn reset(self) {
+        // These fail only when the runtime shuts down, and all tasks with it.
+        let _ready = match self {
+            Self::Tcp(stream) => stream.ready(Interest::ERROR).await,
+            Self::Unix(stream) => stream.ready(Interest::ERROR).await,
+        };
+    }
+
+    /// After [`Self::reset`]: what the operating system says of it.
+    pub(crate) fn error(self) -> io::Error {
+        let error = match self {
+            Self::Tcp(stream) => stream.take_error(),
+            Self::Unix(stream) => stream.take_error(),
+        };
+        match error {
+            // To a reset behind the end of the stream, Linux says that we cannot write any more.
+            Ok(Some(error)) if error.kind() != io::ErrorKind::BrokenPipe => error,
+            _ => rustix::io::Errno::CONNRESET.into(),
+        }
+    }
+
+    /// Whether the other side answers, to be asked again after `step`. TCP has acknowledgements. A Unix-domain socket needs
+    /// none; but one that `has_ended` and is closed will never answer.
+    pub(crate) fn answer(self, step: Duration, has_ended: bool) -> Answer {
+        match self {
+            Self::Tcp(stream) => tcp::answer(stream, step),
+            Self::Unix(_) if !has_ended => Answer::NotDue,
+            Self::Unix(_) if self.is_closed() => Answer::Due,
+            Self::Unix(_) => Answer::Heard,
+        }
+    }
+
+    /// Whether the other side has closed its socket, so that it will not read any more. TCP does not tell.
+    pub(crate) fn is_closed(self) -> bool {
+        let Self::Unix(stream) = self else { return false };
+        // Only a look: a socket that was closed is ready.
+        let flags = std::pin::pin!(stream.ready(Interest::WRITABLE));
+        match flags.poll(&mut Context::from_waker(Waker::noop())) {
+            // Of EPOLLHUP, or of an error.
+            Poll::Ready(flags) => flags.is_ok_and(Ready::is_write_closed),
+            Poll::Pending => false,
+        }
+    }
+
+    fn poll_readv(self, context: &mut Context<'_>, slots: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        let room = slots.iter().map(|slot| slot.len()).sum();
+        match self {
+            Self::Tcp(stream) => poll_transfer(stream, Interest::READABLE, context, room, || {
+                Ok(rustix::io::readv(stream, slots)?)
+            }),
+            Self::Unix(stream) => poll_transfer(stream, Interest::READABLE, context, room, || {
+                Ok(rustix::io::readv(stream, slots)?)
+            }),
+        }
+    }
+
+    fn poll_writev(self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let length = slices.iter().map(|slice| slice.len()).sum();
+        match self {
+            Self::Tcp(stream) => poll_transfer(stream, Interest::WRITABLE, context, length, || {
+                Ok(rustix::io::writev(stream, slices)?)
+            }),
+            Self::Unix(stream) => poll_transfer(stream, Interest::WRITABLE, context, length, || {
+                Ok(rustix::io::writev(stream, slices)?)
+            }),
+        }
+    }
+
+    fn half_close(self) -> io::Result<()> {
+        let shut = match self {
+            Self::Tcp(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+            Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
+        };
+        match shut {
+            // It was reset, which whoever reads will say.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            shut => shut,
+        }
+    }
+}
+
+/// readv(2) or writev(2) on a non-blocking socket.
+///
+/// A read that leaves room in the slots has drained the socket, and a write that leaves bytes has filled it. Telling tokio so
+/// (by `WouldBlock`, which makes it forget the readiness) saves the call that would only find that out; with epoll's
+/// edge-triggered mode new bytes, or new room, bring a new event. tokio does the same inside its own `poll_read`.
+fn poll_transfer<S: Pollable>(
+    socket: &S,
+    interest: Interest,
+    context: &mut Context<'_>,
+    wanted: usize,
+    mut transfer: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_ready(interest, context))?;
+        let mut partial = None;
+        let transferred = socket.try_io(interest, || {
+            let count = transfer()?;
+            if 0 < count && count < wanted {
+                partial = Some(count);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        match (partial, transferred) {
+            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, transferred) => return Poll::Ready(transferred),
+        }
+    }
+}
+
+/// What tokio's two stream sockets have in common without a trait of tokio's for it.
+trait Pollable {
+    /// For `interest` in reading or in writing.
+    fn poll_ready(&self, interest: Interest, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn try_io(&self, interest: Interest, io: impl FnMut() -> io::Result<usize>) -> io::Result<usize>;
+}
+
+impl Pollable for TcpStream {
+    fn poll_ready(&self, interest: Interest, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if interest.is_readable() { self.poll_read_ready(context) } else { self.poll_write_ready(context) }
+    }
+
+    fn try_io(&self, interest: Interest, io: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(interest, io)
+    }
+}
+
+impl Pollable for UnixStream {
+    fn poll_ready(&self, interest: Interest, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if interest.is_readable() { self.poll_read_ready(context) } else { self.poll_write_ready(context) }
+    }
+
+    fn try_io(&self, interest: Interest, io: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(interest, io)
+    }
+}
+
 /// The reading half of a [`Stream`].
 pub enum Reader<'s> {
-    /// Of a TCP connection.
-    Tcp(tcp::ReadHalf<'s>),
-    /// Of a Unix-domain socket.
-    Unix(unix::ReadHalf<'s>),
+    /// Of a connection.
+    Socket(Socket<'s>),
     /// Standard input.
     Stdin(&'s mut Stdin),
+}
+
+impl<'s> Reader<'s> {
+    /// The socket, where there is one.
+    pub(crate) fn socket(&self) -> Option<Socket<'s>> {
+        match self {
+            Self::Socket(socket) => Some(*socket),
+            Self::Stdin(_) => None,
+        }
+    }
 }
 
 impl ReadVectored for Reader<'_> {
@@ -223,8 +391,7 @@ impl ReadVectored for Reader<'_> {
         slots: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(half) => poll_readv::<TcpStream>((*half).as_ref(), context, slots),
-            Self::Unix(half) => poll_readv::<UnixStream>((*half).as_ref(), context, slots),
+            Self::Socket(socket) => socket.poll_readv(context, slots),
             Self::Stdin(input) => {
                 let Some(slot) = slots.first_mut() else { return Poll::Ready(Ok(0)) };
                 let mut buffer = ReadBuf::new(slot);
@@ -241,63 +408,6 @@ fn peek(socket: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// readv(2) on a non-blocking socket.
-///
-/// A read that leaves room in the slots has drained the socket. Telling tokio so (by `WouldBlock`, which makes it forget
-/// the readiness) saves the extra read that would only find it empty; with epoll's edge-triggered mode new bytes bring a
-/// new event. tokio does the same inside its own `poll_read`.
-fn poll_readv<S: Socket>(
-    socket: &S,
-    context: &mut Context<'_>,
-    slots: &mut [IoSliceMut<'_>],
-) -> Poll<io::Result<usize>> {
-    let room: usize = slots.iter().map(|slot| slot.len()).sum();
-    loop {
-        ready!(socket.poll_read_ready(context))?;
-        let mut drained = None;
-        let read = socket.try_read(|| {
-            let count = rustix::io::readv(socket, slots)?;
-            if 0 < count && count < room {
-                drained = Some(count);
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            Ok(count)
-        });
-        match (drained, read) {
-            (Some(count), _) => return Poll::Ready(Ok(count)),
-            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            (None, read) => return Poll::Ready(read),
-        }
-    }
-}
-
-/// What tokio's two stream sockets have in common without a trait of tokio's for it.
-trait Socket: AsFd {
-    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
-    fn try_read(&self, read: impl FnMut() -> io::Result<usize>) -> io::Result<usize>;
-}
-
-impl Socket for TcpStream {
-    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(context)
-    }
-
-    fn try_read(&self, read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-        self.try_io(Interest::READABLE, read)
-    }
-}
-
-impl Socket for UnixStream {
-    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(context)
-    }
-
-    fn try_read(&self, read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-        self.try_io(Interest::READABLE, read)
-    }
-}
-
 impl AsyncRead for Reader<'_> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -305,8 +415,12 @@ impl AsyncRead for Reader<'_> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
-            Self::Unix(half) => Pin::new(half).poll_read(context, buffer),
+            Self::Socket(socket) => {
+                let mut slot = [IoSliceMut::new(buffer.initialize_unfilled())];
+                let count = ready!(socket.poll_readv(context, &mut slot))?;
+                buffer.advance(count);
+                Poll::Ready(Ok(()))
+            }
             Self::Stdin(input) => Pin::new(input).poll_read(context, buffer),
         }
     }
@@ -314,10 +428,8 @@ impl AsyncRead for Reader<'_> {
 
 /// The writing half of a [`Stream`].
 pub enum Writer<'s> {
-    /// Of a TCP connection.
-    Tcp(tcp::WriteHalf<'s>),
-    /// Of a Unix-domain socket.
-    Unix(unix::WriteHalf<'s>),
+    /// Of a connection.
+    Socket(Socket<'s>),
     /// Standard output.
     Stdout(&'s mut Stdout),
 }
@@ -325,8 +437,7 @@ pub enum Writer<'s> {
 impl AsyncWrite for Writer<'_> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(half) => Pin::new(half).poll_write(context, bytes),
-            Self::Unix(half) => Pin::new(half).poll_write(context, bytes),
+            Self::Socket(socket) => socket.poll_writev(context, &[IoSlice::new(bytes)]),
             Self::Stdout(output) => Pin::new(output).poll_write(context, bytes),
         }
     }
@@ -337,16 +448,14 @@ impl AsyncWrite for Writer<'_> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(half) => Pin::new(half).poll_write_vectored(context, slices),
-            Self::Unix(half) => Pin::new(half).poll_write_vectored(context, slices),
+            Self::Socket(socket) => socket.poll_writev(context, slices),
             Self::Stdout(output) => Pin::new(output).poll_write_vectored(context, slices),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(half) => Pin::new(half).poll_flush(context),
-            Self::Unix(half) => Pin::new(half).poll_flush(context),
+            Self::Socket(_) => Poll::Ready(Ok(())),
             Self::Stdout(output) => Pin::new(output).poll_flush(context),
         }
     }
@@ -354,8 +463,7 @@ impl AsyncWrite for Writer<'_> {
     /// Half-close: the reader at the other side sees the end of the stream, the other direction lives on.
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(half) => Pin::new(half).poll_shutdown(context),
-            Self::Unix(half) => Pin::new(half).poll_shutdown(context),
+            Self::Socket(socket) => Poll::Ready(socket.half_close()),
             Self::Stdout(output) => {
                 ready!(Pin::new(&mut *output).poll_flush(context))?;
                 // inetd and the like give one socket as input and output. Closing one of two descriptors does not end its stream;
@@ -385,7 +493,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
-        (Stream::tcp(accepted, Keepalive::On), other)
+        (Stream::tcp(accepted, Keepalive::default()), other)
     }
 
     fn unix_pair() -> (Stream, UnixStream) {
@@ -454,6 +562,30 @@ mod tests {
         let (stream, mut other) = unix_pair();
         other.shutdown().await.unwrap();
         assert!(stays(&stream).await);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_being_delivered_until_its_end_is_acknowledged() {
+        let (mut stream, mut other) = tcp_pair().await;
+        SockRef::from(&other).set_recv_buffer_size(4096).unwrap();
+        assert!(!stream.is_delivering());
+        {
+            let (_reader, mut writer) = stream.split();
+            // More than the other side's buffer has room for, and little enough for ours.
+            writer.write_all(&vec![7; 64 * 1024]).await.unwrap();
+            writer.shutdown().await.unwrap();
+        }
+        assert!(stream.is_delivering());
+        let mut received = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut other, &mut received).await.unwrap();
+        // The acknowledgement of the end may be delayed.
+        timeout(Duration::from_secs(20), async {
+            while stream.is_delivering() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .expect("it is acknowledged");
     }
 
     #[tokio::test]

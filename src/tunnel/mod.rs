@@ -80,15 +80,12 @@ impl Tunnel {
         client: Remote,
         deadline: Instant,
     ) -> Result<Self, TunnelError> {
-        // Until the tunnel stands, giving up is a reset: a responder that sees it gives up too, at once. An end of the stream
-        // is what a client of `spipe -e` sends that has half-closed, and where an initiator is dialed by mistake, a chain of
-        // such clients would go on for ever.
-        wire.arm_reset();
         let established = {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
             handshake::initiate(&mut wire, key, &terms.label, terms.ciphers, deadline).await?
         };
+        // Until here, giving up is a reset. From here on, the peer is told why.
         wire.disarm();
         let mut buffer = Buffer::take();
         let (sealer, length) = established.sealer.open(&ConnectionInfo { client: client.ip() }, &mut buffer);

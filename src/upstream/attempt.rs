@@ -6,6 +6,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use vec1::Vec1;
@@ -23,9 +26,18 @@ pub(super) struct Attempt {
 impl Attempt {
     async fn connect(self) -> io::Result<TcpStream> {
         let socket = if self.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A dial that is given up is a reset, also when the other side has accepted already. An end of the stream is what a client
+        // sends that has half-closed, and where an initiator is dialed by mistake, a chain of such clients would go on for ever.
+        SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
         if let Some(from) = self.from {
-            // A fixed outgoing port would otherwise be unusable for a minute after each connection.
-            socket.set_reuseaddr(true)?;
+            if from.port() == 0 {
+                // connect(2) then chooses the port, which can be one that has connections to other targets. bind(2), which does
+                // not know the target, would take a port of its own for each connection.
+                setsockopt(&socket, IpBindAddressNoPort, &true)?;
+            } else {
+                // A fixed outgoing port would otherwise be unusable for a minute after each connection.
+                socket.set_reuseaddr(true)?;
+            }
             socket.bind(from)?;
         }
         socket.connect(self.to).await

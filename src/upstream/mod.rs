@@ -161,7 +161,7 @@ impl DialFailure {
 
 /// A stream to a target.
 pub struct Connected {
-    /// The stream.
+    /// The stream. Over TCP, closing it is a reset until that is disarmed.
     pub stream: Stream,
     /// The address that was dialed, of those that the target has.
     pub remote: Remote,
@@ -281,7 +281,7 @@ mod tests {
         let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let route = Route::from(free.to_string().parse::<Target>().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let error = Dialer::new(route, Keepalive::On).dial(deadline).await.err().unwrap();
+        let error = Dialer::new(route, Keepalive::default()).dial(deadline).await.err().unwrap();
         assert_eq!(
             error.to_string(),
             format!("cannot connect to [127.0.0.1]:{}: Connection refused (os error 111)", free.port())

@@ -2,8 +2,11 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 
+use crate::support::network::Network;
 use crate::support::pipe::{End, Key, Pipe, field};
+use crate::support::site::Site;
 use crate::support::socket::{Service, assert_echoes, assert_reads, connect, echo, send_back};
 
 /// Starts a pipe whose initiator listens on `source`, and asserts that each of `hosts` reaches it.
@@ -94,4 +97,29 @@ fn the_responder_sees_the_outgoing_address() {
     assert_echoes(&mut client, "hello");
     drop(client);
     assert!(field(&pipe.responder.await_line(&[" closed "]), "peer").starts_with("[127.0.0.3]:"));
+}
+
+#[test]
+fn connections_from_an_outgoing_address_to_different_targets_share_ports() {
+    let site = Site::with_key();
+    let listener = UnixListener::bind(site.socket("service")).expect("the path is free");
+    let mut text = String::new();
+    for (name, target) in [("first", "[127.0.0.1]:7000"), ("second", "[127.0.0.2]:7000")] {
+        text += &(site.encrypt(name, target) + "bind = \"127.0.0.1\"\n");
+    }
+    let far = site.decrypt("far", site.socket("service"));
+    text += &far.replace(&site.socket("far"), "[0.0.0.0]:7000");
+    // Four ports in all.
+    let ports = "echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range &&";
+    let _network = Network::serve(&site, ports, &text);
+    let mut open = Vec::new();
+    for name in ["first", "second"] {
+        for _ in 0..4 {
+            let mut client = site.connect(name);
+            client.write_all(b"hello").expect("the pipe accepts the bytes");
+            let (mut served, _) = listener.accept().expect("the pipe connects");
+            assert_reads(&mut served, "hello");
+            open.push((client, served));
+        }
+    }
 }

@@ -257,6 +257,9 @@ fn invalid_values_of_the_other_options_of_a_pipe_are_refused() {
     for (line, part) in [
         ("max-connections = -1", "invalid value"),
         ("max-connections = \"many\"", "invalid type"),
+        ("dead-after = 4", "from 5 to 3600"),
+        ("dead-after = 3601", "from 5 to 3600"),
+        ("dead-after = \"long\"", "invalid type"),
         ("no-keepalive = \"yes\"", "invalid type"),
         ("cipher = \"rot13\"", "`chacha20poly1305`"),
         ("name = 5", "invalid type"),

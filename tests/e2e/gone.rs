@@ -1,9 +1,14 @@
 //! A client or a peer that is gone before its connection is established: nothing is kept for it.
 
 use std::fmt::Display;
+use std::fs;
+use std::io::Write;
+use std::net::Shutdown;
 
-use crate::support::pipe::{End, Key};
-use crate::support::socket::{BlackHole, Service, assert_reset, reset};
+use crate::support::pipe::{End, Key, Pipe};
+use crate::support::poll_until;
+use crate::support::redis::free_port;
+use crate::support::socket::{BlackHole, Service, assert_reads, assert_reset, connect_unix, reset};
 
 /// An option for a handshake that never times out while a test runs, so that only being gone can end it.
 const PATIENT: [&str; 2] = ["-o", "600"];
@@ -15,7 +20,8 @@ fn initiator_to(target: impl Display) -> End {
 
 #[test]
 fn a_client_that_is_reset_while_its_responder_is_dialed_frees_its_place() {
-    let initiator = initiator_to(BlackHole::start().address());
+    let hole = BlackHole::start();
+    let initiator = initiator_to(hole.address());
     for _ in 0..3 {
         reset(initiator.connect());
         initiator.await_line(&["failed", "the other side went away before the connection was established"]);
@@ -34,4 +40,86 @@ fn a_client_that_is_reset_during_the_handshake_leaves_no_connection_to_the_respo
     // The only place is free.
     let _next = initiator.connect();
     mute.accept();
+}
+
+#[test]
+fn a_client_that_has_half_closed_before_its_connection_stands_is_served() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).start();
+    let mut client = pipe.connect();
+    client.write_all(b"request").expect("the pipe accepts the bytes");
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    let mut served = service.accept();
+    assert_reads(&mut served, "request");
+    served.write_all(b"answer").expect("the pipe accepts the bytes");
+    assert_reads(&mut client, "answer");
+}
+
+#[test]
+fn the_bytes_of_a_unix_client_that_has_closed_already_are_delivered() {
+    let (key, service) = (Key::new(), Service::start());
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let responder = End::responder(&key, service.address()).start();
+    let source = directory.path().join("source");
+    let _initiator = End::initiator(&key, responder.address()).source(source.display()).start();
+    let mut client = connect_unix(&source).expect("the socket listens");
+    client.write_all(b"a line for the log").expect("the pipe accepts the bytes");
+    drop(client);
+    let mut received = Vec::new();
+    std::io::Read::read_to_end(&mut service.accept(), &mut received).expect("a clean end");
+    assert_eq!(received, b"a line for the log");
+}
+
+#[test]
+fn a_peer_that_is_gone_while_the_target_is_dialed_frees_its_place() {
+    let (key, hole) = (Key::new(), BlackHole::start());
+    let responder = End::responder(&key, hole.address()).args(&PATIENT).args(&["-n", "1"]).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    for _ in 0..3 {
+        let mut client = initiator.connect();
+        client.write_all(b"request").expect("the pipe accepts the bytes");
+        // The responder has answered, and dials.
+        poll_until("the target is dialed", || has_state(hole.address().port(), "02").then_some(()));
+        reset(client);
+        responder.await_line(&["refused", "the other side went away before the connection was established"]);
+    }
+}
+
+/// An initiator whose target is itself: each connection makes another one, and waits for it.
+fn chain(args: &[&str]) -> End {
+    let own = format!("127.0.0.1:{}", free_port());
+    End::initiator(&Key::new(), &own).source(&own).args(args).start()
+}
+
+/// Waits until nothing is connected to the chain. Each connection of it holds the next, so that it cannot go on then.
+fn assert_ends_whole(chain: &End) {
+    let states = ["01", "02", "03", "04", "05", "08", "09", "0B"];
+    let port = chain.address().port();
+    poll_until("the chain ends", || (!states.iter().any(|state| has_state(port, state))).then_some(()));
+}
+
+/// Whether a TCP connection with this local or remote port is in this state (proc_pid_net(5)).
+fn has_state(port: u16, state: &str) -> bool {
+    let port = format!(":{port:04X}");
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has this file");
+    let mut rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.any(|row| (row[1].ends_with(&port) || row[2].ends_with(&port)) && row[3] == state)
+}
+
+#[test]
+fn a_chain_of_initiators_ends_with_its_first_client() {
+    let chain = chain(&["-n", "20", "-o", "600"]);
+    let client = chain.connect();
+    chain.await_line(&["as many connections as -n allows"]);
+    reset(client);
+    assert_ends_whole(&chain);
+}
+
+#[test]
+fn a_chain_of_initiators_whose_first_client_has_closed_ends_in_time() {
+    let chain = chain(&["-n", "20", "-o", "2"]);
+    let client = chain.connect();
+    chain.await_line(&["as many connections as -n allows"]);
+    drop(client);
+    assert_ends_whole(&chain);
 }

@@ -11,6 +11,7 @@ mod ciphers;
 mod command_line;
 mod configuration;
 mod cuts;
+mod dead_paths;
 mod documents;
 mod drain;
 mod floods;

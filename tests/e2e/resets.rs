@@ -1,13 +1,16 @@
 //! A reset on one side becomes a reset on the other side, and so does every end that is not clean.
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 
 use rustix::process::Signal;
 
 use crate::support::pipe::{End, Key, Pipe};
+use crate::support::poll_until;
 use crate::support::redis::free_port;
-use crate::support::socket::{Service, assert_echoes, assert_reads, assert_reset, echo, reset};
+use crate::support::socket::{
+    Service, assert_echoes, assert_ends, assert_reads, assert_reset, connect_unix, echo, reset,
+};
 
 /// A pipe, a client, and its connection at the target. Bytes have crossed in both directions.
 fn conversation() -> (Pipe, TcpStream, TcpStream) {
@@ -38,6 +41,69 @@ fn a_targets_reset_resets_the_client() {
     assert_reset(&mut client);
     pipe.responder.await_line(&["closed", "the local side was reset"]);
     pipe.initiator.await_line(&["closed", "the connection at the other end was reset"]);
+}
+
+/// Waits until the kernel has an error for the socket: behind the end of a stream, reading does not tell it.
+fn await_error(stream: &TcpStream) {
+    poll_until("the connection is reset", || stream.take_error().expect("the socket is open"));
+}
+
+#[test]
+fn a_clients_reset_behind_its_end_resets_a_silent_target() {
+    let (pipe, client, mut served) = conversation();
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut served);
+    reset(client);
+    await_error(&served);
+    pipe.initiator.await_line(&["closed", "the local side was reset"]);
+    pipe.responder.await_line(&["closed", "the other end gave up"]);
+}
+
+#[test]
+fn a_targets_reset_behind_its_end_resets_a_silent_client() {
+    let (pipe, mut client, served) = conversation();
+    served.shutdown(Shutdown::Write).expect("the target is connected");
+    assert_ends(&mut client);
+    reset(served);
+    await_error(&client);
+    pipe.responder.await_line(&["closed", "the local side was reset"]);
+    pipe.initiator.await_line(&["closed", "the other end gave up"]);
+}
+
+#[test]
+fn a_unix_client_that_leaves_its_answer_unread_resets_a_silent_target() {
+    let (key, service) = (Key::new(), Service::start());
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let responder = End::responder(&key, service.address()).start();
+    let source = directory.path().join("source");
+    let initiator = End::initiator(&key, responder.address()).source(source.display()).start();
+    let client = connect_unix(&source).expect("the socket listens");
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    let mut served = service.accept();
+    assert_ends(&mut served);
+    served.write_all(b"an answer").expect("the pipe accepts the bytes");
+    poll_until("the answer arrives", || match rustix::io::ioctl_fionread(&client) {
+        Ok(0) => None,
+        unread => Some(unread.expect("the socket is open")),
+    });
+    // With unread bytes, which is how a Unix-domain socket is reset.
+    drop(client);
+    await_error(&served);
+    initiator.await_line(&["closed", "the local side was reset"]);
+}
+
+#[test]
+fn a_connection_reset_behind_its_end_frees_its_place() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).args(&["-n", "1"]).start();
+    let first = pipe.connect();
+    let mut served = service.accept();
+    first.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut served);
+    reset(first);
+    let mut second = pipe.connect();
+    second.write_all(b"next").expect("the pipe accepts the bytes");
+    assert_reads(&mut service.accept(), "next");
 }
 
 #[test]

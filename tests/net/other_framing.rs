@@ -63,7 +63,7 @@ async fn run(
     wire: DuplexStream,
 ) -> Result<(), PumpError> {
     let (mut seal, mut open) = (SealPump::new(Sealer), OpenPump::new(Opener, Inbox::new()));
-    pump::run(&mut seal, &mut open, local, split(wire)).await
+    pump::run(&mut seal, &mut open, local, split(wire), pump::unwatched).await
 }
 
 fn bytes(length: usize) -> Vec<u8> {

@@ -35,7 +35,7 @@ struct Side {
 impl Side {
     async fn run(self) -> Result<(), PumpError> {
         let (mut seal, mut open) = self.end.pumps();
-        pump::run(&mut seal, &mut open, split(self.local), split(self.wire)).await
+        pump::run(&mut seal, &mut open, split(self.local), split(self.wire), pump::unwatched).await
     }
 }
 
@@ -141,7 +141,7 @@ async fn receive(far: End, frames: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     wire.write_all(frames).await.unwrap();
     drop(wire);
     let (mut seal, mut open) = far.pumps();
-    let result = pump::run(&mut seal, &mut open, split(local), split(far_wire)).await;
+    let result = pump::run(&mut seal, &mut open, split(local), split(far_wire), pump::unwatched).await;
     let mut got = Vec::new();
     // The target does not end its own direction, like a client that waits for an answer.
     let (mut reader, _writer) = split(service);
@@ -189,7 +189,7 @@ async fn a_wire_that_ends_without_an_end_frame_is_a_truncation_at_every_byte() {
 async fn a_peer_that_vanishes_after_its_end_frame_is_noticed_while_this_side_is_silent() {
     let (near, far) = ends().await;
     let (_, result) = receive(far, &end(near.sealer)).await;
-    assert!(matches!(result, Err(PumpError::Truncated)), "{result:?}");
+    assert!(matches!(result, Err(PumpError::Abandoned)), "{result:?}");
 }
 
 #[tokio::test]
@@ -258,7 +258,7 @@ async fn an_abort_follows_the_sealed_frames_and_carries_its_reason() {
 
     let (mut service, far_local) = duplex(1 << 20);
     let (mut seal, mut open) = far.pumps();
-    let result = pump::run(&mut seal, &mut open, split(far_local), split(far_wire)).await;
+    let result = pump::run(&mut seal, &mut open, split(far_local), split(far_wire), pump::unwatched).await;
     assert!(matches!(result, Err(PumpError::Aborted(AbortReason::TargetUnreachable))), "{result:?}");
     let mut got = [0; 10];
     service.read_exact(&mut got).await.unwrap();

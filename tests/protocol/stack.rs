@@ -113,7 +113,7 @@ fn the_steps_of_a_handshake_leave_nothing() {
         let responder = responder.unwrap();
         let (mut message_2, responder) = assert_leaves_none(&secrets, || responder.reply(ciphers, &theirs));
         assert!(responder.is_ok());
-        let initiator = assert_leaves_none(&secrets, || initiator.finish(&mut message_2));
+        let initiator = assert_leaves_none(&secrets, || initiator.finish(&message_2));
         assert!(initiator.is_ok());
     }
 }

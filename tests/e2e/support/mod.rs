@@ -3,6 +3,7 @@
 
 pub(crate) mod manager;
 pub(crate) mod memory;
+pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod pipe;
 pub(crate) mod process;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("redis-benchmark", "redis-tools"),
@@ -22,6 +22,8 @@ const PACKAGES: [(&str, &str); 11] = [
     ("prlimit", "util-linux"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("ip", "iproute2"),
     ("systemd-socket-activate", "systemd"),
 ];
 

@@ -1,0 +1,105 @@
+//! How TCP connections are kept alive, and how one that is dead is told from one that is only slow.
+
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, setsockopt};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+use super::Answer;
+
+/// When a TCP connection counts as dead, and how that is found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// How long the other side may leave unanswered what was sent to it (`--dead-after`): at least 5 seconds.
+    pub dead_after: Duration,
+    /// Whether idle connections are probed (`-j` turns it off). A connection that is not may outlive its peer for ever.
+    pub probe_idle: bool,
+}
+
+impl Keepalive {
+    /// `--dead-after` by default. The first probe then comes after a minute, inside the idle limits of common NATs.
+    pub const DEAD_AFTER: Duration = Duration::from_secs(120);
+
+    /// How often a connection with something unanswered is looked at: eight times within the limit.
+    pub(crate) fn step(self) -> Duration {
+        self.dead_after / 8
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { dead_after: Self::DEAD_AFTER, probe_idle: true }
+    }
+}
+
+/// Longest pause between two retransmissions, or two probes of a window that stays closed, in milliseconds: from Linux 6.15,
+/// `include/uapi/linux/tcp.h`.
+const TCP_RTO_MAX_MS: libc::c_int = 44;
+
+#[derive(Clone, Copy)]
+struct RtoMax;
+nix::setsockopt_impl!(
+    RtoMax,
+    libc::IPPROTO_TCP,
+    TCP_RTO_MAX_MS,
+    u32,
+    nix::sys::socket::sockopt::SetStruct<u32>
+);
+
+#[derive(Clone, Copy)]
+struct Info;
+nix::getsockopt_impl!(
+    Info,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    libc::tcp_info,
+    nix::sys::socket::sockopt::GetStruct<libc::tcp_info>
+);
+
+/// Sets `socket` up so that a dead peer is noticed within `keepalive.dead_after`.
+///
+/// The kernel's own limit for this is TCP_USER_TIMEOUT. It is not used, since it would also end a connection whose peer lives,
+/// acknowledges every probe, and only does not read (tcp_probe_timer() in Linux): a client that is paused for an hour. The
+/// kernel does what keeps the connection talking, and [`answer`] tells whether somebody answers.
+pub(super) fn keep_alive(socket: &TcpStream, keepalive: Keepalive) {
+    let Keepalive { dead_after, probe_idle } = keepalive;
+    if probe_idle {
+        // In whole seconds. Half of the time passes in silence, and four probes share the rest.
+        let seconds = dead_after.as_secs();
+        let (idle, interval) = (seconds / 2, (seconds / 8).max(1));
+        let probes = u32::try_from((seconds - idle) / interval).unwrap_or(u32::MAX);
+        let settings = TcpKeepalive::new()
+            .with_time(Duration::from_secs(idle))
+            .with_interval(Duration::from_secs(interval))
+            .with_retries(probes);
+        let _ = SockRef::from(socket).set_tcp_keepalive(&settings);
+    }
+    // Both kinds of pause double each time, up to two minutes. A connection that has waited long would not ask for so long
+    // whether its peer still lives. Kernels that do not know the option stay with that.
+    let pause = keepalive.step().as_millis().clamp(1_000, 120_000);
+    let _older_kernel = setsockopt(socket, RtoMax, &u32::try_from(pause).expect("it is clamped"));
+}
+
+/// Whether the other side answers.
+pub(super) fn answer(socket: &TcpStream, within: Duration) -> Answer {
+    let Ok(info) = getsockopt(socket, Info) else { return Answer::NotDue };
+    // A window that stays closed has probes instead of packets in flight; their number goes back to 0 with each answer.
+    let is_due = info.tcpi_unacked > 0 || info.tcpi_probes > 0;
+    let heard = Duration::from_millis(info.tcpi_last_ack_recv.min(info.tcpi_last_data_recv).into());
+    match (is_due, info.tcpi_backoff > 0) {
+        (true, _) if heard >= within => Answer::Due,
+        (false, false) => Answer::NotDue,
+        _ => Answer::Heard,
+    }
+}
+
+/// States of `include/net/tcp_states.h` in which our end of the stream is sent and not yet acknowledged.
+const FIN_WAIT1: u8 = 4;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
+/// Whether the end of our stream is sent and not yet acknowledged.
+pub(super) fn is_delivering(socket: &TcpStream) -> bool {
+    getsockopt(socket, Info).is_ok_and(|info| [FIN_WAIT1, LAST_ACK, CLOSING].contains(&info.tcpi_state))
+}
