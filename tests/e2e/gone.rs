@@ -85,17 +85,21 @@ fn a_peer_that_is_gone_while_the_target_is_dialed_frees_its_place() {
     }
 }
 
-/// An initiator whose target is itself: each connection makes another one, and waits for it.
-fn chain(args: &[&str]) -> End {
-    let own = format!("127.0.0.1:{}", free_port());
-    End::initiator(&Key::new(), &own).source(&own).args(args).start()
+/// Two initiators, each with the other as its target: each connection makes another one, and waits for it. In one process, this
+/// is refused; in two, nobody sees it.
+fn chain(args: &[&str]) -> [End; 2] {
+    let (key, back) = (Key::new(), format!("127.0.0.1:{}", free_port()));
+    let there = End::initiator(&key, &back).args(args).start();
+    let back = End::initiator(&key, there.address()).source(back).args(args).start();
+    [there, back]
 }
 
 /// Waits until nothing is connected to the chain. Each connection of it holds the next, so that it cannot go on then.
-fn assert_ends_whole(chain: &End) {
+fn assert_ends_whole(chain: &[End; 2]) {
     let states = ["01", "02", "03", "04", "05", "08", "09", "0B"];
-    let port = chain.address().port();
-    poll_until("the chain ends", || (!states.iter().any(|state| has_state(port, state))).then_some(()));
+    let ports = chain.each_ref().map(|end| end.address().port());
+    let is_connected = |port| states.iter().any(|state| has_state(port, state));
+    poll_until("the chain ends", || (!ports.into_iter().any(is_connected)).then_some(()));
 }
 
 /// Whether a TCP connection with this local or remote port is in this state (proc_pid_net(5)).
@@ -109,8 +113,8 @@ fn has_state(port: u16, state: &str) -> bool {
 #[test]
 fn a_chain_of_initiators_ends_with_its_first_client() {
     let chain = chain(&["-n", "20", "-o", "600"]);
-    let client = chain.connect();
-    chain.await_line(&["as many connections as -n allows"]);
+    let client = chain[0].connect();
+    chain[0].await_line(&["as many connections as -n allows"]);
     reset(client);
     assert_ends_whole(&chain);
 }
@@ -118,8 +122,8 @@ fn a_chain_of_initiators_ends_with_its_first_client() {
 #[test]
 fn a_chain_of_initiators_whose_first_client_has_closed_ends_in_time() {
     let chain = chain(&["-n", "20", "-o", "2"]);
-    let client = chain.connect();
-    chain.await_line(&["as many connections as -n allows"]);
+    let client = chain[0].connect();
+    chain[0].await_line(&["as many connections as -n allows"]);
     drop(client);
     assert_ends_whole(&chain);
 }

@@ -319,11 +319,11 @@ fn assert_a_reload_removes_the_key(role: Role) {
     let subject = Subject::start(role, Cipher::Aes256Gcm);
     let (old, new) = (subject.key_file.clone(), Random::bytes(8, 32));
     let (mut plain, mut tunnel) = subject.establish();
-    subject.assert_has_all_of(&key_secrets(&old).only(&["psk"]));
+    subject.assert_has_all_of(&key_secrets(&old).only(&["mixed psk"]));
     std::fs::write(subject.key.path(), &new).expect("the file can be written");
     subject.end.process.reload_successfully();
     subject.assert_has_none_of(&key_secrets(&old));
-    subject.assert_has_all_of(&key_secrets(&new).only(&["psk"]));
+    subject.assert_has_all_of(&key_secrets(&new).only(&["mixed psk"]));
     exchange(&mut plain, &mut tunnel);
 }
 
@@ -340,6 +340,6 @@ fn a_reload_takes_the_old_key_out_of_the_memory_of_a_responder() {
 #[test]
 fn a_key_is_in_memory_and_the_content_of_its_file_is_not() {
     let subject = Subject::start(Role::Responder, Cipher::Aes256Gcm);
-    subject.assert_has_all_of(&key_secrets(&subject.key_file).only(&["psk"]));
-    subject.assert_has_none_of(&key_secrets(&subject.key_file).without(&["psk"]));
+    subject.assert_has_all_of(&key_secrets(&subject.key_file).only(&["mixed psk"]));
+    subject.assert_has_none_of(&key_secrets(&subject.key_file).without(&["mixed psk"]));
 }

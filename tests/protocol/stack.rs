@@ -111,7 +111,7 @@ fn the_steps_of_a_handshake_leave_nothing() {
             assert_leaves_none(&secrets, || Initiator::start(&key, &label, ciphers, &ours));
         let responder = assert_leaves_none(&secrets, || Responder::read(&message_1, &[&key], &label));
         let responder = responder.unwrap();
-        let (mut message_2, responder) = assert_leaves_none(&secrets, || responder.reply(ciphers, &theirs));
+        let (message_2, responder) = assert_leaves_none(&secrets, || responder.reply(ciphers, &theirs));
         assert!(responder.is_ok());
         let initiator = assert_leaves_none(&secrets, || initiator.finish(&message_2));
         assert!(initiator.is_ok());

@@ -41,7 +41,16 @@ pub(crate) fn key_secrets(key_file: &[u8]) -> Secrets {
     let mut psk = [0; 32];
     hkdf.expand(b"spipe/1 psk", &mut psk).expect("a short output");
     secrets.add("psk", &psk);
+    let (_, hkdf) = Hkdf::<Sha256>::extract(Some(&protocol_name()), &psk);
+    let mut mixed = [0; 96];
+    hkdf.expand(b"", &mut mixed).expect("a short output");
+    // What a process keeps of its key.
+    secrets.add("mixed psk", &mixed);
     secrets
+}
+
+fn protocol_name() -> [u8; 32] {
+    Sha256::digest("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256").into()
 }
 
 fn psk(key_file: &[u8]) -> [u8; 32] {
@@ -93,7 +102,7 @@ struct Noise {
 
 impl Noise {
     fn new(key_file: &[u8]) -> Self {
-        let name: [u8; 32] = Sha256::digest("Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256").into();
+        let name = protocol_name();
         let secrets = Secrets::default();
         let mut noise = Self { chaining_key: name, hash: name, cipher_key: [0; 32], nonce: 0, secrets };
         noise.mix_hash(b"spipe/1\0");
