@@ -6,6 +6,7 @@
 //! ```
 
 mod carry;
+mod clock;
 mod initiator;
 mod responder;
 mod watch;

@@ -9,7 +9,6 @@ use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
 use super::{Common, ConnectionError, SetupError};
-use crate::addr::Name;
 use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
 use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
@@ -27,20 +26,30 @@ pub struct Responder {
     dialer: Dialer,
     usage: Arc<Usage>,
     refusals: Arc<Repeated>,
+    probes: Arc<Repeated>,
 }
 
 impl Responder {
     /// A responder that accepts peers with any of `keys`, as far as `gate` admits them; its connections are counted in `usage`.
     pub fn new(common: Common, keys: Vec1<Arc<Key>>, gate: Arc<Gate>, usage: Arc<Usage>) -> Self {
         let dialer = Dialer::new(common.route.clone(), common.keepalive);
-        let name = common.name.clone();
-        let refusals = Repeated::new(move |kind, more| {
-            warn!(
-                pipe = name.as_ref().map(Name::as_str),
-                kind, more, "refused: further connections in the last minute"
-            );
+        let common = Arc::new(common);
+        let refusals = Repeated::new({
+            let common = Arc::clone(&common);
+            move |kind, more| {
+                warn!(pipe = common.pipe(), kind, more, "refused: further connections in the last minute");
+            }
         });
-        Self { common: Arc::new(common), keys, gate, dialer, usage, refusals }
+        let probes = Repeated::new({
+            let common = Arc::clone(&common);
+            move |_kind, more| {
+                debug!(
+                    pipe = common.pipe(),
+                    more, "closed without a byte: further connections in the last minute"
+                );
+            }
+        });
+        Self { common, keys, gate, dialer, usage, refusals, probes }
     }
 
     /// Carries `stranger` from here to its end, if it proves a key.
@@ -66,12 +75,14 @@ impl Responder {
         self.admit_and_dial(stranger).await.inspect_err(|error| {
             let (pipe, configured) = (self.common.pipe(), self.common.route.target());
             if is_probe(error) {
-                debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
-                return;
+                self.probes.event(Some("probe"), || {
+                    debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
+                });
+            } else {
+                self.refusals.event(error.kind(), || {
+                    warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
+                });
             }
-            self.refusals.event(error.kind(), || {
-                warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
-            });
         })
     }
 

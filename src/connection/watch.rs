@@ -5,8 +5,9 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep};
 
+use super::clock::sleep;
 use crate::pump::{PumpError, Waiting};
 use crate::stream::{Answer, Keepalive, Reader, Socket};
 

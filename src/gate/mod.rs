@@ -31,7 +31,7 @@ pub use self::place::{Connections, Place};
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
 use crate::stats::Repeated;
-use crate::stream::{Keepalive, Remote, Stream};
+use crate::stream::{Remote, Stream};
 
 /// The most clients of an initiator that are being connected on at a time; the next ones wait in the kernel's queue. Beyond
 /// this, a burst is not served sooner, since the processors are busy: each of its clients only waits longer for an answer, and
@@ -133,7 +133,6 @@ pub struct Gate {
     /// For the log.
     name: Option<Name>,
     sources: Sources,
-    keepalive: Keepalive,
     admissions: Arc<Admissions>,
     connections: Connections,
     saturation: Arc<Repeated>,
@@ -143,7 +142,6 @@ impl Gate {
     pub(crate) fn new(
         name: Option<Name>,
         sources: Sources,
-        keepalive: Keepalive,
         admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
@@ -154,7 +152,7 @@ impl Gate {
                 kind, more, "clients waited at further times in the last minute"
             );
         });
-        Self { name, sources, keepalive, admissions, connections, saturation }
+        Self { name, sources, admissions, connections, saturation }
     }
 
     /// An initiator's next client. Its permits come before it is accepted: a client beyond the limits waits in the kernel's queue,
@@ -162,7 +160,7 @@ impl Gate {
     pub async fn next_client(&self, listeners: &mut Listeners) -> Admitted<ClientPlace> {
         let permits = self.permits().await;
         let establishing = self.admissions.establishing.take().await;
-        let Arrival { stream, remote } = listeners.accept(self.keepalive, || {}).await;
+        let Arrival { stream, remote } = listeners.accept(|| {}).await;
         let place = self.connections.place(Some(permits));
         let place = ClientPlace { place, establishing: Some(Establishing(establishing)) };
         Admitted { stream, remote, place }
@@ -176,7 +174,7 @@ impl Gate {
         let mut waiting = self.admissions.waiting.subscribe();
         let _sender_lives = waiting.wait_for(|waiting| *waiting < waiting_max).await.map(drop);
         lobby.room().await;
-        let Arrival { stream, remote } = listeners.accept(self.keepalive, || lobby.turn_one_out()).await;
+        let Arrival { stream, remote } = listeners.accept(|| lobby.turn_one_out()).await;
         Admitted { stream, remote, place: lobby.enter(remote) }
     }
 

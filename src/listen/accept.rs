@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use crate::addr::{Endpoint, Source};
 use crate::stats::Repeated;
 use crate::stream::socket_file::SocketFile;
-use crate::stream::{Keepalive, Remote, Stream};
+use crate::stream::{self, Keepalive, Remote, Stream};
 
 /// The first pause after accept(2) failed for want of descriptors or memory; it doubles …
 const BACK_OFF_MIN: Duration = Duration::from_millis(5);
@@ -55,12 +55,11 @@ impl Listener {
         &self.source
     }
 
-    fn poll_accept(&self, context: &mut Context<'_>, keepalive: Keepalive) -> Poll<io::Result<Arrival>> {
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Arrival>> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.poll_accept(context).map_ok(|(stream, address)| Arrival {
-                stream: Stream::tcp(stream, keepalive),
-                remote: address.into(),
-            }),
+            Socket::Tcp(listener) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, address)| Arrival { stream: Stream::Tcp(stream), remote: address.into() }),
             Socket::Unix(listener, ..) => listener
                 .poll_accept(context)
                 .map_ok(|(stream, _)| Arrival { stream: Stream::Unix(stream), remote: Remote::Local }),
@@ -77,8 +76,13 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Those of `sockets`.
-    pub fn new(sockets: Vec<Listener>) -> Self {
+    /// Those of `sockets`, whose connections are kept alive as `keepalive` says.
+    pub fn new(sockets: Vec<Listener>, keepalive: Keepalive) -> Self {
+        for socket in &sockets {
+            if let Socket::Tcp(listener) = &socket.socket {
+                stream::set_up(listener, keepalive);
+            }
+        }
         let shortage = Repeated::new(|_kind, more| {
             warn!(more, "cannot accept connections: further times in the last minute");
         });
@@ -93,13 +97,13 @@ impl Listeners {
     /// The next connection at any of the sockets. Failures of accept(2) never end the loop that calls this: a connection that
     /// died in the queue is passed over, and a lack of descriptors or memory is waited out, after `relieve` has had a chance to
     /// end it.
-    pub(crate) async fn accept(&mut self, keepalive: Keepalive, relieve: impl Fn()) -> Arrival {
+    pub(crate) async fn accept(&mut self, relieve: impl Fn()) -> Arrival {
         let mut pause = BACK_OFF_MIN;
         loop {
             let (listener, accepted) = poll_fn(|context| {
                 for turn in 0..self.sockets.len() {
                     let index = (self.first + turn) % self.sockets.len();
-                    if let Poll::Ready(accepted) = self.sockets[index].poll_accept(context, keepalive) {
+                    if let Poll::Ready(accepted) = self.sockets[index].poll_accept(context) {
                         self.first = index + 1;
                         return Poll::Ready((index, accepted));
                     }

@@ -12,6 +12,10 @@ use crate::connection::{Initiator, Responder};
 use crate::gate::{Connections, Gate};
 use crate::listen::{Listener, Listeners};
 
+/// Connections that are accepted in a burst before those that were accepted have their turn. With 1, each of them would cost a
+/// wake-up of another thread.
+const ACCEPTED_AT_A_TIME: u64 = 8;
+
 /// A pipe that accepts connections, in the background.
 pub(super) struct Accepting {
     stop: CancellationToken,
@@ -21,10 +25,11 @@ pub(super) struct Accepting {
 impl Accepting {
     /// Starts to accept at `listeners` what `spec` says. The connections live on when this is stopped.
     pub(super) fn start(spec: Spec, listeners: Vec<Listener>, registry: &Registry) -> Self {
+        let keepalive = spec.common.keepalive;
         let reception = Reception::new(spec, registry);
         let stop = CancellationToken::new();
         let (stopped, heartbeat) = (stop.clone(), Arc::clone(&registry.heartbeat));
-        let mut listeners = Listeners::new(listeners);
+        let mut listeners = Listeners::new(listeners, keepalive);
         let task = tokio::spawn(async move {
             let accepting = async {
                 tokio::select! {
@@ -83,8 +88,8 @@ impl Reception {
         let Spec { sources, rules, role, common } = spec;
         let admissions = registry.admissions(&sources, &rules);
         let connections = registry.connections.clone();
-        let (name, keepalive) = (common.name.clone(), common.keepalive);
-        let gate = Arc::new(Gate::new(name, sources, keepalive, admissions, connections.clone()));
+        let name = common.name.clone();
+        let gate = Arc::new(Gate::new(name, sources, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
         let life = match role {
             Role::Initiator { key } => Life::Initiator(Arc::new(Initiator::new(common, key, usage))),
@@ -98,10 +103,9 @@ impl Reception {
     /// Goes on for ever. One loop for all sockets of the pipe: an initiator's permit is taken before it is known where the next
     /// client comes, and with a loop for each socket, one where no client comes could keep the last permit.
     ///
-    /// Each turn ends with a yield, so that whoever was accepted is served before the next one is accepted: this loop never
-    /// outruns the handshakes.
+    /// After a few, whoever was accepted is served before the next one is: so this loop does not outrun the handshakes.
     async fn receive(&self, listeners: &mut Listeners) {
-        loop {
+        for accepted in 1_u64.. {
             match &self.life {
                 Life::Initiator(initiator) => {
                     let client = self.gate.next_client(listeners).await;
@@ -112,7 +116,9 @@ impl Reception {
                     self.connections.spawn(Arc::clone(responder).carry(stranger));
                 }
             }
-            tokio::task::yield_now().await;
+            if accepted.is_multiple_of(ACCEPTED_AT_A_TIME) {
+                tokio::task::yield_now().await;
+            }
         }
     }
 }

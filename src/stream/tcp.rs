@@ -1,5 +1,6 @@
 //! How TCP connections are kept alive, and how one that is dead is told from one that is only slow.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, setsockopt};
@@ -62,7 +63,7 @@ nix::getsockopt_impl!(
 /// The kernel's own limit for this is TCP_USER_TIMEOUT. It is not used, since it would also end a connection whose peer lives,
 /// acknowledges every probe, and only does not read (tcp_probe_timer() in Linux): a client that is paused for an hour. The
 /// kernel does what keeps the connection talking, and [`answer`] tells whether somebody answers.
-pub(super) fn keep_alive(socket: &TcpStream, keepalive: Keepalive) {
+pub(super) fn keep_alive(socket: &impl AsFd, keepalive: Keepalive) {
     let Keepalive { dead_after, probe_idle } = keepalive;
     if probe_idle {
         // In whole seconds. Half of the time passes in silence, and four probes share the rest.
@@ -74,6 +75,9 @@ pub(super) fn keep_alive(socket: &TcpStream, keepalive: Keepalive) {
             .with_interval(Duration::from_secs(interval))
             .with_retries(probes);
         let _ = SockRef::from(socket).set_tcp_keepalive(&settings);
+    } else {
+        // A socket that listens may have had it from the pipe before.
+        let _ = SockRef::from(socket).set_keepalive(false);
     }
     // Both kinds of pause double each time, up to two minutes. A connection that has waited long would not ask for so long
     // whether its peer still lives. Kernels that do not know the option stay with that.

@@ -87,3 +87,18 @@ fn every_option_in_the_help_is_also_an_option_of_the_file() {
         assert!(process != of_a_pipe, "--{name}: for the process {process}, for a pipe {of_a_pipe}");
     }
 }
+
+#[test]
+fn every_test_that_a_promise_names_is_in_the_tree() {
+    let text = document("docs/RELIABILITY.md");
+    let links: Vec<_> = text
+        .split("[`")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("`](../")?.1.split_once(')').map(|(file, _)| (rest, file)))
+        .collect();
+    assert!(links.len() > 20, "{}", links.len());
+    for (rest, file) in links {
+        let (name, _) = rest.split_once('`').expect("a link has an end");
+        assert!(document(file).contains(&format!("fn {name}()")), "{name} is not in {file}");
+    }
+}
