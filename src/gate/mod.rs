@@ -6,7 +6,7 @@
 //!                                                                   proved the key waits for its permits
 //! ```
 //!
-//! Nothing is accepted that cannot be held: what a process has descriptors for is its [`Budget`], and a burst beyond it stays in
+//! Nothing is accepted that cannot be held: what a process has descriptors for is its `Budget`, and a burst beyond it stays in
 //! the kernel's queue, where it costs nothing and nobody is refused.
 //!
 //! `docs/DESIGN.md`, "A new option", shows what to add here.
