@@ -394,14 +394,16 @@ async fn a_turn_seals_a_few_frames_of_a_local_side_that_has_many() {
     client.write_all(&vec![7; length]).await.unwrap();
     let (_peer, mut wire) = duplex(2 * length);
     let mut pump = SealPump::new(near.sealer);
-    let mut before = 0;
-    for turn in 0..4 {
+    let mut turns = 0;
+    // tokio may end a turn before: here, each frame is a read and a write.
+    while pump.bytes() < length as u64 {
+        let before = pump.bytes();
         let more = one_turn(|context| pump.poll(context, &mut local, &mut wire)).await;
-        let sealed = pump.bytes() - before;
-        before = pump.bytes();
-        let frames = if turn < 3 { FRAMES_PER_TURN } else { 2 };
-        assert_eq!((sealed, more), ((frames * PAYLOAD_MAX) as u64, (true, turn < 3)));
+        assert!((1..=(FRAMES_PER_TURN * PAYLOAD_MAX) as u64).contains(&(pump.bytes() - before)));
+        assert_eq!(more, (true, pump.bytes() < length as u64));
+        turns += 1;
     }
+    assert!(turns > 3);
 }
 
 #[tokio::test]
