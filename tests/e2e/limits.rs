@@ -165,6 +165,21 @@ fn a_lack_of_descriptors_pauses_accepting_only() {
 }
 
 #[test]
+fn a_client_that_was_accepted_with_the_last_descriptor_waits_for_another() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).start();
+    let initiator = End::initiator(&key, responder.address()).start();
+    let mut running = initiator.connect();
+    assert_echoes(&mut running, "before");
+    let before = descriptors(&initiator).len();
+    leave_descriptors(&initiator, 1);
+    let mut waiting = initiator.connect();
+    poll_until("it is accepted", || (descriptors(&initiator).len() > before).then_some(()));
+    drop(running);
+    assert_echoes(&mut waiting, "after");
+}
+
+#[test]
 fn for_want_of_descriptors_a_stranger_goes_and_a_key_holder_gets_in() {
     let key = Key::new();
     let responder = End::responder(&key, echo()).args(&["-o", "600"]).start();

@@ -177,7 +177,6 @@ impl Pipe {
             initiator: Vec::new(),
             responder: Vec::new(),
             relay: None,
-            plan: Plan::PASS,
         }
     }
 
@@ -193,8 +192,7 @@ pub(crate) struct PipeBuilder {
     both: Vec<String>,
     initiator: Vec<String>,
     responder: Vec<String>,
-    relay: Option<fn(SocketAddr, Plan) -> Relay>,
-    plan: Plan,
+    relay: Option<Plan>,
 }
 
 impl PipeBuilder {
@@ -219,13 +217,9 @@ impl PipeBuilder {
     }
 
     /// Puts a relay between the ends, which follows `plan` on its first connection.
-    pub(crate) fn through(self, plan: Plan) -> Self {
-        Self { relay: Some(Relay::start), plan, ..self }
-    }
-
-    /// Puts a relay between the ends, which follows `plan` on every connection.
-    pub(crate) fn through_every(self, plan: Plan) -> Self {
-        Self { relay: Some(Relay::start_every), plan, ..self }
+    pub(crate) fn through(mut self, plan: Plan) -> Self {
+        self.relay = Some(plan);
+        self
     }
 
     pub(crate) fn start(self) -> Pipe {
@@ -238,7 +232,7 @@ impl PipeBuilder {
         let mut responder = End::responder(&key, self.target);
         responder.args = self.responder;
         let responder = responder.start();
-        let relay = self.relay.map(|start| start(responder.address(), self.plan));
+        let relay = self.relay.map(|plan| Relay::start(responder.address(), plan));
         let sealed = relay.as_ref().map_or_else(|| responder.address(), Relay::address);
         let mut initiator = End::initiator(&key, sealed);
         initiator.args = self.initiator;
