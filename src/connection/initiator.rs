@@ -28,14 +28,17 @@ impl Initiator {
     /// An initiator that proves `key`, and whose connections are counted in `usage`.
     pub fn new(common: Common, key: Arc<Key>, usage: Arc<Usage>) -> Self {
         let dialer = Dialer::new(common.route.clone(), common.keepalive);
-        let name = common.name.clone();
-        let failures = Repeated::new(move |kind, more| {
-            warn!(
-                pipe = name.as_ref().map(Name::as_str),
-                kind, more, "failed: further connections in the last minute"
-            );
+        let common = Arc::new(common);
+        let failures = Repeated::new({
+            let common = Arc::clone(&common);
+            move |kind, more| {
+                warn!(
+                    pipe = common.name.as_ref().map(Name::as_str),
+                    kind, more, "failed: further connections in the last minute"
+                );
+            }
         });
-        Self { common: Arc::new(common), key, dialer, usage, failures }
+        Self { common, key, dialer, usage, failures }
     }
 
     /// Carries `client` from here to its end.

@@ -106,7 +106,7 @@ pub enum SetupError {
     /// A stranger had to make room for newer ones.
     #[error("too many connections are waiting to shake hands, and this one waited longest")]
     TurnedOut,
-    /// Whoever it was for is gone.
+    /// The client or the peer that it was for is gone.
     #[error("the other side went away before the connection was established")]
     Gone,
     /// This process is stopping, and waits no longer.

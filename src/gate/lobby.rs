@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_said_something_loses_nothing_to_the_silent() {
+    async fn a_stranger_that_has_said_something_loses_nothing_to_silent_ones() {
         let lobby = lobby();
         let mut honest = lobby.enter(from("192.0.2.1"));
         honest.advance(Stage::Speaking);
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_was_turned_out_and_has_said_something_by_then_goes_on() {
+    async fn a_stranger_that_was_turned_out_and_has_said_something_by_then_goes_on() {
         let lobby = lobby();
         let mut honest = lobby.enter(from("192.0.2.1"));
         let _flood = enter(&lobby, 1_000, "192.0.2.1").await;

@@ -103,7 +103,7 @@ impl Reception {
     /// Goes on for ever. One loop for all sockets of the pipe: an initiator's permit is taken before it is known where the next
     /// client comes, and with a loop for each socket, one where no client comes could keep the last permit.
     ///
-    /// After a few, whoever was accepted is served before the next one is: so this loop does not outrun the handshakes.
+    /// After a few, the accepted connections are served before the next one is accepted: so this loop does not outrun the handshakes.
     async fn receive(&self, listeners: &mut Listeners) {
         for accepted in 1_u64.. {
             match &self.life {

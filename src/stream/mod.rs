@@ -306,7 +306,7 @@ impl Socket<'_> {
             Self::Unix(stream) => SockRef::from(stream).shutdown(Shutdown::Write),
         };
         match shut {
-            // It was reset, which whoever reads will say.
+            // It was reset, which the next read will say.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             shut => shut,
         }

@@ -189,7 +189,7 @@ impl Dialer {
         let connected = loop {
             let connected =
                 timeout_at(deadline, self.dial_once()).await.unwrap_or(Err(DialFailure::TimedOut));
-            // Whoever was accepted is not turned away for want of a descriptor, as long as one may become free.
+            // An accepted client is not turned away for want of a descriptor, as long as one may become free.
             match connected {
                 Err(failure) if failure.is_shortage() && Instant::now() + SHORTAGE < deadline => {
                     sleep(SHORTAGE).await;

@@ -1,13 +1,13 @@
 //! Bytes arrive unchanged, in order, in both directions at once, and no faster than they are read.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use crate::support::pipe::Pipe;
 use crate::support::random::Random;
-use crate::support::socket::{Service, assert_echoes, assert_ends, assert_reads, echo};
+use crate::support::socket::{Listed, Service, assert_echoes, assert_ends, assert_reads, echo, listed};
 
 const PIECE: usize = 1 << 16;
 
@@ -207,15 +207,6 @@ fn the_wire_carries_no_plaintext() {
     }
 }
 
-/// The connections of this host over IPv4 that are in TIME_WAIT, each by its local and its remote port.
-fn in_time_wait() -> Vec<(u16, u16)> {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists connections");
-    let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
-    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
-    // 06 is TCP_TIME_WAIT.
-    rows.filter(|row| row[3] == "06").filter_map(|row| Some((port(row[1])?, port(row[2])?))).collect()
-}
-
 #[test]
 fn the_end_that_dials_keeps_no_port_after_a_connection() {
     let service = Service::start().serve(|mut stream| {
@@ -224,7 +215,7 @@ fn the_end_that_dials_keeps_no_port_after_a_connection() {
         let _ = stream.shutdown(Shutdown::Write);
     });
     let pipe = Pipe::to(service).start();
-    let sealed = pipe.responder.address().port();
+    let sealed = pipe.responder.address();
     for _ in 0..20 {
         let mut client = pipe.connect();
         client.write_all(b"question").expect("the pipe accepts the bytes");
@@ -232,9 +223,10 @@ fn the_end_that_dials_keeps_no_port_after_a_connection() {
         assert_ends(&mut client);
     }
     pipe.initiator.process.await_lines(20, " closed ");
+    let in_time_wait = |end: fn(&Listed) -> SocketAddr| {
+        listed().iter().filter(|row| row.state == "06" && end(row) == sealed).count()
+    };
     // They are where the responder listens, which needs no port of its own for each.
-    crate::support::poll_until("all are closed", || {
-        (in_time_wait().iter().filter(|(local, _)| *local == sealed).count() == 20).then_some(())
-    });
-    assert_eq!(in_time_wait().iter().filter(|(_, remote)| *remote == sealed).count(), 0);
+    crate::support::poll_until("all are closed", || (in_time_wait(|row| row.local) == 20).then_some(()));
+    assert_eq!(in_time_wait(|row| row.remote), 0);
 }

@@ -1,14 +1,13 @@
 //! A client or a peer that is gone before its connection is established: nothing is kept for it.
 
 use std::fmt::Display;
-use std::fs;
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
 use crate::support::redis::free_port;
-use crate::support::socket::{BlackHole, Service, assert_reads, assert_reset, connect_unix, reset};
+use crate::support::socket::{BlackHole, Service, assert_reads, assert_reset, connect_unix, listed, reset};
 
 /// An option for a handshake that never times out while a test runs, so that only being gone can end it.
 const PATIENT: [&str; 2] = ["-o", "600"];
@@ -79,7 +78,7 @@ fn a_peer_that_is_gone_while_the_target_is_dialed_frees_its_place() {
         let mut client = initiator.connect();
         client.write_all(b"request").expect("the pipe accepts the bytes");
         // The responder has answered, and dials.
-        poll_until("the target is dialed", || has_state(hole.address().port(), "02").then_some(()));
+        poll_until("the target is dialed", || has_state(hole.address(), "02").then_some(()));
         reset(client);
         responder.await_line(&["refused", "the other side went away before the connection was established"]);
     }
@@ -97,17 +96,14 @@ fn chain(args: &[&str]) -> [End; 2] {
 /// Waits until nothing is connected to the chain. Each connection of it holds the next, so that it cannot go on then.
 fn assert_ends_whole(chain: &[End; 2]) {
     let states = ["01", "02", "03", "04", "05", "08", "09", "0B"];
-    let ports = chain.each_ref().map(|end| end.address().port());
-    let is_connected = |port| states.iter().any(|state| has_state(port, state));
-    poll_until("the chain ends", || (!ports.into_iter().any(is_connected)).then_some(()));
+    let listeners = chain.each_ref().map(End::address);
+    let is_connected = |listener| states.iter().any(|state| has_state(listener, state));
+    poll_until("the chain ends", || (!listeners.into_iter().any(is_connected)).then_some(()));
 }
 
-/// Whether a TCP connection with this local or remote port is in this state (proc_pid_net(5)).
-fn has_state(port: u16, state: &str) -> bool {
-    let port = format!(":{port:04X}");
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has this file");
-    let mut rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
-    rows.any(|row| (row[1].ends_with(&port) || row[2].ends_with(&port)) && row[3] == state)
+/// Whether a TCP connection from or to this address is in this state.
+fn has_state(address: SocketAddr, state: &str) -> bool {
+    listed().iter().any(|row| (row.local == address || row.remote == address) && row.state == state)
 }
 
 #[test]

@@ -1,18 +1,16 @@
 //! TCP keep-alive, as the kernel reports it.
 
-use std::fs;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::support::pipe::Pipe;
-use crate::support::socket::{assert_echoes, echo};
+use crate::support::socket::{assert_echoes, echo, listed};
 
-/// The timers of the established connections that were accepted on `port`: field `tr` of /proc/net/tcp, where `02` is
-/// keep-alive, `01` a retransmission, which ends soon, and `00` none (proc_pid_net(5)).
-pub(crate) fn timers(port: u16) -> Vec<String> {
-    let port = format!(":{port:04X}");
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has this file");
-    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
-    rows.filter(|row| row[1].ends_with(&port) && row[3] == "01").map(|row| row[5][..2].to_owned()).collect()
+/// The timers of the established connections that were accepted at `listener`: `02` is keep-alive, `01` a
+/// retransmission, which ends soon, and `00` none.
+pub(crate) fn timers(listener: SocketAddr) -> Vec<String> {
+    let accepted = listed().into_iter().filter(|row| row.local == listener && row.state == "01");
+    accepted.map(|row| row.timer).collect()
 }
 
 /// Waits until both the client's connection and the connection on the wire have exactly this timer.
@@ -23,7 +21,7 @@ fn assert_timer(args: &[&str], expected: &str) {
     let guard = Instant::now() + Duration::from_secs(30);
     for end in [&pipe.initiator, &pipe.responder] {
         loop {
-            let timers = timers(end.address().port());
+            let timers = timers(end.address());
             if timers == [expected] {
                 break;
             }

@@ -1,5 +1,5 @@
 //! Many at once: clients that all come back after an outage, strangers that connect without end, and key holders beyond the
-//! limit. Whoever holds the key is served.
+//! limit. Every key holder is served.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;

@@ -175,3 +175,34 @@ impl BlackHole {
         self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound")
     }
 }
+
+/// A TCP connection over IPv4 as the kernel lists it (proc_pid_net(5)). Both ends are whole addresses: a connection that
+/// another test makes from 127.0.0.7 may well have the port of a listener at 127.0.0.1.
+pub(crate) struct Listed {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    /// `01` established, `02` SYN sent, `06` TIME_WAIT (include/net/tcp_states.h), in hexadecimal.
+    pub(crate) state: String,
+    /// `00` none, `01` a retransmission, `02` keep-alive.
+    pub(crate) timer: String,
+}
+
+/// All TCP connections and listeners of this network namespace over IPv4.
+pub(crate) fn listed() -> Vec<Listed> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has this file");
+    let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.map(|row| Listed {
+        local: listed_address(row[1]),
+        remote: listed_address(row[2]),
+        state: row[3].to_owned(),
+        timer: row[5][..2].to_owned(),
+    })
+    .collect()
+}
+
+/// `0100007F:1F90` is 127.0.0.1:8080: the address as the number that is in memory, the port as one reads it.
+fn listed_address(text: &str) -> SocketAddr {
+    let (ip, port) = text.split_once(':').expect("an address has a port");
+    let ip = u32::from_str_radix(ip, 16).expect("the address is a number").to_ne_bytes();
+    SocketAddr::from((ip, u16::from_str_radix(port, 16).expect("the port is a number")))
+}
