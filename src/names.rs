@@ -23,17 +23,23 @@ pub enum ResolveError {
     NoAddress(String),
 }
 
-/// The addresses of `host`, with `port`, looked up now.
-///
-/// # Errors
-/// [`ResolveError`].
-pub(crate) async fn resolve(host: &str, port: u16) -> Result<Vec1<SocketAddr>, ResolveError> {
-    // getaddrinfo(3) knows no other way than to block.
-    let name = host.to_owned();
-    let looking_up = tokio::task::spawn_blocking(move || resolve_blocking(&name, port));
-    looking_up.await.unwrap_or_else(|panic| {
-        Err(ResolveError::Refused { host: host.to_owned(), source: io::Error::other(panic) })
-    })
+/// The names that the pipes of a process look up.
+#[derive(Default)]
+pub struct Names(());
+
+impl Names {
+    /// The addresses of `host`, with `port`, looked up now.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> Result<Vec1<SocketAddr>, ResolveError> {
+        // getaddrinfo(3) knows no other way than to block.
+        let name = host.to_owned();
+        let looking_up = tokio::task::spawn_blocking(move || resolve_blocking(&name, port));
+        looking_up.await.unwrap_or_else(|panic| {
+            Err(ResolveError::Refused { host: host.to_owned(), source: io::Error::other(panic) })
+        })
+    }
 }
 
 /// The same, for where there is no runtime.

@@ -25,6 +25,7 @@ use crate::service::signals::Signals;
 use crate::service::startup::{Service, Started, StartupError};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
 use crate::stream::{Remote, Stream};
+use crate::upstream::Dialer;
 
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
 ///
@@ -138,7 +139,8 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
         remote: Remote::Local,
         place: ClientPlace { place: Connections::default().place(None), establishing: None },
     };
-    let initiator = Arc::new(Initiator::new(common, key, Arc::default()));
+    let dialer = Dialer::new(common.route.clone(), common.keepalive, Arc::default());
+    let initiator = Arc::new(Initiator::new(common, key, dialer, Arc::default()));
     let carried = runtime.block_on(initiator.carry(stdio));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();

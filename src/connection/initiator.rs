@@ -25,9 +25,8 @@ pub struct Initiator {
 }
 
 impl Initiator {
-    /// An initiator that proves `key`, and whose connections are counted in `usage`.
-    pub fn new(common: Common, key: Arc<Key>, usage: Arc<Usage>) -> Self {
-        let dialer = Dialer::new(common.route.clone(), common.keepalive);
+    /// An initiator that proves `key` to what `dialer` dials, and whose connections are counted in `usage`.
+    pub fn new(common: Common, key: Arc<Key>, dialer: Dialer, usage: Arc<Usage>) -> Self {
         let common = Arc::new(common);
         let failures = Repeated::new({
             let common = Arc::clone(&common);

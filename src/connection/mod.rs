@@ -153,6 +153,7 @@ mod tests {
     use crate::proto::cipher::Cipher;
     use crate::proto::key::Key;
     use crate::stream::{Remote, Stream};
+    use crate::upstream::Dialer;
 
     /// What each idle connection costs besides its keys and sockets; it grows unnoticed, by a variable that lives across a
     /// wait.
@@ -164,7 +165,8 @@ mod tests {
         let key = Arc::new(Key::from_bytes(&[1; 32]).unwrap());
         let place = ClientPlace { place: Connections::default().place(None), establishing: None };
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
-        let future = Arc::new(Initiator::new(common, key, Arc::default())).carry(client);
+        let dialer = Dialer::new(common.route.clone(), common.keepalive, Arc::default());
+        let future = Arc::new(Initiator::new(common, key, dialer, Arc::default())).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
         assert!(size_of::<Carrying>() <= 448, "what a connection owns has {} bytes", size_of::<Carrying>());
     }

@@ -30,9 +30,15 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// A responder that accepts peers with any of `keys`, as far as `gate` admits them; its connections are counted in `usage`.
-    pub fn new(common: Common, keys: Vec1<Arc<Key>>, gate: Arc<Gate>, usage: Arc<Usage>) -> Self {
-        let dialer = Dialer::new(common.route.clone(), common.keepalive);
+    /// A responder that accepts peers with any of `keys`, as far as `gate` admits them, for what `dialer` dials; its connections
+    /// are counted in `usage`.
+    pub fn new(
+        common: Common,
+        keys: Vec1<Arc<Key>>,
+        gate: Arc<Gate>,
+        dialer: Dialer,
+        usage: Arc<Usage>,
+    ) -> Self {
         let common = Arc::new(common);
         let refusals = Repeated::new({
             let common = Arc::clone(&common);

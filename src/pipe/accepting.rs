@@ -11,6 +11,7 @@ use super::spec::{Role, Spec};
 use crate::connection::{Initiator, Responder};
 use crate::gate::{Connections, Gate};
 use crate::listen::{Listener, Listeners};
+use crate::upstream::Dialer;
 
 /// Connections that are accepted in a burst before those that were accepted have their turn. With 1, each of them would cost a
 /// wake-up of another thread.
@@ -91,10 +92,11 @@ impl Reception {
         let name = common.name.clone();
         let gate = Arc::new(Gate::new(name, sources, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
+        let dialer = Dialer::new(common.route.clone(), common.keepalive, Arc::clone(&registry.names));
         let life = match role {
-            Role::Initiator { key } => Life::Initiator(Arc::new(Initiator::new(common, key, usage))),
+            Role::Initiator { key } => Life::Initiator(Arc::new(Initiator::new(common, key, dialer, usage))),
             Role::Responder { keys } => {
-                Life::Responder(Arc::new(Responder::new(common, keys, Arc::clone(&gate), usage)))
+                Life::Responder(Arc::new(Responder::new(common, keys, Arc::clone(&gate), dialer, usage)))
             }
         };
         Self { gate, life, connections }

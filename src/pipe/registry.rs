@@ -9,6 +9,7 @@ use super::heartbeat::Heartbeat;
 use super::spec::{Role, Specs};
 use crate::addr::Sources;
 use crate::gate::{Admissions, Budget, Connections, Rules};
+use crate::names::Names;
 use crate::stats::Usage;
 
 /// What the pipes of a process leave to those that take their place.
@@ -19,6 +20,8 @@ pub struct Registry {
     pub connections: Connections,
     /// How many of them each key carries.
     pub usage: Arc<Usage>,
+    /// The names that they connect to.
+    pub names: Arc<Names>,
     /// Signs of life of the accept loops.
     pub heartbeat: Arc<Heartbeat>,
     /// What has been admitted at the sources of each pipe, as they were written.
@@ -39,6 +42,7 @@ impl Registry {
             descriptors,
             connections: Connections::default(),
             usage: Arc::default(),
+            names: Arc::default(),
             heartbeat: Arc::default(),
             by_sources: Mutex::default(),
         }

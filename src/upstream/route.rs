@@ -1,0 +1,93 @@
+//! One way to a target: pure data.
+
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use crate::addr::{Endpoint, Outgoing, Target, UnixName};
+
+/// A target and the address to reach it from: pure data, and of kinds that go together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    target: Target,
+    from: Option<Outgoing>,
+    pub(super) way: Way,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Tcp { to: Host, from: Option<Host> },
+    Unix { to: UnixName, from: Option<UnixName> },
+}
+
+/// What TCP can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    Address(SocketAddr),
+    Name { host: String, port: u16 },
+}
+
+/// An outgoing address that cannot reach its target, whatever the network does.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the target {target} cannot be reached from {from}: both are to be Unix-domain sockets, or neither")]
+pub struct FamilyMismatch {
+    target: Target,
+    from: Outgoing,
+}
+
+impl Route {
+    /// The way to `target`, from the address `from` if that is not left to the system.
+    ///
+    /// # Errors
+    /// [`FamilyMismatch`].
+    pub fn new(target: Target, from: Option<Outgoing>) -> Result<Self, FamilyMismatch> {
+        /// A Unix-domain socket's name, or what TCP can reach.
+        fn sort(endpoint: &Endpoint) -> Result<Host, UnixName> {
+            match endpoint.clone() {
+                Endpoint::Ip(address) => Ok(Host::Address(address)),
+                Endpoint::Name { host, port } => Ok(Host::Name { host, port }),
+                Endpoint::Unix(name) => Err(name),
+            }
+        }
+        let way = match (sort(target.endpoint()), from.as_ref().map(|from| sort(from.endpoint()))) {
+            (Ok(to), None) => Way::Tcp { to, from: None },
+            (Ok(to), Some(Ok(from))) => Way::Tcp { to, from: Some(from) },
+            (Err(to), None) => Way::Unix { to, from: None },
+            (Err(to), Some(Err(from))) => Way::Unix { to, from: Some(from) },
+            (Ok(_), Some(Err(_))) | (Err(_), Some(Ok(_))) => {
+                let from = from.expect("it is the one that does not match");
+                return Err(FamilyMismatch { target, from });
+            }
+        };
+        Ok(Self { target, from, way })
+    }
+
+    /// Where it leads, as it was written.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The outgoing address, as it was written, if that is not left to the system.
+    pub fn outgoing(&self) -> Option<&Outgoing> {
+        self.from.as_ref()
+    }
+}
+
+impl From<Target> for Route {
+    fn from(target: Target) -> Self {
+        Self::new(target, None).expect("the system's own address is of every kind")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unix_target_cannot_be_reached_from_an_ip_address() {
+        for (target, from) in [("/a", "127.0.0.1"), ("127.0.0.1:1", "/a"), ("host:1", "@a")] {
+            let route = Route::new(target.parse().unwrap(), Some(from.parse().unwrap()));
+            assert!(route.is_err(), "{target} from {from}");
+        }
+    }
+}
