@@ -16,14 +16,14 @@ fuzz_target!(|data: &[u8]| {
     // Any address at all, the IPv4-mapped ones too: they must not turn into another family.
     let (ip, port) = (array::<16>(data), u16::from_le_bytes(array(data.get(16..).unwrap_or_default())));
     for ip in [IpAddr::from(array::<4>(data)), IpAddr::from(ip)] {
-        let info = ConnectionInfo { client: Some(SocketAddr::new(ip, port)) };
+        let info = ConnectionInfo { client: Some(SocketAddr::new(ip, port)), ..ConnectionInfo::default() };
         assert_eq!(encoded_and_decoded(info), info);
     }
 });
 
 fn encoded_and_decoded(info: ConnectionInfo) -> ConnectionInfo {
-    // 21 bytes is what `encode` promises to need at most.
-    let mut buffer = [0xaa; 21];
+    // 24 bytes is what `encode` promises to need at most.
+    let mut buffer = [0xaa; 24];
     let length = info.encode(&mut buffer);
     ConnectionInfo::decode(&buffer[..length]).unwrap()
 }

@@ -25,7 +25,7 @@ use crate::service::signals::Signals;
 use crate::service::startup::{Service, Started, StartupError};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
 use crate::stream::{Remote, Stream};
-use crate::upstream::Dialer;
+use crate::upstream::Upstream;
 
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
 ///
@@ -53,7 +53,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     }
     for spec in specs.iter() {
         spec.sources.iter().for_each(|source| needs.listen_at(source));
-        needs.dial(&spec.common.route);
+        spec.common.targets.routes().iter().for_each(|route| needs.dial(route));
     }
     if let Some(path) = &options.pid_file {
         needs.pid_file(path);
@@ -123,7 +123,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
     let mut planner = Planner::new(Owners::new(None));
     let (common, key) = config::stdio_pipe(options, &mut planner).map_err(ConfigError::from)?;
     let mut needs = Needs::new();
-    needs.dial(&common.route);
+    common.targets.routes().iter().for_each(|route| needs.dial(route));
     needs.log_to(service.log_destination());
     let Service { runtime, signals, .. } = Started::new()
         .without_sockets()?
@@ -139,8 +139,8 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
         remote: Remote::Local,
         place: ClientPlace { place: Connections::default().place(None), establishing: None },
     };
-    let dialer = Dialer::new(common.route.clone(), common.keepalive, Arc::default());
-    let initiator = Arc::new(Initiator::new(common, key, dialer, Arc::default()));
+    let upstream = Upstream::fresh(&common.targets, common.keepalive);
+    let initiator = Arc::new(Initiator::new(common, key, upstream, Arc::default()));
     let carried = runtime.block_on(initiator.carry(stdio));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();

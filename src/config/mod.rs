@@ -12,6 +12,7 @@
 pub(crate) mod key_file;
 pub(crate) mod options;
 pub(crate) mod plan;
+mod targets;
 mod text;
 mod toml_file;
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
 use super::key_file::KeySource;
+use super::targets::Escaped;
 use super::text;
 use crate::addr::{Name, Outgoing, Source, Target};
 use crate::connection::Common;
@@ -18,6 +19,7 @@ use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
 use crate::stream::Keepalive;
+use crate::upstream::{Balance, Check, OnDown};
 
 /// What one pipe is made of.
 ///
@@ -48,10 +50,10 @@ pub(crate) struct PipeOptions {
     #[serde(default, deserialize_with = "text::one_or_more")]
     pub(crate) source: Vec<Source>,
 
-    /// Where to connect to
-    #[arg(short, long)]
-    #[serde(deserialize_with = "text::one")]
-    pub(crate) target: Target,
+    /// Where to connect to. May be given several times: a target that fails is passed over
+    #[arg(short, long, required = true)]
+    #[serde(deserialize_with = "text::one_or_more")]
+    pub(crate) target: Vec<Target>,
 
     /// The key file, the same on both ends: 32 bytes or more; - reads standard input. Given several times, or as a
     /// directory of *.key files: -d accepts any of them, and the rest uses the first
@@ -70,9 +72,49 @@ pub(crate) struct PipeOptions {
     pub(crate) max_connections: usize,
 
     /// How long connecting and the handshake may take together
-    #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = Timeout::default())]
-    #[serde(default)]
+    #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = default_timeout())]
+    #[serde(default = "default_timeout")]
     pub(crate) timeout: Timeout,
+
+    /// Which of several targets a connection gets: failover, the first that is up; round-robin, one after the other; or
+    /// least-connections
+    #[arg(long, value_name = "HOW", default_value_t = Balance::default())]
+    #[serde(default, deserialize_with = "text::one")]
+    pub(crate) balance: Balance,
+
+    /// Check each target this often, so that no client has to find out that it is down. With -e, the other end is asked
+    /// whether its target can be reached
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) check: Option<Seconds<1, 3_600>>,
+
+    /// What a check says to a target of -d, such as 'PING\r\n'
+    #[arg(long, value_name = "TEXT")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) check_send: Option<Escaped>,
+
+    /// What the answer to a check is to have in it, such as '+PONG' or 'role:master'
+    #[arg(long, value_name = "TEXT")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) check_expect: Option<Escaped>,
+
+    #[arg(long, value_name = "COUNT", help = format!(
+        "How many checks in a row have to succeed to bring a target up [default: {}]", Check::RISE
+    ))]
+    #[serde(default)]
+    pub(crate) rise: Option<Count>,
+
+    #[arg(long, value_name = "COUNT", help = format!(
+        "How many checks in a row have to fail to bring a target down [default: {}]", Check::FALL
+    ))]
+    #[serde(default)]
+    pub(crate) fall: Option<Count>,
+
+    #[arg(long, value_name = "WHAT", help = format!(
+        "What becomes of the connections to a target that checks find down: keep or reset [default: {}]", OnDown::default()
+    ))]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) on_down: Option<OnDown>,
 
     /// The address to connect from; the port is optional
     #[arg(short, long, value_name = "ADDR")]
@@ -80,8 +122,8 @@ pub(crate) struct PipeOptions {
     pub(crate) bind: Option<Outgoing>,
 
     /// How long a TCP connection may leave unanswered what was sent to it, before it counts as dead
-    #[arg(long, value_name = "SECONDS", default_value_t = DeadAfter::default())]
-    #[serde(default)]
+    #[arg(long, value_name = "SECONDS", default_value_t = default_dead_after())]
+    #[serde(default = "default_dead_after")]
     pub(crate) dead_after: DeadAfter,
 
     /// Do not probe idle connections with TCP keep-alive
@@ -176,86 +218,87 @@ impl std::str::FromStr for Mode {
     }
 }
 
-/// Whole seconds, from 1 to a day.
+/// Whole seconds, from `MIN` to `MAX`.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
-pub(crate) struct Timeout(u64);
+pub(crate) struct Seconds<const MIN: u64, const MAX: u64>(u64);
 
-impl From<Timeout> for Duration {
-    fn from(timeout: Timeout) -> Self {
-        Self::from_secs(timeout.0)
+/// `-o`, up to a day.
+pub(crate) type Timeout = Seconds<1, 86_400>;
+
+/// `--dead-after`, up to an hour. Keep-alive counts in seconds, and a limit in which a network cannot recover from a lost packet is
+/// none; TCP itself gives up after a quarter of an hour.
+pub(crate) type DeadAfter = Seconds<5, 3_600>;
+
+fn default_timeout() -> Timeout {
+    Seconds(Common::TIMEOUT.as_secs())
+}
+
+fn default_dead_after() -> DeadAfter {
+    Seconds(Keepalive::DEAD_AFTER.as_secs())
+}
+
+impl<const MIN: u64, const MAX: u64> From<Seconds<MIN, MAX>> for Duration {
+    fn from(seconds: Seconds<MIN, MAX>) -> Self {
+        Self::from_secs(seconds.0)
     }
 }
 
-impl Default for Timeout {
-    fn default() -> Self {
-        Self(Common::TIMEOUT.as_secs())
+impl<const MIN: u64, const MAX: u64> TryFrom<u64> for Seconds<MIN, MAX> {
+    type Error = String;
+
+    fn try_from(seconds: u64) -> Result<Self, String> {
+        if (MIN..=MAX).contains(&seconds) { Ok(Self(seconds)) } else { Err(Self::not_in_range()) }
     }
 }
 
-impl TryFrom<u64> for Timeout {
-    type Error = &'static str;
-
-    fn try_from(seconds: u64) -> Result<Self, Self::Error> {
-        if (1..=86_400).contains(&seconds) { Ok(Self(seconds)) } else { Err(NOT_A_TIMEOUT) }
+impl<const MIN: u64, const MAX: u64> Seconds<MIN, MAX> {
+    fn not_in_range() -> String {
+        format!("write a whole number of seconds from {MIN} to {MAX}")
     }
 }
 
-impl std::str::FromStr for Timeout {
-    type Err = &'static str;
+impl<const MIN: u64, const MAX: u64> std::str::FromStr for Seconds<MIN, MAX> {
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<u64>().map_err(|_| NOT_A_TIMEOUT)?.try_into()
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<u64>().map_err(|_| Self::not_in_range())?.try_into()
     }
 }
 
-const NOT_A_TIMEOUT: &str = "a timeout is a whole number of seconds from 1 to 86400";
-
-impl std::fmt::Display for Timeout {
+impl<const MIN: u64, const MAX: u64> std::fmt::Display for Seconds<MIN, MAX> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(formatter)
     }
 }
 
-/// Whole seconds, from 5 to an hour. Keep-alive counts in seconds, and a limit in which a network cannot recover from a lost
-/// packet is none; TCP itself gives up after a quarter of an hour.
+/// A number of checks, from 1 to 100.
 #[derive(Clone, Copy, Deserialize)]
-#[serde(try_from = "u64")]
-pub(crate) struct DeadAfter(u64);
+#[serde(try_from = "u32")]
+pub(crate) struct Count(NonZero<u32>);
 
-impl From<DeadAfter> for Duration {
-    fn from(limit: DeadAfter) -> Self {
-        Self::from_secs(limit.0)
+impl From<Count> for NonZero<u32> {
+    fn from(count: Count) -> Self {
+        count.0
     }
 }
 
-impl Default for DeadAfter {
-    fn default() -> Self {
-        Self(Keepalive::DEAD_AFTER.as_secs())
-    }
-}
-
-impl TryFrom<u64> for DeadAfter {
+impl TryFrom<u32> for Count {
     type Error = &'static str;
 
-    fn try_from(seconds: u64) -> Result<Self, Self::Error> {
-        if (5..=3_600).contains(&seconds) { Ok(Self(seconds)) } else { Err(NO_DEAD_AFTER) }
+    fn try_from(count: u32) -> Result<Self, Self::Error> {
+        NonZero::new(count)
+            .filter(|count| count.get() <= 100)
+            .map(Self)
+            .ok_or("write a whole number from 1 to 100")
     }
 }
 
-impl std::str::FromStr for DeadAfter {
+impl std::str::FromStr for Count {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<u64>().map_err(|_| NO_DEAD_AFTER)?.try_into()
-    }
-}
-
-const NO_DEAD_AFTER: &str = "write a whole number of seconds from 5 to 3600";
-
-impl std::fmt::Display for DeadAfter {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(formatter)
+        text.parse::<u32>().unwrap_or_default().try_into()
     }
 }
 

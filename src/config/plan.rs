@@ -8,6 +8,7 @@ use vec1::Vec1;
 
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
+use super::targets;
 use crate::addr::Sources;
 use crate::connection::{Common, KeyNames};
 use crate::pipe::{Role, Spec, SpecsError};
@@ -16,7 +17,6 @@ use crate::proto::key::Key;
 use crate::service::process::has_aes_instructions;
 use crate::stream::Keepalive;
 use crate::tunnel::Terms;
-use crate::upstream::Route;
 
 /// Why options make no pipe.
 #[derive(Debug, Error)]
@@ -126,8 +126,7 @@ impl Planner {
         }
         let keepalive =
             Keepalive { dead_after: options.dead_after.into(), probe_idle: !options.no_keepalive };
-        let route = Route::new(options.target, options.bind)
-            .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
+        let targets = targets::targets(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (mut keys, mut key_names, mut files) = (Vec::new(), KeyNames::default(), Vec::new());
         let mut add = |key: Arc<Key>, name: String| {
@@ -156,7 +155,7 @@ impl Planner {
         let common = Common {
             name: options.name,
             key_names,
-            route,
+            targets,
             terms: Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() },
             timeout: options.timeout.into(),
             keepalive,

@@ -14,6 +14,7 @@ use crate::pump::{self, PumpError};
 use crate::stats::Usage;
 use crate::stream::{Remote, Stream};
 use crate::tunnel::Tunnel;
+use crate::upstream::InUse;
 
 /// A connection that is ready to carry bytes. Always in a box: a future has room for each place that a value moves through.
 pub(super) struct Carrying {
@@ -21,9 +22,13 @@ pub(super) struct Carrying {
     pub(super) local: Stream,
     pub(super) tunnel: Tunnel,
     pub(super) ends: Ends,
+    /// The target of this end: a responder, or a service.
+    pub(super) in_use: InUse,
     /// When it was admitted.
     pub(super) started: Instant,
     pub(super) place: Place,
+    /// Why there is nothing to carry any more, if the connection failed as soon as it was established.
+    pub(super) failed: Option<PumpError>,
 }
 
 /// The addresses of a connection's ends, by what each is; they mean the same in the log of both roles.
@@ -60,8 +65,7 @@ impl fmt::Display for Dialed<'_> {
 }
 
 impl Ends {
-    fn addresses(self, common: &Common) -> Addresses<'_> {
-        let configured = common.route.target();
+    fn addresses(self, configured: &Target) -> Addresses<'_> {
         let dialed = |remote| match remote {
             Remote::Local => Dialed::AsConfigured(configured),
             Remote::Ip(..) => Dialed::Address(remote),
@@ -98,10 +102,12 @@ pub(super) async fn carry(
 ) -> Result<(), PumpError> {
     let _counted = usage.count(connection.tunnel.key);
     log_established(common, &connection);
-    let result = {
-        let Carrying { local, tunnel, place, .. } = &mut *connection;
+    let result = if let Some(failed) = connection.failed.take() {
+        Err(failed)
+    } else {
+        let Carrying { local, tunnel, place, in_use, .. } = &mut *connection;
         let Tunnel { seal, open, wire, .. } = tunnel;
-        let mut watch = Watch::new(common.keepalive);
+        let mut watch = Watch::new(common.keepalive, in_use.down());
         let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
             watch.poll(context, &waiting)
         });
@@ -113,7 +119,7 @@ pub(super) async fn carry(
         connection.local.disarm();
     }
     drop(connection.local);
-    if let Err(failure @ (PumpError::Local(_) | PumpError::Stopped)) = &result {
+    if let Err(failure @ (PumpError::Local(_) | PumpError::Stopped | PumpError::TargetDown)) = &result {
         let reason = match failure {
             PumpError::Stopped => AbortReason::Shutdown,
             _ => AbortReason::Reset,
@@ -127,20 +133,20 @@ pub(super) async fn carry(
         Ends::Responder { .. } => (opened, sealed),
     };
     let carried = Carried { result, to_target, from_target, seconds: started.elapsed().as_secs_f64() };
-    carried.log(common, tunnel, ends);
+    carried.log(common, tunnel, ends, connection.in_use.target());
     if carried.result.is_ok()
         && let Ends::Initiator { .. } = ends
     {
         // The client is served, and its place is free.
-        drop(connection.place);
+        drop((connection.place, connection.in_use));
         Box::pin(connection.tunnel.await_close()).await;
     }
     carried.result
 }
 
 fn log_established(common: &Common, connection: &Carrying) {
-    let Carrying { ends, tunnel, .. } = connection;
-    let Addresses { client, peer, target, configured } = ends.addresses(common);
+    let Carrying { ends, tunnel, in_use, .. } = connection;
+    let Addresses { client, peer, target, configured } = ends.addresses(in_use.target());
     let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
     let Tunnel { key, cipher, .. } = tunnel;
     let key_file = common.key_names.of(*key);
@@ -148,9 +154,9 @@ fn log_established(common: &Common, connection: &Carrying) {
 }
 
 impl Carried {
-    fn log(&self, common: &Common, tunnel: &Tunnel, ends: Ends) {
+    fn log(&self, common: &Common, tunnel: &Tunnel, ends: Ends, configured: &Target) {
         let Self { result, to_target, from_target, seconds } = self;
-        let Addresses { client, peer, target, configured } = ends.addresses(common);
+        let Addresses { client, peer, target, configured } = ends.addresses(configured);
         let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
         let Tunnel { key, cipher, .. } = tunnel;
         let key_file = common.key_names.of(*key);

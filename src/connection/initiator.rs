@@ -7,26 +7,31 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::carry::{Carrying, Ends, carry};
-use super::{Common, ConnectionError, SetupError};
+use super::commit::{Committed, FirstBytes};
+use super::{Common, ConnectionError, NoneLeft, SetupError};
 use crate::addr::Name;
-use crate::gate::{Admitted, ClientPlace};
+use crate::gate::{Admitted, ClientPlace, Establishing};
+use crate::proto::connection_info::{ConnectionInfo, Purpose};
+use crate::proto::features::Features;
 use crate::proto::key::Key;
+use crate::pump::PumpError;
 use crate::stats::{Repeated, Usage};
+use crate::stream::{Remote, Stream};
 use crate::tunnel::Tunnel;
-use crate::upstream::{Connected, Dialer};
+use crate::upstream::{Candidate, Connected, InUse, Next, Upstream};
 
 /// What all connections of an initiator share.
 pub struct Initiator {
-    common: Arc<Common>,
+    pub(super) common: Arc<Common>,
     key: Arc<Key>,
-    dialer: Dialer,
+    pub(super) upstream: Upstream,
     usage: Arc<Usage>,
     failures: Arc<Repeated>,
 }
 
 impl Initiator {
-    /// An initiator that proves `key` to what `dialer` dials, and whose connections are counted in `usage`.
-    pub fn new(common: Common, key: Arc<Key>, dialer: Dialer, usage: Arc<Usage>) -> Self {
+    /// An initiator that proves `key` to one of `upstream`, and whose connections are counted in `usage`.
+    pub fn new(common: Common, key: Arc<Key>, upstream: Upstream, usage: Arc<Usage>) -> Self {
         let common = Arc::new(common);
         let failures = Repeated::new({
             let common = Arc::clone(&common);
@@ -37,7 +42,7 @@ impl Initiator {
                 );
             }
         });
-        Self { common, key, dialer, usage, failures }
+        Self { common, key, upstream, usage, failures }
     }
 
     /// Carries `client` from here to its end.
@@ -60,42 +65,118 @@ impl Initiator {
 
     async fn establish(self: Arc<Self>, client: Admitted<ClientPlace>) -> Result<Box<Carrying>, SetupError> {
         let started = Instant::now();
-        let deadline = started + self.common.timeout;
-        let Admitted {
-            stream: local,
-            remote: client,
-            place: ClientPlace { place, establishing: _dropped_when_done },
-        } = client;
+        let Admitted { stream: mut local, remote: client, place: ClientPlace { place, establishing } } =
+            client;
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
-        let reaching = async {
-            let Connected { stream, remote } = self.dialer.dial(deadline).await?;
-            let terms = &self.common.terms;
-            let tunnel = Tunnel::initiate(stream, &self.key, terms, client, deadline).await?;
-            Ok((tunnel, remote))
-        };
         let reached = {
-            // Nothing stays dialed for a client that is gone, and its place is free at once.
-            let while_there = async {
-                tokio::select! {
-                    reached = reaching => reached,
-                    () = local.gone() => Err(SetupError::Gone),
-                }
-            };
-            place.unless_cut(pin!(while_there)).await.unwrap_or(Err(SetupError::Stopped))
+            let reaching = pin!(self.reach(&mut local, client, establishing, started));
+            place.unless_cut(reaching).await.unwrap_or(Err(SetupError::Stopped))
         };
         match reached {
-            Ok((tunnel, target)) => {
-                let ends = Ends::Initiator { client, target };
-                Ok(Box::new(Carrying { local, tunnel, ends, started, place }))
+            Ok(Reached { tunnel, remote, in_use, failed }) => {
+                let ends = Ends::Initiator { client, target: remote };
+                Ok(Box::new(Carrying { local, tunnel, ends, in_use, started, place, failed }))
             }
             Err(error) => {
                 self.failures.event(error.kind(), || {
-                    let (pipe, configured) = (self.common.pipe(), self.common.route.target());
+                    let (pipe, configured) = (self.common.pipe(), &self.common.targets);
                     warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
                 });
                 Err(error)
             }
         }
     }
+
+    /// Finds a responder for the client at `local`. Of several, one whose target stands, as far as that can be known before the
+    /// client has an answer.
+    async fn reach(
+        &self,
+        local: &mut Stream,
+        client: Remote,
+        establishing: Option<Establishing>,
+        started: Instant,
+    ) -> Result<Reached, SetupError> {
+        let info = ConnectionInfo { client: client.ip(), purpose: Purpose::Carry };
+        // A responder that was upgraded is noticed by the next client.
+        let is_of_use = self.upstream.has_several() || self.upstream.check().is_some();
+        let features = if is_of_use { Features::ACKNOWLEDGEMENT } else { Features::NONE };
+        let mut deadline = started + self.common.timeout;
+        let (mut establishing, mut first, mut failures) = (establishing, FirstBytes::default(), Vec::new());
+        let mut choice = self.upstream.choose();
+        while let Some(next) = choice.next() {
+            let chosen = match next {
+                Next::Try(chosen) => chosen,
+                Next::Down(target, reason) => {
+                    failures.push((target.clone(), SetupError::Down(reason)));
+                    continue;
+                }
+            };
+            let candidate = chosen.candidate();
+            let shaking = self.shake_hands(candidate, features, &info, choice.share(deadline));
+            let shaken = tokio::select! {
+                shaken = shaking => shaken,
+                // Nothing stays dialed for a client that is gone, and its place is free at once.
+                () = local.gone() => return Err(SetupError::Gone),
+            };
+            let error = match shaken {
+                Ok((tunnel, remote)) if !self.upstream.has_several() => {
+                    return Ok(Reached { tunnel, remote, in_use: chosen.worked(), failed: None });
+                }
+                Ok((mut tunnel, remote)) => {
+                    // An older responder may keep the client here until the client has its answer.
+                    drop(establishing.take());
+                    let began = Instant::now();
+                    let keepalive = self.common.keepalive;
+                    match Box::pin(first.commit(local, &mut tunnel, keepalive)).await {
+                        Committed::Yes => {
+                            return Ok(Reached { tunnel, remote, in_use: chosen.worked(), failed: None });
+                        }
+                        Committed::Failed(error) => {
+                            let in_use = chosen.not_judged();
+                            return Ok(Reached { tunnel, remote, in_use, failed: Some(error) });
+                        }
+                        Committed::PassedOver(error) => {
+                            // The responder has its own limit on the time that its target takes.
+                            deadline += began.elapsed();
+                            SetupError::PassedOver(error)
+                        }
+                    }
+                }
+                Err(error) => error,
+            };
+            if error.is_of_the_target() {
+                chosen.failed(&error.to_string());
+            }
+            failures.push((candidate.target().clone(), error));
+        }
+        Err(NoneLeft::of(failures))
+    }
+
+    /// Connects to `candidate`, which has to prove the key.
+    pub(super) async fn shake_hands(
+        &self,
+        candidate: &Candidate,
+        features: Features,
+        info: &ConnectionInfo,
+        deadline: Instant,
+    ) -> Result<(Tunnel, Remote), SetupError> {
+        let Connected { stream, remote } = candidate.dial(deadline).await?;
+        let tunnel =
+            Tunnel::initiate(stream, &self.key, &self.common.terms, features, info, deadline).await?;
+        if features != Features::NONE {
+            candidate.note_features(tunnel.features.have(Features::ACKNOWLEDGEMENT));
+        }
+        Ok((tunnel, remote))
+    }
+}
+
+/// A responder that a client has got.
+struct Reached {
+    tunnel: Tunnel,
+    /// The address that was dialed.
+    remote: Remote,
+    in_use: InUse,
+    /// Why there is nothing to carry any more, if there is not.
+    failed: Option<PumpError>,
 }

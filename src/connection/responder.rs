@@ -8,35 +8,37 @@ use tracing::{debug, warn};
 use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
-use super::{Common, ConnectionError, SetupError};
+use super::{Common, ConnectionError, NoneLeft, SetupError};
 use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
+use crate::proto::connection_info::Purpose;
+use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
 use crate::stats::{Repeated, Usage};
 use crate::stream::Remote;
 use crate::tunnel::handshake::Ending;
 use crate::tunnel::{Tunnel, TunnelError};
-use crate::upstream::{Connected, Dialer};
+use crate::upstream::{Connected, InUse, Next, Upstream};
 
 /// What all connections of a responder share.
 pub struct Responder {
-    common: Arc<Common>,
+    pub(super) common: Arc<Common>,
     keys: Vec1<Arc<Key>>,
     gate: Arc<Gate>,
-    dialer: Dialer,
+    pub(super) upstream: Upstream,
     usage: Arc<Usage>,
     refusals: Arc<Repeated>,
     probes: Arc<Repeated>,
 }
 
 impl Responder {
-    /// A responder that accepts peers with any of `keys`, as far as `gate` admits them, for what `dialer` dials; its connections
+    /// A responder that accepts peers with any of `keys`, as far as `gate` admits them, for one of `upstream`; its connections
     /// are counted in `usage`.
     pub fn new(
         common: Common,
         keys: Vec1<Arc<Key>>,
         gate: Arc<Gate>,
-        dialer: Dialer,
+        upstream: Upstream,
         usage: Arc<Usage>,
     ) -> Self {
         let common = Arc::new(common);
@@ -55,7 +57,7 @@ impl Responder {
                 );
             }
         });
-        Self { common, keys, gate, dialer, usage, refusals, probes }
+        Self { common, keys, gate, upstream, usage, refusals, probes }
     }
 
     /// Carries `stranger` from here to its end, if it proves a key.
@@ -71,16 +73,22 @@ impl Responder {
         // keep the keys, which a reload may take out of memory.
         let establishing = Box::pin(self.establish(stranger));
         async move {
-            let established = establishing.await?;
-            Ok(carry(&common, &usage, established).await?)
+            match establishing.await? {
+                Some(established) => Ok(carry(&common, &usage, established).await?),
+                None => Ok(()),
+            }
         }
     }
 
-    async fn establish(self: Arc<Self>, stranger: Admitted<LobbyPlace>) -> Result<Box<Carrying>, SetupError> {
+    /// None for a probe, which carries nothing.
+    async fn establish(
+        self: Arc<Self>,
+        stranger: Admitted<LobbyPlace>,
+    ) -> Result<Option<Box<Carrying>>, SetupError> {
         let peer = stranger.remote;
         self.admit_and_dial(stranger).await.inspect_err(|error| {
-            let (pipe, configured) = (self.common.pipe(), self.common.route.target());
-            if is_probe(error) {
+            let (pipe, configured) = (self.common.pipe(), &self.common.targets);
+            if is_bare_probe(error) {
                 self.probes.event(Some("probe"), || {
                     debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
                 });
@@ -92,7 +100,10 @@ impl Responder {
         })
     }
 
-    async fn admit_and_dial(&self, stranger: Admitted<LobbyPlace>) -> Result<Box<Carrying>, SetupError> {
+    async fn admit_and_dial(
+        &self,
+        stranger: Admitted<LobbyPlace>,
+    ) -> Result<Option<Box<Carrying>>, SetupError> {
         let started = Instant::now();
         let deadline = started + self.common.timeout;
         let Admitted { stream: wire, remote: peer, place: mut waiting } = stranger;
@@ -112,8 +123,9 @@ impl Responder {
         let client = info.client.map(Remote::from);
         let admitting = async {
             let place = self.gate.admit_peer(deadline).await?;
-            let dialed = place.unless_cut(pin!(self.dialer.dial(deadline))).await;
-            Ok((dialed.ok_or(SetupError::Stopped)??, place))
+            let dialed = place.unless_cut(pin!(self.dial(deadline))).await;
+            let (connected, in_use) = dialed.ok_or(SetupError::Stopped)??;
+            Ok((connected, in_use, place))
         };
         let admitted = tokio::select! {
             // Asked first, so that nothing is dialed for a peer that is gone when its turn comes.
@@ -121,22 +133,68 @@ impl Responder {
             () = tunnel.gone() => Err(SetupError::Gone),
             admitted = admitting => admitted,
         };
-        match admitted {
-            Ok((Connected { stream: local, remote: target }, place)) => {
+        match (admitted, info.purpose) {
+            (Ok((Connected { stream: local, remote: target }, in_use, place)), Purpose::Carry) => {
+                if tunnel.features.have(Features::ACKNOWLEDGEMENT) {
+                    tunnel.seal.acknowledge();
+                }
                 // Whatever goes wrong from here on, the service sees a reset and not an end: a dialed stream is armed.
                 let ends = Ends::Responder { client, peer, target };
-                Ok(Box::new(Carrying { local, tunnel, ends, started, place }))
+                let failed = None;
+                Ok(Some(Box::new(Carrying { local, tunnel, ends, in_use, started, place, failed })))
             }
-            Err(error) => {
+            (Ok((Connected { stream: local, remote: target }, ..)), Purpose::Probe) => {
+                local.disarm();
+                drop(local);
+                let answered = tunnel.probe(deadline).await;
+                let (pipe, result) =
+                    (self.common.pipe(), answered.map_or_else(|error| error.to_string(), |()| "up".into()));
+                debug!(pipe, %peer, %target, result, "probed");
+                Ok(None)
+            }
+            (Err(error), purpose) => {
                 tunnel.abort(reason_for_the_peer(&error)).await;
-                Err(error)
+                match purpose {
+                    Purpose::Carry => Err(error),
+                    // The initiator has the warning, once and not each time that it asks.
+                    Purpose::Probe => {
+                        debug!(pipe = self.common.pipe(), %peer, result = error.to_string(), "probed");
+                        Ok(None)
+                    }
+                }
             }
         }
+    }
+
+    /// Connects to a target.
+    async fn dial(&self, deadline: Instant) -> Result<(Connected, InUse), SetupError> {
+        let mut failures = Vec::new();
+        let mut choice = self.upstream.choose();
+        while let Some(next) = choice.next() {
+            let chosen = match next {
+                Next::Try(chosen) => chosen,
+                Next::Down(target, reason) => {
+                    failures.push((target.clone(), SetupError::Down(reason)));
+                    continue;
+                }
+            };
+            let candidate = chosen.candidate();
+            match candidate.dial(choice.share(deadline)).await.map_err(SetupError::from) {
+                Ok(connected) => return Ok((connected, chosen.worked())),
+                Err(error) => {
+                    if error.is_of_the_target() {
+                        chosen.failed(&error.to_string());
+                    }
+                    failures.push((candidate.target().clone(), error));
+                }
+            }
+        }
+        Err(NoneLeft::of(failures))
     }
 }
 
 /// Whether the peer did no more than look whether something listens, as load balancers do every few seconds.
-fn is_probe(error: &SetupError) -> bool {
+fn is_bare_probe(error: &SetupError) -> bool {
     let SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) = error else { return false };
     matches!(ending, Ending::Closed | Ending::Broken(_))
 }
@@ -145,8 +203,6 @@ fn reason_for_the_peer(error: &SetupError) -> AbortReason {
     match error {
         SetupError::Busy(_) => AbortReason::Busy,
         SetupError::Stopped => AbortReason::Shutdown,
-        SetupError::Dial(_) | SetupError::Tunnel(_) | SetupError::TurnedOut | SetupError::Gone => {
-            AbortReason::TargetUnreachable
-        }
+        _ => AbortReason::TargetUnreachable,
     }
 }

@@ -18,6 +18,8 @@ const LOOKS: u8 = 6;
 /// The watch on one connection. Idle, it costs neither memory of its own nor wake-ups.
 pub(super) struct Watch<'s> {
     keepalive: Keepalive,
+    /// Ends when the connection is to be reset, since its target is down. None for most connections.
+    down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Ends when the local side is reset; made when nobody reads that any more. In a box, since few connections need it.
     reset: Option<Pin<Box<dyn Future<Output = ()> + Send + 's>>>,
     /// Until the next look. None while nothing is under way.
@@ -29,9 +31,10 @@ pub(super) struct Watch<'s> {
 }
 
 impl<'s> Watch<'s> {
-    pub(super) fn new(keepalive: Keepalive) -> Self {
+    /// A watch that also ends the connection when `down` does.
+    pub(super) fn new(keepalive: Keepalive, down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) -> Self {
         let (local, wire) = (Unanswered(0), Unanswered(0));
-        Self { keepalive, reset: None, step: None, is_stirred: false, local, wire }
+        Self { keepalive, down, reset: None, step: None, is_stirred: false, local, wire }
     }
 
     /// To be polled whenever the connection has done what there was to do.
@@ -40,6 +43,11 @@ impl<'s> Watch<'s> {
         context: &mut Context<'_>,
         waiting: &Waiting<'_, Reader<'s>, Reader<'s>>,
     ) -> Poll<PumpError> {
+        if let Some(down) = &mut self.down
+            && down.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(PumpError::TargetDown);
+        }
         let (local, wire) = (waiting.local.socket(), waiting.wire.socket());
         if waiting.local_has_ended
             && let Some(local) = local

@@ -8,10 +8,9 @@ use tracing::error;
 
 use super::registry::Registry;
 use super::spec::{Role, Spec};
-use crate::connection::{Initiator, Responder};
+use crate::connection::{Checks, Initiator, Responder};
 use crate::gate::{Connections, Gate};
 use crate::listen::{Listener, Listeners};
-use crate::upstream::Dialer;
 
 /// Connections that are accepted in a burst before those that were accepted have their turn. With 1, each of them would cost a
 /// wake-up of another thread.
@@ -77,6 +76,7 @@ struct Reception {
     gate: Arc<Gate>,
     life: Life,
     connections: Connections,
+    _checks: Checks,
 }
 
 enum Life {
@@ -90,16 +90,22 @@ impl Reception {
         let admissions = registry.admissions(&sources, &rules);
         let connections = registry.connections.clone();
         let name = common.name.clone();
+        let upstream = registry.upstream(&sources, &common);
         let gate = Arc::new(Gate::new(name, sources, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
-        let dialer = Dialer::new(common.route.clone(), common.keepalive, Arc::clone(&registry.names));
-        let life = match role {
-            Role::Initiator { key } => Life::Initiator(Arc::new(Initiator::new(common, key, dialer, usage))),
+        let (life, checks) = match role {
+            Role::Initiator { key } => {
+                let initiator = Arc::new(Initiator::new(common, key, upstream, usage));
+                let checks = initiator.checks();
+                (Life::Initiator(initiator), checks)
+            }
             Role::Responder { keys } => {
-                Life::Responder(Arc::new(Responder::new(common, keys, Arc::clone(&gate), dialer, usage)))
+                let responder = Arc::new(Responder::new(common, keys, Arc::clone(&gate), upstream, usage));
+                let checks = responder.checks();
+                (Life::Responder(responder), checks)
             }
         };
-        Self { gate, life, connections }
+        Self { gate, life, connections, _checks: checks }
     }
 
     /// Goes on for ever. One loop for all sockets of the pipe: an initiator's permit is taken before it is known where the next

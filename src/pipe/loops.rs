@@ -7,10 +7,18 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use super::spec::Spec;
-use crate::addr::{Endpoint, Source};
+use crate::addr::{Endpoint, Source, Target};
+use crate::upstream::Route;
 
-/// Pipes of which each leads to the next, and the last to the first: their places in `specs`.
-pub(super) fn find(specs: &[Spec]) -> Option<Vec<usize>> {
+/// A pipe, and the target by which it leads to the next one.
+pub(super) struct Step<'s> {
+    /// Its place among all pipes.
+    pub(super) pipe: usize,
+    pub(super) target: &'s Target,
+}
+
+/// Pipes of which each leads to the next, and the last to the first.
+pub(super) fn find(specs: &[Spec]) -> Option<Vec<Step<'_>>> {
     let mut listening: HashMap<Endpoint, Vec<usize>> = HashMap::new();
     for (number, spec) in specs.iter().enumerate() {
         for place in spec.sources.iter().flat_map(listens_at) {
@@ -18,9 +26,9 @@ pub(super) fn find(specs: &[Spec]) -> Option<Vec<usize>> {
         }
     }
     let at = |place: &Endpoint| listening.get(place).map(Vec::as_slice).unwrap_or_default();
-    let next = |spec: &Spec| {
+    let leads_to = |target: &Target| {
         let mut next = Vec::new();
-        for place in connects_to(spec.common.route.target().endpoint()) {
+        for place in connects_to(target.endpoint()) {
             next.extend(at(&place));
             if let Endpoint::Ip(address) = place {
                 let every_address = at(&ip(unspecified(address.ip()), address.port()));
@@ -31,7 +39,17 @@ pub(super) fn find(specs: &[Spec]) -> Option<Vec<usize>> {
         }
         next
     };
-    cycle(&specs.iter().map(next).collect::<Vec<_>>())
+    let next = |spec: &Spec| targets(spec).flat_map(leads_to).collect::<Vec<_>>();
+    let pipes = cycle(&specs.iter().map(next).collect::<Vec<_>>())?;
+    let steps = pipes.iter().zip(pipes.iter().cycle().skip(1)).map(|(&pipe, next)| {
+        let target = targets(&specs[pipe]).find(|target| leads_to(target).contains(next));
+        Step { pipe, target: target.expect("one of its targets led there") }
+    });
+    Some(steps.collect())
+}
+
+fn targets(spec: &Spec) -> impl Iterator<Item = &Target> {
+    spec.common.targets.routes().iter().map(Route::target)
 }
 
 /// The places at which a source waits for connections; an unspecified address is all of its family.
@@ -156,7 +174,8 @@ mod tests {
             let ciphers = Ciphers::only(Cipher::Aes256Gcm);
             Spec::initiator(source.parse().unwrap(), target.parse().unwrap(), Arc::clone(&key), ciphers)
         };
-        find(&pipes.iter().map(spec).collect::<Vec<_>>())
+        let specs: Vec<_> = pipes.iter().map(spec).collect();
+        find(&specs).map(|steps| steps.iter().map(|step| step.pipe).collect())
     }
 
     /// An address of this host that is no loopback address, where it has one.

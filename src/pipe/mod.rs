@@ -112,7 +112,7 @@ fn log_listening(spec: &Spec, listener: &Listener) {
         role.keys().iter().filter_map(|key| common.key_names.of(key.fingerprint())).collect();
     let key_file = Some(key_files.join(",")).filter(|files| !files.is_empty());
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
-    let (configured, ciphers) = (common.route.target(), common.terms.ciphers);
+    let (configured, ciphers) = (&common.targets, common.terms.ciphers);
     info!(pipe, version, %role, %source, %configured, key = %keys.join(","), key_file, %ciphers, "listening");
 }
 
@@ -120,7 +120,7 @@ fn log_listening(spec: &Spec, listener: &Listener) {
 fn is_told_by(spec: &Spec, other: &Spec) -> bool {
     let told = |spec: &Spec| {
         let common = &spec.common;
-        (common.name.clone(), common.key_names.clone(), common.route.target().clone(), common.terms.ciphers)
+        (common.name.clone(), common.key_names.clone(), common.targets.to_string(), common.terms.ciphers)
     };
     spec.role == other.role && told(spec) == told(other)
 }
@@ -175,7 +175,7 @@ impl Pipes {
         for gone in kept.into_values().flatten() {
             info!(source = %gone.local(), "no longer listening");
         }
-        self.registry.keep_only(self.serving.iter().map(|serving| &serving.spec.sources));
+        self.registry.keep_only(self.serving.iter().map(|serving| &serving.spec));
         Ok(())
     }
 

@@ -1,16 +1,18 @@
 //! What outlives a reload, by what it is: the registry belongs to the process and not to a pipe.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
 use super::heartbeat::Heartbeat;
-use super::spec::{Role, Specs};
-use crate::addr::Sources;
+use super::spec::{Role, Spec, Specs};
+use crate::addr::{Sources, Target};
+use crate::connection::Common;
 use crate::gate::{Admissions, Budget, Connections, Rules};
 use crate::names::Names;
 use crate::stats::Usage;
+use crate::upstream::{Candidate, Dialer, Known, Upstream};
 
 /// What the pipes of a process leave to those that take their place.
 pub struct Registry {
@@ -24,8 +26,17 @@ pub struct Registry {
     pub names: Arc<Names>,
     /// Signs of life of the accept loops.
     pub heartbeat: Arc<Heartbeat>,
-    /// What has been admitted at the sources of each pipe, as they were written.
-    by_sources: Mutex<HashMap<Sources, Arc<Admissions>>>,
+    /// What is known of each pipe, by its sources as they were written.
+    by_sources: Mutex<HashMap<Sources, Memory>>,
+}
+
+/// What is known of one pipe.
+struct Memory {
+    /// What it has admitted.
+    admissions: Arc<Admissions>,
+    /// How its targets are doing, by how they were written. Not shared among pipes: two that lead to the same place may have keys
+    /// of which one fits there.
+    targets: HashMap<Target, Arc<Known>>,
 }
 
 /// For a process in which nothing runs short.
@@ -72,22 +83,42 @@ impl Registry {
     /// What has been admitted at `sources`, from now on by `rules`.
     pub(super) fn admissions(&self, sources: &Sources, rules: &Rules) -> Arc<Admissions> {
         let mut by_sources = self.by_sources();
-        if let Some(admissions) = by_sources.get(sources) {
-            admissions.change(rules);
-            return Arc::clone(admissions);
+        if let Some(memory) = by_sources.get(sources) {
+            memory.admissions.change(rules);
+            return Arc::clone(&memory.admissions);
         }
         let admissions = Arc::new(Admissions::new(rules));
-        by_sources.insert(sources.clone(), Arc::clone(&admissions));
+        let memory = Memory { admissions: Arc::clone(&admissions), targets: HashMap::new() };
+        by_sources.insert(sources.clone(), memory);
         admissions
     }
 
-    /// Forgets the sources at which no pipe is left.
-    pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = &'s Sources>) {
-        let used: HashSet<_> = used.collect();
-        self.by_sources().retain(|sources, _| used.contains(sources));
+    /// The targets of the pipe at `sources`, to be chosen from as `common` says.
+    pub(super) fn upstream(&self, sources: &Sources, common: &Common) -> Upstream {
+        let mut by_sources = self.by_sources();
+        let mut targets = by_sources.get_mut(sources).map(|memory| &mut memory.targets);
+        Upstream::new(common.name.clone(), &common.targets, |route| {
+            let dialer = Dialer::new(route.clone(), common.keepalive, Arc::clone(&self.names));
+            let new = || Arc::new(Known::new(route.target().clone()));
+            let known = match &mut targets {
+                Some(targets) => Arc::clone(targets.entry(route.target().clone()).or_insert_with(new)),
+                None => new(),
+            };
+            Candidate::new(dialer, known)
+        })
     }
 
-    fn by_sources(&self) -> MutexGuard<'_, HashMap<Sources, Arc<Admissions>>> {
+    /// Forgets the sources at which no pipe is left, and the targets that a pipe has no longer.
+    pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = &'s Spec>) {
+        let used: HashMap<_, _> = used.map(|spec| (&spec.sources, &spec.common.targets)).collect();
+        self.by_sources().retain(|sources, memory| {
+            let Some(targets) = used.get(sources) else { return false };
+            memory.targets.retain(|target, _| targets.routes().iter().any(|route| route.target() == target));
+            true
+        });
+    }
+
+    fn by_sources(&self) -> MutexGuard<'_, HashMap<Sources, Memory>> {
         // A panic elsewhere leaves the map whole: every change to it is one call.
         self.by_sources.lock().unwrap_or_else(PoisonError::into_inner)
     }

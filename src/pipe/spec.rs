@@ -110,7 +110,7 @@ impl fmt::Display for Spec {
         if let Some(name) = &common.name {
             write!(formatter, "{name}: ")?;
         }
-        write!(formatter, "{role} {sources} to {}", common.route.target())
+        write!(formatter, "{role} {sources} to {}", common.targets)
     }
 }
 
@@ -193,12 +193,12 @@ impl Specs {
                 }
             }
         }
-        if let Some(pipes) = loops::find(&specs) {
-            let number = pipes.iter().copied().max().unwrap_or_default();
-            let source = match &*pipes {
-                [only] => SpecsError::LeadsToItself(specs[*only].common.route.target().clone()),
+        if let Some(steps) = loops::find(&specs) {
+            let number = steps.iter().map(|step| step.pipe).max().unwrap_or_default();
+            let source = match &*steps {
+                [only] => SpecsError::LeadsToItself(only.target.clone()),
                 several => SpecsError::LeadIntoEachOther(
-                    several.iter().map(|pipe| specs[*pipe].to_string()).collect(),
+                    several.iter().map(|step| specs[step.pipe].to_string()).collect(),
                 ),
             };
             return Err(Conflict { number, source });

@@ -7,6 +7,8 @@ use thiserror::Error;
 
 /// Field type: the address that the client connected from.
 const CLIENT: u8 = 1;
+/// Field type: the connection is a probe. Empty.
+const PROBE: u8 = 2;
 /// Bytes in front of a field's value: its type, then its length as 16 bits in network order.
 const FIELD_HEADER: usize = 3;
 
@@ -20,6 +22,9 @@ pub enum MalformedOpen {
     /// The client's address has no length that an address has.
     #[error("the client address in Open is malformed")]
     ClientAddress,
+    /// The field that makes a connection a probe carries nothing.
+    #[error("the probe field in Open is not empty")]
+    Probe,
 }
 
 /// What the responder learns of a connection before it dials.
@@ -27,15 +32,27 @@ pub enum MalformedOpen {
 pub struct ConnectionInfo {
     /// Where the client connected from, when it came over TCP: for the responder's log.
     pub client: Option<SocketAddr>,
+    /// What the connection is for.
+    pub purpose: Purpose,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// To carry a client.
+    #[default]
+    Carry,
+    /// To find out whether the target can be reached. Nothing is carried.
+    Probe,
 }
 
 impl ConnectionInfo {
-    /// Writes the fields to the front of `buffer`; gives the number of bytes, at most 21.
+    /// Writes the fields to the front of `buffer`; gives the number of bytes, at most 24.
     ///
     /// # Panics
     /// When `buffer` is shorter than that.
     pub fn encode(&self, buffer: &mut [u8]) -> usize {
-        match self.client {
+        let client = match self.client {
             None => 0,
             Some(SocketAddr::V4(client)) => {
                 put(CLIENT, &[&client.ip().octets(), &client.port().to_be_bytes()], buffer)
@@ -43,7 +60,12 @@ impl ConnectionInfo {
             Some(SocketAddr::V6(client)) => {
                 put(CLIENT, &[&client.ip().octets(), &client.port().to_be_bytes()], buffer)
             }
-        }
+        };
+        client
+            + match self.purpose {
+                Purpose::Carry => 0,
+                Purpose::Probe => put(PROBE, &[], &mut buffer[client..]),
+            }
     }
 
     /// Reads the fields of an *Open* frame.
@@ -55,8 +77,11 @@ impl ConnectionInfo {
         while let Some((&[kind, high, low], rest)) = fields.split_first_chunk::<FIELD_HEADER>() {
             let length = usize::from(u16::from_be_bytes([high, low]));
             let (value, rest) = rest.split_at_checked(length).ok_or(MalformedOpen::CutShort)?;
-            if kind == CLIENT {
-                info.client = Some(address(value).ok_or(MalformedOpen::ClientAddress)?);
+            match kind {
+                CLIENT => info.client = Some(address(value).ok_or(MalformedOpen::ClientAddress)?),
+                PROBE if value.is_empty() => info.purpose = Purpose::Probe,
+                PROBE => return Err(MalformedOpen::Probe),
+                _ => {}
             }
             fields = rest;
         }
@@ -94,8 +119,24 @@ mod tests {
 
     fn encoded(client: &str) -> Vec<u8> {
         let mut buffer = [0; 32];
-        let length = ConnectionInfo { client: Some(client.parse().unwrap()) }.encode(&mut buffer);
+        let info = ConnectionInfo { client: Some(client.parse().unwrap()), purpose: Purpose::Carry };
+        let length = info.encode(&mut buffer);
         buffer[..length].to_vec()
+    }
+
+    #[test]
+    fn a_probe_is_told_apart_with_and_without_a_client() {
+        for client in [None, Some("[2001:db8::7]:1".parse().unwrap())] {
+            let info = ConnectionInfo { client, purpose: Purpose::Probe };
+            let mut buffer = [0; 24];
+            let length = info.encode(&mut buffer);
+            assert_eq!(ConnectionInfo::decode(&buffer[..length]), Ok(info));
+        }
+    }
+
+    #[test]
+    fn a_probe_that_carries_something_is_refused() {
+        assert_eq!(ConnectionInfo::decode(&[PROBE, 0, 1, 0]), Err(MalformedOpen::Probe));
     }
 
     #[test]

@@ -38,6 +38,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::cipher::{Cipher, Ciphers, OFFER};
+use super::features::{Abilities, Features};
 use super::frame::{First, Opener, Sealer};
 use super::key::{Fingerprint, Key};
 use super::noise::{Forged, SymmetricState, TAG, initial_hash};
@@ -56,6 +57,10 @@ const KEM_KEY: usize = 1184;
 const KEM_CIPHERTEXT: usize = 1088;
 /// Bytes of either message's payload. What is not yet used is sent as zero and ignored, as room for later versions.
 const PAYLOAD: usize = 16;
+/// Where message 1's payload has the features that the initiator asks for: behind the ciphers.
+const ASKED: usize = OFFER;
+/// Where message 2's payload has those that the responder grants: behind the cipher.
+const GRANTED: usize = 1;
 
 /// Bytes of message 1, from the initiator.
 pub const MESSAGE_1: usize = X25519 + KEM_KEY + TAG + PAYLOAD + TAG;
@@ -154,6 +159,8 @@ pub struct Established<S, O> {
     pub opener: O,
     /// What both agreed on, for the log.
     pub cipher: Cipher,
+    /// What both agreed on besides.
+    pub features: Features,
 }
 
 /// What the initiator has then: its first frame is still to be sealed.
@@ -169,7 +176,7 @@ struct Started {
     noise: SymmetricState,
     ephemeral: StaticSecret,
     kem: KemSecret,
-    ciphers: Ciphers,
+    abilities: Abilities,
 }
 
 impl Initiator {
@@ -177,11 +184,12 @@ impl Initiator {
     pub fn start(
         key: &Key,
         label: &Label,
-        ciphers: Ciphers,
+        abilities: impl Into<Abilities>,
         randomness: &InitiatorRandomness,
     ) -> (Self, [u8; MESSAGE_1]) {
+        let abilities = abilities.into();
         wiped::<{ stack::ASYMMETRIC }, _>(|| {
-            let (started, message) = Started::new(key, label, ciphers, randomness);
+            let (started, message) = Started::new(key, label, abilities, randomness);
             (Self(Box::new(started)), message)
         })
     }
@@ -200,7 +208,7 @@ impl Started {
     fn new(
         key: &Key,
         label: &Label,
-        ciphers: Ciphers,
+        abilities: Abilities,
         randomness: &InitiatorRandomness,
     ) -> (Self, [u8; MESSAGE_1]) {
         let (ephemeral, public) = ephemeral(&randomness.x25519);
@@ -211,13 +219,14 @@ impl Started {
         let (e1, payload) = rest.split_at_mut(KEM_KEY + TAG);
         e.copy_from_slice(&public);
         e1[..KEM_KEY].copy_from_slice(kem_public.as_slice());
-        payload[..OFFER].copy_from_slice(&ciphers.offer());
+        payload[..OFFER].copy_from_slice(&abilities.ciphers.offer());
+        payload[ASKED] = abilities.features.byte();
 
         let mut noise = SymmetricState::new(&begin(label), key.psk());
         noise.e(&public);
         noise.seal(e1);
         noise.seal(payload);
-        (Self { noise, ephemeral, kem: KemSecret(Box::new(kem)), ciphers }, message)
+        (Self { noise, ephemeral, kem: KemSecret(Box::new(kem)), abilities }, message)
     }
 
     fn finish(&mut self, message: &[u8; MESSAGE_2]) -> Result<InitiatorEstablished, HandshakeError> {
@@ -230,14 +239,18 @@ impl Started {
         self.noise.open(ekem1, &mut ciphertext)?;
         let ciphertext = MlKem768Ciphertext::from(ciphertext);
         self.noise.kem_secret(&Zeroizing::new(mlkem768::decapsulate(&self.kem.0, &ciphertext)));
-        let choice = self.noise.open(payload, &mut choice)?[0];
+        let choice = self.noise.open(payload, &mut choice)?;
 
-        let cipher = self.ciphers.accept(choice).ok_or(HandshakeError::NoCommonCipher(self.ciphers))?;
+        let Abilities { ciphers, features } = self.abilities;
+        let cipher = ciphers.accept(choice[0]).ok_or(HandshakeError::NoCommonCipher(ciphers))?;
+        // What was not asked for is not granted.
+        let features = Features::from_byte(choice[GRANTED]).and(features);
         let (to_responder, to_initiator) = self.noise.split();
         Ok(Established {
             sealer: First::new(Sealer::new(cipher, to_responder)),
             opener: Opener::new(cipher, to_initiator),
             cipher,
+            features,
         })
     }
 }
@@ -251,6 +264,8 @@ struct Opened {
     initiator: [u8; X25519],
     kem_public: MlKem768PublicKey,
     offer: [u8; OFFER],
+    /// What the initiator asks for.
+    features: Features,
     fingerprint: Fingerprint,
 }
 
@@ -295,10 +310,11 @@ impl Responder {
     /// key and may know why it fails.
     pub fn reply(
         mut self,
-        ciphers: Ciphers,
+        abilities: impl Into<Abilities>,
         randomness: &ResponderRandomness,
     ) -> ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>) {
-        wiped::<{ stack::ASYMMETRIC }, _>(|| self.0.reply(ciphers, randomness))
+        let abilities = abilities.into();
+        wiped::<{ stack::ASYMMETRIC }, _>(|| self.0.reply(abilities, randomness))
     }
 }
 
@@ -317,16 +333,17 @@ impl Opened {
             initiator: *e,
             kem_public: MlKem768PublicKey::from(kem_public),
             offer: *offer.first_chunk().expect("the payload has room for the offer"),
+            features: Features::from_byte(offer[ASKED]),
             fingerprint: key.fingerprint(),
         })
     }
 
     fn reply(
         &mut self,
-        ciphers: Ciphers,
+        Abilities { ciphers, features }: Abilities,
         randomness: &ResponderRandomness,
     ) -> ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>) {
-        let cipher = ciphers.choose(self.offer);
+        let (cipher, features) = (ciphers.choose(self.offer), features.and(self.features));
         let (ephemeral, public) = ephemeral(&randomness.x25519);
         let (ciphertext, kem_secret) = mlkem768::encapsulate(&self.kem_public, randomness.kem);
         let kem_secret = Zeroizing::new(kem_secret);
@@ -337,6 +354,7 @@ impl Opened {
         e.copy_from_slice(&public);
         ekem1[..KEM_CIPHERTEXT].copy_from_slice(ciphertext.as_slice());
         payload[0] = cipher.map_or(0, |cipher| cipher as u8);
+        payload[GRANTED] = features.byte();
 
         self.noise.e(&public);
         self.noise.ee(&ephemeral, &self.initiator);
@@ -350,6 +368,7 @@ impl Opened {
                 sealer: Sealer::new(cipher, to_initiator),
                 opener: First::new(Opener::new(cipher, to_responder)),
                 cipher,
+                features,
             }
         });
         (message, established)

@@ -74,6 +74,9 @@ pub enum PumpError {
     /// This process is stopping, and waits no longer.
     #[error("spipe was stopped before the connection had finished")]
     Stopped,
+    /// Checks have found that the target is down.
+    #[error("the target went down (--on-down reset)")]
+    TargetDown,
 }
 
 fn describe(reason: AbortReason) -> String {
@@ -196,6 +199,19 @@ impl<S: Seal> SealPump<S> {
     /// Payload bytes sealed so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Puts a frame without payload in front of all that the local stream says.
+    ///
+    /// # Panics
+    /// When something was sealed before.
+    pub fn acknowledge(&mut self) {
+        assert!(self.outbox.is_none(), "it is the first frame");
+        if let SealStage::Carrying(sealer) = &mut self.stage {
+            let mut buffer = Buffer::take();
+            let sealed = sealer.data(&mut buffer, 0).expect("the first frame has a nonce");
+            self.outbox = Some(Outbox { buffer, sealed, written: 0 });
+        }
     }
 
     /// Carries bytes until the local stream has ended and its end is told on the wire.
@@ -465,17 +481,47 @@ impl<O: Open> OpenPump<O> {
                     }
                     // A buffered writer, such as standard output, must not sit on bytes while we wait for more.
                     ready!(Pin::new(&mut *local).poll_flush(context)).map_err(PumpError::Local)?;
-                    if let Filled::EndOfStream = ready!(self.inbox.poll_fill::<O>(context, wire))? {
-                        if O::END_OF_STREAM == EndOfStream::Truncation || !self.inbox.unread.is_empty() {
-                            return Poll::Ready(Err(PumpError::Truncated));
-                        }
-                        self.stage = OpenStage::Ending;
-                    }
+                    ready!(self.poll_read(context, wire))?;
                 }
                 OpenStage::Ending => return Pin::new(local).poll_shutdown(context).map_err(PumpError::Local),
                 OpenStage::Aborting(reason) => return Poll::Ready(Err(PumpError::Aborted(reason))),
             }
         }
+    }
+
+    /// Opens the peer's first frame, and delivers nothing of it: that is left to [`Self::poll`].
+    ///
+    /// # Errors
+    /// [`PumpError::Aborted`], if the frame says so, and all others of reading and opening.
+    pub fn poll_first(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<Result<(), PumpError>> {
+        loop {
+            let opened = self.open_some(1)?;
+            match self.stage {
+                OpenStage::Aborting(reason) => return Poll::Ready(Err(PumpError::Aborted(reason))),
+                OpenStage::Ending => return Poll::Ready(Ok(())),
+                OpenStage::Carrying if opened > 0 => return Poll::Ready(Ok(())),
+                OpenStage::Carrying => ready!(self.poll_read(context, wire))?,
+            }
+        }
+    }
+
+    /// Reads once from the wire; its end is an end or a truncation.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        wire: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<Result<(), PumpError>> {
+        if let Filled::EndOfStream = ready!(self.inbox.poll_fill::<O>(context, wire))? {
+            if O::END_OF_STREAM == EndOfStream::Truncation || !self.inbox.unread.is_empty() {
+                return Poll::Ready(Err(PumpError::Truncated));
+            }
+            self.stage = OpenStage::Ending;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// After the peer's end, while the other direction lives on: watches that the peer stays and says nothing more. Where the end

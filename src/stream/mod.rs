@@ -206,6 +206,7 @@ pub trait ReadVectored: AsyncRead + Unpin {
 
 impl<T: AsyncRead> ReadVectored for tokio::io::ReadHalf<T> {}
 impl ReadVectored for tokio::io::DuplexStream {}
+impl ReadVectored for tokio::io::Empty {}
 
 /// The socket under both halves of a [`Stream`].
 #[derive(Clone, Copy)]

@@ -9,8 +9,8 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-use crate::proto::cipher::Ciphers;
 use crate::proto::connection_info::ConnectionInfo;
+use crate::proto::features::Abilities;
 use crate::proto::frame::{First, Opener};
 use crate::proto::handshake::{
     HandshakeError, Initiator, InitiatorEstablished, InitiatorRandomness, Label, MESSAGE_1, MESSAGE_2,
@@ -101,12 +101,12 @@ pub async fn initiate(
     wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
     key: &Key,
     label: &Label,
-    ciphers: Ciphers,
+    abilities: impl Into<Abilities>,
     deadline: Instant,
 ) -> Result<InitiatorEstablished, TunnelError> {
     // Scopes end as soon as they can: a future keeps room for all that lives at the same time.
     let initiator = {
-        let (initiator, message) = start(key, label, ciphers)?;
+        let (initiator, message) = start(key, label, abilities.into())?;
         send(wire, &message, deadline).await?;
         initiator
     };
@@ -115,9 +115,13 @@ pub async fn initiate(
     Ok(initiator.finish(&message)?)
 }
 
-fn start(key: &Key, label: &Label, ciphers: Ciphers) -> Result<(Initiator, [u8; MESSAGE_1]), TunnelError> {
+fn start(
+    key: &Key,
+    label: &Label,
+    abilities: Abilities,
+) -> Result<(Initiator, [u8; MESSAGE_1]), TunnelError> {
     let randomness = InitiatorRandomness::draw(random)?;
-    Ok(Initiator::start(key, label, ciphers, &randomness))
+    Ok(Initiator::start(key, label, abilities, &randomness))
 }
 
 /// R1–R5: the responder's side; also tells which key the initiator holds.
@@ -130,13 +134,13 @@ pub async fn respond(
     wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
     keys: &[impl Borrow<Key>],
     label: &Label,
-    ciphers: Ciphers,
+    abilities: impl Into<Abilities>,
     deadline: Instant,
 ) -> Result<(ResponderEstablished, Fingerprint), TunnelError> {
     let (message, established, fingerprint) = {
         let mut message = [0; MESSAGE_1];
         receive(wire, &mut message, deadline).await?;
-        answer(&message, keys, label, ciphers)?
+        answer(&message, keys, label, abilities.into())?
     };
     send(wire, &message, deadline).await?;
     Ok((established?, fingerprint))
@@ -149,12 +153,12 @@ fn answer(
     message: &[u8; MESSAGE_1],
     keys: &[impl Borrow<Key>],
     label: &Label,
-    ciphers: Ciphers,
+    abilities: Abilities,
 ) -> Result<Answer, TunnelError> {
     let responder = Responder::read(message, keys, label)?;
     let fingerprint = responder.fingerprint();
     let randomness = ResponderRandomness::draw(random)?;
-    let (message, established) = responder.reply(ciphers, &randomness);
+    let (message, established) = responder.reply(abilities, &randomness);
     Ok((message, established, fingerprint))
 }
 

@@ -5,18 +5,19 @@ pub mod handshake;
 use std::borrow::Borrow;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
 use tracing::debug;
 
 pub use self::handshake::TunnelError;
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
+use crate::proto::features::{Abilities, Features};
 use crate::proto::frame::{AbortReason, Opener, Sealer};
 use crate::proto::handshake::{Label, ResponderEstablished};
 use crate::proto::key::{Fingerprint, Key};
 use crate::pump::buffer::Buffer;
-use crate::pump::{Inbox, OpenPump, PumpError, SealPump, Told};
-use crate::stream::{Remote, Stream};
+use crate::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
+use crate::stream::Stream;
 
 /// How long a failing connection may take to tell its peer so. The peer finds out anyway when the connection closes.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -45,6 +46,8 @@ pub struct Tunnel {
     pub key: Fingerprint,
     /// The cipher that both ends chose.
     pub cipher: Cipher,
+    /// What both ends agreed on besides.
+    pub features: Features,
 }
 
 /// A peer that was answered. Its message 1 may still be a recording.
@@ -60,16 +63,17 @@ impl Answered {
     /// # Errors
     /// [`TunnelError`], when it has not come until `deadline`.
     pub async fn prove(self, deadline: Instant) -> Result<(Tunnel, ConnectionInfo), TunnelError> {
-        let Self { mut wire, established: ResponderEstablished { sealer, opener, cipher, .. }, key } = self;
+        let Self { mut wire, established, key } = self;
+        let ResponderEstablished { sealer, opener, cipher, features } = established;
         let (opener, info, inbox) = handshake::await_open(&mut wire.split().0, opener, deadline).await?;
         let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
-        Ok((Tunnel { wire, seal, open, key, cipher }, info))
+        Ok((Tunnel { wire, seal, open, key, cipher, features }, info))
     }
 }
 
 impl Tunnel {
-    /// The initiator's side. *Open*, which says what `client` is, is sealed and not yet written: it shares a write with the
-    /// client's first bytes, so that they reach the target one round trip after the connection was established.
+    /// The initiator's side, which asks for `features`. *Open* is sealed and not yet written: it shares a write with the
+    /// client's first bytes, so that they reach the target one round trip after the connection was established. It says `info`.
     ///
     /// # Errors
     /// [`TunnelError`], when the responder has not proved the key until `deadline`.
@@ -77,24 +81,27 @@ impl Tunnel {
         mut wire: Stream,
         key: &Key,
         terms: &Terms,
-        client: Remote,
+        features: Features,
+        info: &ConnectionInfo,
         deadline: Instant,
     ) -> Result<Self, TunnelError> {
+        let abilities = Abilities { ciphers: terms.ciphers, features };
         let established = {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
-            handshake::initiate(&mut wire, key, &terms.label, terms.ciphers, deadline).await?
+            handshake::initiate(&mut wire, key, &terms.label, abilities, deadline).await?
         };
         // Until here, giving up is a reset. From here on, the peer is told why.
         wire.disarm();
         let mut buffer = Buffer::take();
-        let (sealer, length) = established.sealer.open(&ConnectionInfo { client: client.ip() }, &mut buffer);
+        let (sealer, length) = established.sealer.open(info, &mut buffer);
         Ok(Self {
             wire,
             seal: SealPump::with_sealed(sealer, buffer, length),
             open: OpenPump::new(established.opener, Inbox::new()),
             key: key.fingerprint(),
             cipher: established.cipher,
+            features: established.features,
         })
     }
 
@@ -108,12 +115,27 @@ impl Tunnel {
         terms: &Terms,
         deadline: Instant,
     ) -> Result<Answered, TunnelError> {
+        let abilities = Abilities { ciphers: terms.ciphers, features: Features::KNOWN };
         let (established, key) = {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
-            handshake::respond(&mut wire, keys, &terms.label, terms.ciphers, deadline).await?
+            handshake::respond(&mut wire, keys, &terms.label, abilities, deadline).await?
         };
         Ok(Answered { wire, established, key })
+    }
+
+    /// Carries nothing, from either side: with an initiator, *Open* has said that this is a probe, and with a responder, the target
+    /// stands.
+    ///
+    /// # Errors
+    /// [`PumpError`]: the peer says why its target cannot be reached, or has not answered until `deadline`.
+    pub async fn probe(&mut self, deadline: Instant) -> Result<(), PumpError> {
+        let Self { wire, seal, open, .. } = self;
+        let nothing = (tokio::io::empty(), tokio::io::sink());
+        let probing = pump::run(seal, open, nothing, wire.split(), pump::unwatched);
+        timeout_at(deadline, probing)
+            .await
+            .unwrap_or_else(|_| Err(PumpError::Wire(std::io::ErrorKind::TimedOut.into())))
     }
 
     /// Waits until the peer has closed the connection, for a moment. Both directions have ended.

@@ -64,13 +64,23 @@ pub enum DialFailure {
 impl DialFailure {
     /// Whether no more is lacking than a descriptor.
     fn is_shortage(&self) -> bool {
-        let is_shortage = |error: &io::Error| {
-            let code = error.raw_os_error().map(Errno::from_raw_os_error);
-            matches!(code, Some(Errno::MFILE | Errno::NFILE))
+        self.has_code(&[Errno::MFILE, Errno::NFILE])
+    }
+
+    /// Whether it says something of the target. A lack of descriptors or of outgoing ports does not, nor does an outgoing name
+    /// that cannot be taken.
+    pub fn is_of_the_target(&self) -> bool {
+        !self.has_code(&[Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE])
+            && !matches!(self, Self::Outgoing { .. })
+    }
+
+    fn has_code(&self, codes: &[Errno]) -> bool {
+        let has_code = |error: &io::Error| {
+            error.raw_os_error().is_some_and(|code| codes.contains(&Errno::from_raw_os_error(code)))
         };
         match self {
-            Self::Refused(error) | Self::Outgoing { source: error, .. } => is_shortage(error),
-            Self::AllRefused(refusals) => refusals.iter().any(|(_, error)| is_shortage(error)),
+            Self::Refused(error) | Self::Outgoing { source: error, .. } => has_code(error),
+            Self::AllRefused(refusals) => refusals.iter().any(|(_, error)| has_code(error)),
             Self::TimedOut | Self::Unresolved(_) | Self::NoCommonFamily => false,
         }
     }

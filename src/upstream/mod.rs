@@ -1,9 +1,14 @@
-//! Connecting out: from a target to a connected stream.
+//! Connecting out: from the targets of a pipe to a connected stream.
 
 mod attempt;
+mod choice;
 mod dial;
+mod health;
 mod route;
+mod targets;
 
 pub use self::attempt::Refusals;
+pub use self::choice::{Candidate, Choice, Chosen, InUse, Known, Next, Upstream};
 pub use self::dial::{Connected, DialError, DialFailure, Dialer};
 pub use self::route::{FamilyMismatch, Route};
+pub use self::targets::{Balance, Check, Exchange, OnDown, RepeatedTarget, Targets};

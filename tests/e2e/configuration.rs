@@ -229,7 +229,8 @@ fn a_value_of_the_wrong_type_is_refused() {
     for (number, line, parts) in [
         (3, "source = 80", ["invalid type: integer `80`", "a string or a list of strings"]),
         (3, "source = [80]", ["invalid type: integer `80`", "a string"]),
-        (4, "target = [\"127.0.0.1:9\"]", ["invalid type: sequence", "a string"]),
+        (4, "target = [\"127.0.0.1:9\", 9]", ["invalid type: integer `9`", "a string"]),
+        (4, "target = []", ["the target is missing", "write where to connect to"]),
         (5, "key = true", ["invalid type: boolean `true`", "a string or a list of strings"]),
         (2, "mode = 1", ["invalid type: integer `1`", "a string"]),
     ] {

@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::connection_info::ConnectionInfo;
+use spipe::proto::features::Features;
 use spipe::proto::handshake::Label;
-use spipe::stream::{Remote, Stream};
+use spipe::stream::Stream;
 use spipe::tunnel::{Terms, Tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UnixStream};
@@ -237,7 +239,8 @@ impl Holder {
         let wire = Stream::Tcp(tokio::net::TcpStream::connect(to).await.expect("the responder listens"));
         let terms = Terms { label: Label::default(), ciphers: Ciphers::only(Cipher::Aes256Gcm) };
         let deadline = tokio::time::Instant::now() + DEADLINE;
-        let mut tunnel = Tunnel::initiate(wire, &key, &terms, Remote::Local, deadline).await;
+        let mut tunnel =
+            Tunnel::initiate(wire, &key, &terms, Features::NONE, &ConnectionInfo::default(), deadline).await;
         if let Ok(Tunnel { wire, seal, .. }) = &mut tunnel {
             let (mut client, _far) = UnixStream::pair()
                 .map(|(near, far)| (Stream::Unix(near), far))

@@ -16,7 +16,7 @@ const END: u8 = 3;
 const ABORT: u8 = 4;
 
 fn info() -> ConnectionInfo {
-    ConnectionInfo { client: Some("192.0.2.7:50123".parse().unwrap()) }
+    ConnectionInfo { client: Some("192.0.2.7:50123".parse().unwrap()), ..ConnectionInfo::default() }
 }
 
 /// A whole stream of the initiator, one frame per element: Open, three times Data, End.

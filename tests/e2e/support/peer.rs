@@ -192,6 +192,10 @@ pub(crate) struct Begun {
     /// The initiator's public keys.
     pub(crate) x25519: [u8; 32],
     pub(crate) kem_key: [u8; KEM_KEY],
+    /// The features that the initiator asks for.
+    pub(crate) asked: u8,
+    /// Those that it gets: none, as from a responder that is older than features.
+    granted: u8,
 }
 
 impl Begun {
@@ -221,8 +225,13 @@ impl Begun {
         let mut noise = Noise::new(key_file);
         noise.e(e);
         let kem_key = noise.open(e1).try_into().expect("an encapsulation key");
-        noise.open(payload);
-        Self { wire, noise, x25519: *e, kem_key }
+        let asked = noise.open(payload)[8];
+        Self { wire, noise, x25519: *e, kem_key, asked, granted: 0 }
+    }
+
+    /// Grants features.
+    pub(crate) fn granting(self, granted: u8) -> Self {
+        Self { granted, ..self }
     }
 
     /// R3–R5: answers, and chooses `cipher`.
@@ -241,7 +250,7 @@ impl Begun {
         let ekem1 = noise.seal(ciphertext.as_slice());
         noise.kem(&shared);
         let mut payload = [0; 16];
-        payload[0] = cipher as u8;
+        payload[..2].copy_from_slice(&[cipher as u8, self.granted]);
         let mut message = [&public[..], &ekem1, &noise.seal(&payload)].concat();
         change(&mut message);
         self.wire.write_all(&message).expect("the initiator reads message 2");

@@ -1,0 +1,155 @@
+//! From one pipe's options to its [`Targets`].
+
+use std::fmt;
+use std::str::FromStr;
+
+use vec1::Vec1;
+
+use super::options::{Mode, PipeOptions};
+use super::plan::PlanError;
+use crate::upstream::{Check, Exchange, Route, Targets};
+
+/// The targets of a pipe, and how they are looked after.
+///
+/// # Errors
+/// [`PlanError::Contradiction`].
+pub(super) fn targets(options: &PipeOptions) -> Result<Targets, PlanError> {
+    let routes = options.target.iter().map(|target| {
+        Route::new(target.clone(), options.bind.clone())
+            .map_err(|error| PlanError::contradiction("bind", error.to_string()))
+    });
+    let routes = Vec1::try_from_vec(routes.collect::<Result<_, _>>()?).map_err(|_| {
+        PlanError::contradiction("target", "the target is missing; write where to connect to")
+    })?;
+    Targets::new(routes, options.balance, check(options)?)
+        .map_err(|error| PlanError::contradiction("target", error.to_string()))
+}
+
+fn check(options: &PipeOptions) -> Result<Option<Check>, PlanError> {
+    let Some(every) = options.check else {
+        let needs_check = [
+            ("check-send", options.check_send.is_some()),
+            ("check-expect", options.check_expect.is_some()),
+            ("rise", options.rise.is_some()),
+            ("fall", options.fall.is_some()),
+            ("on-down", options.on_down.is_some()),
+        ];
+        let lonely = needs_check.into_iter().find_map(|(name, is_given)| is_given.then_some(name));
+        return match lonely {
+            Some(name) => Err(PlanError::contradiction(
+                name,
+                format!("--{name} is about checks, and there are none without --check; add --check SECONDS"),
+            )),
+            None => Ok(None),
+        };
+    };
+    if options.mode().is_none() {
+        return Err(PlanError::contradiction(
+            "check",
+            "--check is for a pipe that listens: with standard input and output, there is one connection; leave it out",
+        ));
+    }
+    Ok(Some(Check {
+        every: every.into(),
+        rise: options.rise.map_or(Check::RISE, Into::into),
+        fall: options.fall.map_or(Check::FALL, Into::into),
+        exchange: exchange(options)?,
+        on_down: options.on_down.unwrap_or_default(),
+    }))
+}
+
+fn exchange(options: &PipeOptions) -> Result<Option<Exchange>, PlanError> {
+    let (send, expect) = (options.check_send.clone(), options.check_expect.clone());
+    let name = match (&send, &expect) {
+        (None, None) => return Ok(None),
+        (Some(_), None) => {
+            return Err(PlanError::contradiction(
+                "check-send",
+                "--check-send without --check-expect finds out nothing; add what is to be in the answer",
+            ));
+        }
+        (_, Some(expect)) if expect.0.is_empty() => {
+            return Err(PlanError::contradiction(
+                "check-expect",
+                "--check-expect is empty, which any answer has in it; write what is to be in the answer",
+            ));
+        }
+        (Some(_), Some(_)) => "check-send",
+        (None, Some(_)) => "check-expect",
+    };
+    if let Some(Mode::Encrypt) = options.mode() {
+        return Err(PlanError::contradiction(
+            name,
+            format!(
+                "--{name} is for -d, which talks to the service; with -e, --check asks the other end whether its target can be \
+                 reached"
+            ),
+        ));
+    }
+    let text = |text: Option<Escaped>| text.map(|text| text.0).unwrap_or_default();
+    Ok(Some(Exchange { send: text(send), expect: text(expect) }))
+}
+
+/// Bytes, written as a text with escapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Escaped(pub(super) Vec<u8>);
+
+/// A text with an escape that has no meaning.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NoSuchEscape;
+
+impl fmt::Display for NoSuchEscape {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(
+            r"after a backslash, write r, n, t, 0, another backslash, or x and two hexadecimal digits",
+        )
+    }
+}
+
+impl std::error::Error for NoSuchEscape {}
+
+impl FromStr for Escaped {
+    type Err = NoSuchEscape;
+
+    fn from_str(text: &str) -> Result<Self, NoSuchEscape> {
+        let (mut bytes, mut rest) = (Vec::new(), text.bytes());
+        while let Some(byte) = rest.next() {
+            bytes.push(match byte {
+                b'\\' => match rest.next() {
+                    Some(b'r') => b'\r',
+                    Some(b'n') => b'\n',
+                    Some(b't') => b'\t',
+                    Some(b'0') => 0,
+                    Some(b'\\') => b'\\',
+                    Some(b'x') => {
+                        let mut digit = || char::from(rest.next()?).to_digit(16);
+                        let (high, low) = (digit().ok_or(NoSuchEscape)?, digit().ok_or(NoSuchEscape)?);
+                        u8::try_from(high * 16 + low).expect("two digits are a byte")
+                    }
+                    _ => return Err(NoSuchEscape),
+                },
+                byte => byte,
+            });
+        }
+        Ok(Self(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_become_bytes() {
+        let text = r"PING\r\n\t\\\0\x7f\xFFä";
+        assert_eq!(text.parse(), Ok(Escaped(b"PING\r\n\t\\\0\x7f\xff\xc3\xa4".to_vec())));
+        assert_eq!("".parse(), Ok(Escaped(Vec::new())));
+    }
+
+    #[test]
+    fn escapes_without_a_meaning_are_refused() {
+        for text in [r"\", r"a\", r"\q", r"\x", r"\x1", r"\xg0", r"\x0g", r"\R"] {
+            assert_eq!(text.parse::<Escaped>(), Err(NoSuchEscape), "{text}");
+        }
+    }
+}
