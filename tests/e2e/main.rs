@@ -7,6 +7,7 @@ mod activation;
 mod addresses;
 mod background;
 mod bytes;
+mod checks;
 mod ciphers;
 mod command_line;
 mod configuration;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::poll_until;
 use super::process::{Ended, Process, run};
 
 /// A `redis-server` without persistence.
@@ -52,6 +53,19 @@ impl Redis {
 
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Makes it a replica of `master`, and waits until it has its data.
+    pub(crate) fn replicate(&self, master: &Self) {
+        self.ask(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        poll_until("the replica is in step", || {
+            self.ask(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
+        });
+    }
+
+    /// Makes it a master.
+    pub(crate) fn promote(&self) {
+        self.ask(&["REPLICAOF", "NO", "ONE"]);
     }
 
     /// Runs `redis-cli` on it directly.

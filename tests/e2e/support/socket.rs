@@ -76,6 +76,13 @@ impl Service {
         assert_eq!(accepted.map(|(_, peer)| peer).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
     }
 
+    /// Takes the connections that have arrived already, and closes them.
+    pub(crate) fn drain(&self) {
+        self.0.set_nonblocking(true).expect("the socket is open");
+        while self.0.accept().is_ok() {}
+        self.0.set_nonblocking(false).expect("the socket is open");
+    }
+
     /// Serves every connection with `serve` on a separate thread, for as long as the test runs.
     pub(crate) fn serve(self, serve: impl Fn(TcpStream) + Send + Clone + 'static) -> SocketAddr {
         let address = self.address();
@@ -183,6 +190,8 @@ pub(crate) struct Listed {
     pub(crate) remote: SocketAddr,
     /// `01` established, `02` SYN sent, `06` TIME_WAIT (include/net/tcp_states.h), in hexadecimal.
     pub(crate) state: String,
+    /// Bytes that have arrived and that the process has not read.
+    pub(crate) unread: usize,
     /// `00` none, `01` a retransmission, `02` keep-alive.
     pub(crate) timer: String,
 }
@@ -195,6 +204,10 @@ pub(crate) fn listed() -> Vec<Listed> {
         local: listed_address(row[1]),
         remote: listed_address(row[2]),
         state: row[3].to_owned(),
+        unread: row[4]
+            .split_once(':')
+            .and_then(|(_, bytes)| usize::from_str_radix(bytes, 16).ok())
+            .expect("two numbers"),
         timer: row[5][..2].to_owned(),
     })
     .collect()
