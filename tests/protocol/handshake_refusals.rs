@@ -9,6 +9,7 @@ use std::cell::Cell;
 
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
+use spipe::proto::features::{Abilities, Features};
 use spipe::proto::frame::FrameError;
 use spipe::proto::handshake::{HandshakeError, Initiator, Label, MESSAGE_1, MESSAGE_2, Responder};
 use spipe::proto::key::Key;
@@ -358,4 +359,37 @@ fn values_of_later_versions_in_the_payloads_are_ignored() {
     let (initiator, message_1) = start(1);
     assert_eq!(message_1, second.message_1);
     assert_eq!(initiator.finish(&second.message_2).unwrap().cipher, Cipher::ChaCha20Poly1305);
+}
+
+/// What two ends agree on of features, when `asked` is in message 1 and `granted` in message 2.
+fn agreed(asked: u8, granted: u8) -> Features {
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    let second =
+        Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, asked], &[1, granted]);
+    let features = if asked == 0 { Features::NONE } else { Features::ACKNOWLEDGEMENT };
+    let abilities = Abilities { ciphers: Ciphers::only(Cipher::ChaCha20Poly1305), features };
+    let (initiator, message_1) = Initiator::start(&key(), &Label::default(), abilities, &ours);
+    assert_eq!(message_1, second.message_1);
+    initiator.finish(&second.message_2).unwrap().features
+}
+
+#[test]
+fn a_feature_is_agreed_on_when_it_is_asked_for_and_granted() {
+    assert_eq!(agreed(1, 1), Features::ACKNOWLEDGEMENT);
+    assert_eq!(agreed(1, 0), Features::NONE);
+}
+
+#[test]
+fn a_feature_that_was_not_asked_for_is_not_granted() {
+    assert_eq!(agreed(0, 1), Features::NONE);
+}
+
+#[test]
+fn features_of_later_versions_are_neither_granted_nor_believed() {
+    assert_eq!(agreed(1, 0xfe), Features::NONE);
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, 0xff], &[1, 1]);
+    let responder = Responder::read(&second.message_1, &[key()], &Label::default()).unwrap();
+    let abilities = Abilities { ciphers: Ciphers::only(Cipher::ChaCha20Poly1305), features: Features::KNOWN };
+    assert_eq!(responder.reply(abilities, &theirs).0, second.message_2);
 }

@@ -9,7 +9,8 @@
 use std::fmt::Write as _;
 
 use spipe::proto::cipher::{Cipher, Ciphers};
-use spipe::proto::connection_info::ConnectionInfo;
+use spipe::proto::connection_info::{ConnectionInfo, Purpose};
+use spipe::proto::features::{Abilities, Features};
 use spipe::proto::frame::{AbortReason, Sealer};
 use spipe::proto::handshake::{
     HandshakeError, Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness,
@@ -29,7 +30,7 @@ const HEAD: &str = "\
 # key_file, label                     the configuration of both ends; the label in UTF-8
 # initiator_*, responder_*            the random bytes: X25519 secrets, ML-KEM's d then z, ML-KEM's m
 # psk, fingerprint                    derived from key_file (section 2)
-# offer, choice                       the code points at the start of the payloads of messages 1 and 2 (section 4)
+# offer, choice                       the start of the payloads of messages 1 and 2 (sections 4 and 4.1), zeros follow
 # secret_to_responder, secret_to_initiator  the output of Split (section 3)
 # to_responder.N.frame                the frame number N, counted from 0, of this direction (section 5)
 # to_responder.N.text                 the sealed text: payload, kind, padding
@@ -47,10 +48,13 @@ struct Case {
     responder: ResponderRandomness,
     offers: Ciphers,
     accepts: Ciphers,
-    /// The code points in the messages, independent of `Ciphers`.
+    /// The features of both ends.
+    features: Features,
+    /// The code points in the messages, and the features behind them, independent of `Ciphers` and `Features`.
     offer: &'static [u8],
-    choice: u8,
+    choice: &'static [u8],
     client: &'static str,
+    purpose: Purpose,
 }
 
 fn cases() -> Vec<Case> {
@@ -65,6 +69,7 @@ fn cases() -> Vec<Case> {
     };
     let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(true));
     let ((i1, r1), (i2, r2), (i3, r3)) = (seeded(0x00), seeded(0x21), seeded(0x42));
+    let (i4, r4) = seeded(0x63);
     vec![
         Case {
             name: "chacha20poly1305 without a label",
@@ -74,9 +79,11 @@ fn cases() -> Vec<Case> {
             responder: r1,
             offers: chacha,
             accepts: aes,
+            features: Features::NONE,
             offer: &[1],
-            choice: 1,
+            choice: &[1],
             client: "192.0.2.7:50123",
+            purpose: Purpose::Carry,
         },
         Case {
             name: "aes256gcm with a label",
@@ -87,9 +94,11 @@ fn cases() -> Vec<Case> {
             responder: r2,
             offers: aes,
             accepts: aes,
+            features: Features::NONE,
             offer: &[2, 1],
-            choice: 2,
+            choice: &[2],
             client: "[2001:db8::7]:443",
+            purpose: Purpose::Carry,
         },
         Case {
             name: "no cipher in common",
@@ -99,9 +108,25 @@ fn cases() -> Vec<Case> {
             responder: r3,
             offers: chacha,
             accepts: Ciphers::only(Cipher::Aes256Gcm),
+            features: Features::NONE,
             offer: &[1],
-            choice: 0,
+            choice: &[0],
             client: "",
+            purpose: Purpose::Carry,
+        },
+        Case {
+            name: "a probe, with acknowledgements agreed on",
+            key_file: (0xa0..0xc0).collect(),
+            label: "",
+            initiator: i4,
+            responder: r4,
+            offers: chacha,
+            accepts: chacha,
+            features: Features::ACKNOWLEDGEMENT,
+            offer: &[1, 0, 0, 0, 0, 0, 0, 0, 1],
+            choice: &[1, 1],
+            client: "192.0.2.7:50123",
+            purpose: Purpose::Probe,
         },
     ]
 }
@@ -132,11 +157,12 @@ fn record(case: &Case) -> String {
     let key = Key::from_bytes(&case.key_file).unwrap();
     let label: Label = label(case.label);
     let randomness = (&case.initiator, &case.responder);
-    let second = Second::new(&case.key_file, case.label, randomness, case.offer, &[case.choice]);
+    let abilities = |ciphers| Abilities { ciphers, features: case.features };
+    let second = Second::new(&case.key_file, case.label, randomness, case.offer, case.choice);
 
-    let (initiator, message_1) = Initiator::start(&key, &label, case.offers, &case.initiator);
+    let (initiator, message_1) = Initiator::start(&key, &label, abilities(case.offers), &case.initiator);
     let responder = Responder::read(&message_1, &[Key::from_bytes(&case.key_file).unwrap()], &label).unwrap();
-    let (message_2, responder) = responder.reply(case.accepts, &case.responder);
+    let (message_2, responder) = responder.reply(abilities(case.accepts), &case.responder);
     assert_eq!(message_1, second.message_1);
     assert_eq!(message_2, second.message_2);
 
@@ -152,22 +178,23 @@ fn record(case: &Case) -> String {
     section.put("responder_kem", &case.responder.kem);
     section.put("offer", case.offer);
     section.put("message_1", &message_1);
-    section.put("choice", &[case.choice]);
+    section.put("choice", case.choice);
     section.put("message_2", &message_2);
 
     let initiator = initiator.finish(&message_2);
-    if case.choice == 0 {
+    if case.choice == [0] {
         assert_eq!(responder.err(), Some(HandshakeError::NoCommonCipher(case.accepts)));
         assert_eq!(initiator.err(), Some(HandshakeError::NoCommonCipher(case.offers)));
         return section.0;
     }
     let (initiator, responder) = (initiator.unwrap(), responder.unwrap());
-    assert_eq!((initiator.cipher as u8, responder.cipher as u8), (case.choice, case.choice));
+    assert_eq!((initiator.cipher as u8, responder.cipher as u8), (case.choice[0], case.choice[0]));
+    assert_eq!((initiator.features, responder.features), (case.features, case.features));
     section.put("secret_to_responder", &second.to_responder);
     section.put("secret_to_initiator", &second.to_initiator);
 
     // To the responder: Open, Data, Data with padding, End.
-    let info = ConnectionInfo { client: Some(case.client.parse().unwrap()), ..ConnectionInfo::default() };
+    let info = ConnectionInfo { client: Some(case.client.parse().unwrap()), purpose: case.purpose };
     let (mut sealer, open) = open_frame(initiator.sealer, &info);
     let data = data_frame(&mut sealer, b"PING\r\n");
     // spipe does not pad, so the second implementation makes the padded frame. It replaces the one that spipe sealed.
@@ -175,7 +202,7 @@ fn record(case: &Case) -> String {
     let padded = raw_frame(initiator.cipher, &second.to_responder, 2, padded_text);
     data_frame(&mut sealer, b"PING\r\n");
     let end = end_frame(sealer);
-    let open_text = [&open_payload(case.client)[..], b"\x01"].concat();
+    let open_text = [&open_payload(case)[..], b"\x01"].concat();
     section.frame("to_responder", 0, &open_text, &open);
     section.frame("to_responder", 1, b"PING\r\n\x02", &data);
     section.frame("to_responder", 2, padded_text, &padded);
@@ -192,15 +219,17 @@ fn record(case: &Case) -> String {
 }
 
 /// The payload of *Open* as specified in section 5.2, without the use of `ConnectionInfo`.
-fn open_payload(client: &str) -> Vec<u8> {
-    match client.parse().unwrap() {
+fn open_payload(case: &Case) -> Vec<u8> {
+    let client = match case.client.parse().unwrap() {
         core::net::SocketAddr::V4(v4) => {
             [&[1, 0, 6][..], &v4.ip().octets(), &v4.port().to_be_bytes()].concat()
         }
         core::net::SocketAddr::V6(v6) => {
             [&[1, 0, 18][..], &v6.ip().octets(), &v6.port().to_be_bytes()].concat()
         }
-    }
+    };
+    let probe: &[u8] = if case.purpose == Purpose::Probe { &[2, 0, 0] } else { &[] };
+    [&client[..], probe].concat()
 }
 
 fn long_stream(mut sealer: Sealer, section: &mut Section) -> Vec<u8> {
