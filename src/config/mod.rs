@@ -9,6 +9,7 @@
 //! The command line is a configuration with one pipe: the options are one type, which clap reads and serde reads, so
 //! names and defaults are the same in both.
 
+mod access;
 pub(crate) mod key_file;
 pub(crate) mod options;
 pub(crate) mod plan;

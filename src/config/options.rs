@@ -8,12 +8,13 @@ use clap::{ArgGroup, ValueEnum};
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
+use super::access::Listed;
 use super::key_file::KeySource;
 use super::targets::Escaped;
 use super::text;
 use crate::addr::{Name, Outgoing, Source, Target};
 use crate::connection::Common;
-use crate::gate::Rules;
+use crate::gate::{Access, PerSource, Rules};
 use crate::proto::handshake::Label;
 use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
@@ -70,6 +71,27 @@ pub(crate) struct PipeOptions {
     #[arg(short = 'n', long, value_name = "MAX", default_value_t = default_max_connections())]
     #[serde(default = "default_max_connections")]
     pub(crate) max_connections: usize,
+
+    /// Only clients of these addresses may connect: an address, a network such as 192.0.2.0/24, or file:PATH with one a line.
+    /// May be given several times
+    #[arg(long, value_name = "NETWORK", requires = "source")]
+    #[serde(default, deserialize_with = "text::optional_list")]
+    pub(crate) allow: Option<Vec<Listed>>,
+
+    /// Clients of these addresses may not connect, whatever --allow says
+    #[arg(long, value_name = "NETWORK", requires = "source")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    pub(crate) deny: Vec<Listed>,
+
+    /// The most connections at a time of one IPv4 address or IPv6 /64
+    #[arg(long, value_name = "MAX", requires = "source")]
+    #[serde(default)]
+    pub(crate) max_per_source: Option<NonZero<u32>>,
+
+    /// The most new connections a second of one IPv4 address or IPv6 /64
+    #[arg(long, value_name = "MAX", requires = "source")]
+    #[serde(default)]
+    pub(crate) rate_per_source: Option<NonZero<u32>>,
 
     /// How long connecting and the handshake may take together
     #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = default_timeout())]
@@ -189,9 +211,10 @@ impl PipeOptions {
         }
     }
 
-    /// Which connections the pipe admits.
-    pub(super) fn rules(&self) -> Rules {
-        Rules { max_connections: NonZero::new(self.max_connections) }
+    /// Which connections the pipe admits, by where they come from and besides.
+    pub(super) fn rules(&self, access: Access) -> Rules {
+        let per_source = PerSource { connections: self.max_per_source, rate: self.rate_per_source };
+        Rules { max_connections: NonZero::new(self.max_connections), access, per_source }
     }
 }
 

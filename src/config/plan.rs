@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vec1::Vec1;
 
+use super::access::{self, ListFileError};
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
 use super::targets;
@@ -33,6 +34,14 @@ pub enum PlanError {
     /// A key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyFileError),
+    /// A list of networks cannot be used.
+    #[error("{source}")]
+    List {
+        /// The option that names it.
+        option: &'static str,
+        /// Why.
+        source: ListFileError,
+    },
 }
 
 impl From<SpecsError> for PlanError {
@@ -55,7 +64,7 @@ impl PlanError {
     /// The option to look at, by its long name.
     pub(super) fn option(&self) -> &'static str {
         match self {
-            Self::Contradiction { option, .. } => option,
+            Self::Contradiction { option, .. } | Self::List { option, .. } => option,
             Self::Key(_) => "key",
         }
     }
@@ -99,8 +108,11 @@ impl Planner {
         })?;
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
-        let rules = options.rules();
-        let (common, Keys { keys, files }) = self.common(options, beside)?;
+        let (access, lists) = access::access(&options, beside)
+            .map_err(|(option, source)| PlanError::List { option, source })?;
+        let rules = options.rules(access);
+        let (common, Keys { keys, mut files }) = self.common(options, beside)?;
+        files.extend(lists);
         let role = match mode {
             Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0 },
             Mode::Decrypt => Role::Responder { keys },

@@ -13,6 +13,13 @@ pub(super) fn one<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
     deserializer.deserialize_str(One(PhantomData))
 }
 
+/// The same as [`one_or_more`], where it may be left out.
+pub(super) fn optional_list<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    one_or_more(deserializer).map(Some)
+}
+
 /// Parses within the deserializer, which knows where the text is, so that an error is there and not at a list around it.
 struct One<T>(PhantomData<T>);
 

@@ -119,10 +119,10 @@ impl Responder {
         waiting.advance(Stage::Answered);
         let proving = answered.prove(deadline);
         let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
-        drop(waiting);
+        let of_source = waiting.leave();
         let client = info.client.map(Remote::from);
         let admitting = async {
-            let place = self.gate.admit_peer(deadline).await?;
+            let place = self.gate.admit_peer(of_source, deadline).await?;
             let dialed = place.unless_cut(pin!(self.dial(deadline))).await;
             let (connected, in_use) = dialed.ok_or(SetupError::Stopped)??;
             Ok((connected, in_use, place))

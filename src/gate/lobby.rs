@@ -13,13 +13,15 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::per_source::OfSource;
+use super::source::Source;
 use crate::stream::Remote;
 
 /// How long a silent stranger keeps its place in any case: an initiator's message 1 comes with its connection, and is read in
@@ -111,10 +113,10 @@ impl Lobby {
     }
 
     /// Lets in a connection that has said nothing yet.
-    pub(super) fn enter(self: &Arc<Self>, remote: Remote) -> LobbyPlace {
+    pub(super) fn enter(self: &Arc<Self>, remote: Remote, of_source: Option<OfSource>) -> LobbyPlace {
         let source = Source::of(remote);
         let (ticket, turned_out) = self.crowds().add(Stage::Silent, source);
-        LobbyPlace { lobby: Arc::clone(self), stage: Stage::Silent, source, ticket, turned_out }
+        LobbyPlace { lobby: Arc::clone(self), stage: Stage::Silent, source, ticket, turned_out, of_source }
     }
 
     /// Turns out a stranger for want of descriptors, if there is one that has said nothing or not enough.
@@ -136,9 +138,15 @@ pub struct LobbyPlace {
     source: Source,
     ticket: u64,
     turned_out: Arc<Notify>,
+    of_source: Option<OfSource>,
 }
 
 impl LobbyPlace {
+    /// Leaves the lobby. What is given counts at the source of the connection, as long as that lives.
+    pub fn leave(mut self) -> Option<OfSource> {
+        self.of_source.take()
+    }
+
     /// The connection has got as far as `stage`, and takes a place there.
     pub fn advance(&mut self, stage: Stage) {
         let mut crowds = self.lobby.crowds();
@@ -168,43 +176,6 @@ impl Drop for LobbyPlace {
     fn drop(&mut self) {
         self.lobby.crowds().at(self.stage).remove(self.source, self.ticket);
         self.lobby.left.notify_waiters();
-    }
-}
-
-/// Where strangers come from, as far as they count together.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Source {
-    /// The network, and the host or the site in it: what one who has one address usually has more of.
-    Network { block: IpAddr, host: IpAddr },
-    /// A Unix-domain socket.
-    Local,
-}
-
-impl Source {
-    fn of(remote: Remote) -> Self {
-        let Remote::Ip(ip, _) = remote else { return Self::Local };
-        let ip = ip.to_canonical();
-        let (block, host) = match ip {
-            IpAddr::V4(_) => (24, 32),
-            // RFC 6177: a site has a /48 to a /64, and chooses freely within it.
-            IpAddr::V6(_) => (48, 64),
-        };
-        Self::Network { block: network(ip, block), host: network(ip, host) }
-    }
-
-    fn block(self) -> Option<IpAddr> {
-        match self {
-            Self::Network { block, .. } => Some(block),
-            Self::Local => None,
-        }
-    }
-}
-
-/// The first `bits` of an address.
-fn network(ip: IpAddr, bits: u32) -> IpAddr {
-    match ip {
-        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & u32::MAX << (32 - bits)).into(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & u128::MAX << (128 - bits)).into(),
     }
 }
 
@@ -317,7 +288,7 @@ mod tests {
         let mut places = Vec::new();
         for _ in 0..count {
             lobby.room().await;
-            places.push(lobby.enter(from(address)));
+            places.push(lobby.enter(from(address), None));
         }
         places
     }
@@ -343,7 +314,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_source_with_most_places_makes_room_and_not_the_one_that_waits_longest() {
         let lobby = lobby();
-        let honest = lobby.enter(from("192.0.2.1"));
+        let honest = lobby.enter(from("192.0.2.1"), None);
         let flood = enter(&lobby, 1_000, "198.51.100.1").await;
         assert!(!is_out(&honest).await);
         assert_eq!(out(&flood).await.len(), 1_000 - (SILENT - 1));
@@ -353,7 +324,7 @@ mod tests {
     async fn many_sources_of_one_network_count_together() {
         let lobby = lobby();
         // Each of the others has fewer places than this one, and together they have more.
-        let honest: Vec<_> = (0..3).map(|_| lobby.enter(from("192.0.2.1"))).collect();
+        let honest: Vec<_> = (0..3).map(|_| lobby.enter(from("192.0.2.1"), None)).collect();
         let mut flood = Vec::new();
         for host in 0..=255 {
             flood.extend(enter(&lobby, 1, &format!("198.51.100.{host}")).await);
@@ -364,7 +335,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn within_a_network_the_source_with_most_places_makes_room() {
         let lobby = lobby();
-        let honest = lobby.enter(from("198.51.100.7"));
+        let honest = lobby.enter(from("198.51.100.7"), None);
         let _flood = enter(&lobby, 100, "198.51.100.1").await;
         assert!(!is_out(&honest).await);
     }
@@ -372,7 +343,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_addresses_of_one_site_are_one_source() {
         let lobby = lobby();
-        let honest = lobby.enter(from("2001:db8:1::1"));
+        let honest = lobby.enter(from("2001:db8:1::1"), None);
         let mut flood = Vec::new();
         for host in 0..100 {
             flood.extend(enter(&lobby, 1, &format!("2001:db8:2::{host}")).await);
@@ -385,11 +356,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clients_of_a_unix_socket_are_one_source() {
         let lobby = lobby();
-        let honest = lobby.enter(from("192.0.2.1"));
+        let honest = lobby.enter(from("192.0.2.1"), None);
         let mut flood = Vec::new();
         for _ in 0..100 {
             lobby.room().await;
-            flood.push(lobby.enter(Remote::Local));
+            flood.push(lobby.enter(Remote::Local, None));
         }
         assert!(!is_out(&honest).await);
     }
@@ -397,7 +368,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stranger_that_has_said_something_loses_nothing_to_silent_ones() {
         let lobby = lobby();
-        let mut honest = lobby.enter(from("192.0.2.1"));
+        let mut honest = lobby.enter(from("192.0.2.1"), None);
         honest.advance(Stage::Speaking);
         let _flood = enter(&lobby, 1_000, "192.0.2.1").await;
         assert!(!is_out(&honest).await);
@@ -406,7 +377,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stranger_that_was_turned_out_and_has_said_something_by_then_goes_on() {
         let lobby = lobby();
-        let mut honest = lobby.enter(from("192.0.2.1"));
+        let mut honest = lobby.enter(from("192.0.2.1"), None);
         let _flood = enter(&lobby, 1_000, "192.0.2.1").await;
         assert_eq!(honest.unless_turned_out(std::future::ready(1)).await, Some(1));
         honest.advance(Stage::Speaking);
@@ -416,11 +387,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_that_never_finish_message_1_take_places_from_each_other() {
         let lobby = lobby();
-        let mut answered = lobby.enter(from("192.0.2.1"));
+        let mut answered = lobby.enter(from("192.0.2.1"), None);
         answered.advance(Stage::Answered);
         let mut waiting = Vec::new();
         for _ in 0..100 {
-            let mut slow = lobby.enter(from("198.51.100.1"));
+            let mut slow = lobby.enter(from("198.51.100.1"), None);
             slow.advance(Stage::Speaking);
             waiting.push(slow);
         }
@@ -430,7 +401,7 @@ mod tests {
 
     fn answer(lobby: &Arc<Lobby>, count: usize, address: &str) -> Vec<LobbyPlace> {
         let answered = (0..count).map(|_| {
-            let mut place = lobby.enter(from(address));
+            let mut place = lobby.enter(from(address), None);
             place.advance(Stage::Answered);
             place
         });
@@ -488,9 +459,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn for_want_of_descriptors_a_silent_stranger_goes_first() {
         let lobby = lobby();
-        let mut speaking = lobby.enter(from("192.0.2.1"));
+        let mut speaking = lobby.enter(from("192.0.2.1"), None);
         speaking.advance(Stage::Speaking);
-        let silent = lobby.enter(from("192.0.2.2"));
+        let silent = lobby.enter(from("192.0.2.2"), None);
         let answered = answer(&lobby, 1, "192.0.2.3");
         lobby.turn_one_out();
         assert!(is_out(&silent).await && !is_out(&speaking).await);

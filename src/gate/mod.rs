@@ -11,10 +11,13 @@
 //!
 //! `docs/DESIGN.md`, "A new option", shows what to add here.
 
+mod access;
 mod budget;
 mod limit;
 mod lobby;
+mod per_source;
 mod place;
+mod source;
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -24,9 +27,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
+pub use self::access::Access;
 pub(crate) use self::budget::Budget;
 use self::limit::{Limit, Permit};
 pub use self::lobby::{LobbyPlace, Stage};
+use self::per_source::{BySource, Exceeded};
+pub use self::per_source::{OfSource, PerSource};
 pub use self::place::{Connections, Place};
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
@@ -43,6 +49,10 @@ const ESTABLISHING: usize = 256;
 pub struct Rules {
     /// The most connections at a time (`-n`). None is no limit.
     pub max_connections: Option<NonZero<usize>>,
+    /// Which addresses may connect.
+    pub access: Access,
+    /// What one source may do.
+    pub per_source: PerSource,
 }
 
 impl Rules {
@@ -52,7 +62,11 @@ impl Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { max_connections: NonZero::new(Self::MAX_CONNECTIONS) }
+        Self {
+            max_connections: NonZero::new(Self::MAX_CONNECTIONS),
+            access: Access::default(),
+            per_source: PerSource::default(),
+        }
     }
 }
 
@@ -74,6 +88,7 @@ pub struct Busy;
 /// What the pipes at some sources have admitted. It belongs to the sources and not to a pipe, so that it outlives a reload.
 pub(crate) struct Admissions {
     limit: Arc<Limit>,
+    by_source: Arc<BySource>,
     /// Clients of an initiator that are being connected on.
     establishing: Arc<Limit>,
     /// How many peers of a responder have proved the key and wait.
@@ -84,6 +99,7 @@ impl Admissions {
     pub(crate) fn new(rules: &Rules) -> Self {
         Self {
             limit: Arc::new(Limit::new(rules.max_connections)),
+            by_source: Arc::new(BySource::new(rules.per_source)),
             establishing: Arc::new(Limit::new(NonZero::new(ESTABLISHING))),
             waiting: watch::Sender::default(),
         }
@@ -92,6 +108,7 @@ impl Admissions {
     /// Has `rules` hold from now on, for what has been admitted as well.
     pub(crate) fn change(&self, rules: &Rules) {
         self.limit.set_max(rules.max_connections);
+        self.by_source.set_limits(rules.per_source);
     }
 }
 
@@ -113,8 +130,20 @@ impl Drop for Waiting<'_> {
 
 /// What a connection holds as long as it runs.
 pub struct Permits {
-    _of_pipe: Permit,
-    _of_process: Permit,
+    _limits: OfLimits,
+    _source: Option<OfSource>,
+}
+
+/// What a connection holds of the limits, before it is known where it comes from.
+struct OfLimits {
+    _pipe: Permit,
+    _process: Permit,
+}
+
+impl OfLimits {
+    fn permits(self, of_source: Option<OfSource>) -> Permits {
+        Permits { _limits: self, _source: of_source }
+    }
 }
 
 /// What a client of an initiator holds while it is being connected on.
@@ -133,18 +162,28 @@ pub struct Gate {
     /// For the log.
     name: Option<Name>,
     sources: Sources,
+    access: Access,
     admissions: Arc<Admissions>,
     connections: Connections,
     saturation: Arc<Repeated>,
+    denials: Arc<Repeated>,
 }
 
 impl Gate {
     pub(crate) fn new(
         name: Option<Name>,
         sources: Sources,
+        access: Access,
         admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
+        let pipe = name.clone();
+        let denials = Repeated::new(move |kind, more| {
+            warn!(
+                pipe = pipe.as_ref().map(Name::as_str),
+                kind, more, "denied: further connections in the last minute"
+            );
+        });
         let pipe = name.clone();
         let saturation = Repeated::new(move |kind, more| {
             warn!(
@@ -152,16 +191,16 @@ impl Gate {
                 kind, more, "clients waited at further times in the last minute"
             );
         });
-        Self { name, sources, admissions, connections, saturation }
+        Self { name, sources, access, admissions, connections, saturation, denials }
     }
 
     /// An initiator's next client. Its permits come before it is accepted: a client beyond the limits waits in the kernel's queue,
     /// where it costs nothing.
     pub async fn next_client(&self, listeners: &mut Listeners) -> Admitted<ClientPlace> {
-        let permits = self.permits().await;
+        let limits = self.limits().await;
         let establishing = self.admissions.establishing.take().await;
-        let Arrival { stream, remote } = listeners.accept(|| {}).await;
-        let place = self.connections.place(Some(permits));
+        let (Arrival { stream, remote }, of_source) = self.next_arrival(listeners, || {}).await;
+        let place = self.connections.place(Some(limits.permits(of_source)));
         let place = ClientPlace { place, establishing: Some(Establishing(establishing)) };
         Admitted { stream, remote, place }
     }
@@ -174,21 +213,60 @@ impl Gate {
         let mut waiting = self.admissions.waiting.subscribe();
         let _sender_lives = waiting.wait_for(|waiting| *waiting < waiting_max).await.map(drop);
         lobby.room().await;
-        let Arrival { stream, remote } = listeners.accept(|| lobby.turn_one_out()).await;
-        Admitted { stream, remote, place: lobby.enter(remote) }
+        let (Arrival { stream, remote }, of_source) =
+            self.next_arrival(listeners, || lobby.turn_one_out()).await;
+        Admitted { stream, remote, place: lobby.enter(remote, of_source) }
     }
 
-    /// A place for a peer that has proved the key, as soon as there is one.
+    /// The next connection that may be here by where it comes from. Nothing else is spent on one that may not: it is reset, and
+    /// told nothing.
+    async fn next_arrival(
+        &self,
+        listeners: &mut Listeners,
+        relieve: impl Fn(),
+    ) -> (Arrival, Option<OfSource>) {
+        loop {
+            let arrival = listeners.accept(&relieve).await;
+            match self.enter(arrival.remote) {
+                Ok(of_source) => return (arrival, of_source),
+                Err(denied) => {
+                    arrival.stream.arm_reset();
+                    self.denials.event(Some(denied), || {
+                        let (pipe, remote) = (self.name.as_ref().map(Name::as_str), arrival.remote);
+                        warn!(pipe, from = %remote, reason = denied, "denied");
+                    });
+                }
+            }
+            // One that is denied is cheap, and there may be many.
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Counts a connection at its source.
+    ///
+    /// # Errors
+    /// Why it may not be here.
+    fn enter(&self, remote: Remote) -> Result<Option<OfSource>, &'static str> {
+        if !self.access.admits(remote) {
+            return Err("its address may not connect (--allow, --deny)");
+        }
+        self.admissions.by_source.enter(remote).map_err(|exceeded| match exceeded {
+            Exceeded::Connections => "its source has as many connections as it may (--max-per-source)",
+            Exceeded::Rate => "its source makes new connections faster than it may (--rate-per-source)",
+        })
+    }
+
+    /// A place for a peer that has proved the key, as soon as there is one. It has left the lobby with `of_source`.
     ///
     /// # Errors
     /// [`Busy`], when there is none until `deadline`.
-    pub async fn admit_peer(&self, deadline: Instant) -> Result<Place, Busy> {
+    pub async fn admit_peer(&self, of_source: Option<OfSource>, deadline: Instant) -> Result<Place, Busy> {
         let _waiting = Waiting::count(&self.admissions.waiting);
-        let permits = timeout_at(deadline, self.permits()).await.map_err(|_| Busy)?;
-        Ok(self.connections.place(Some(permits)))
+        let limits = timeout_at(deadline, self.limits()).await.map_err(|_| Busy)?;
+        Ok(self.connections.place(Some(limits.permits(of_source))))
     }
 
-    async fn permits(&self) -> Permits {
+    async fn limits(&self) -> OfLimits {
         let of_pipe = self.permit(
             &self.admissions.limit,
             "limit",
@@ -200,7 +278,7 @@ impl Gate {
             "descriptors",
             "as many connections are open as the limit on open files allows; further clients wait",
         );
-        Permits { _of_pipe: of_pipe, _of_process: of_process.await }
+        OfLimits { _pipe: of_pipe, _process: of_process.await }
     }
 
     async fn permit(&self, limit: &Arc<Limit>, kind: &'static str, message: &'static str) -> Permit {

@@ -91,7 +91,7 @@ impl Reception {
         let connections = registry.connections.clone();
         let name = common.name.clone();
         let upstream = registry.upstream(&sources, &common);
-        let gate = Arc::new(Gate::new(name, sources, admissions, connections.clone()));
+        let gate = Arc::new(Gate::new(name, sources, rules.access, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
         let (life, checks) = match role {
             Role::Initiator { key } => {

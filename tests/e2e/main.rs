@@ -3,6 +3,7 @@
 
 mod support;
 
+mod access;
 mod activation;
 mod addresses;
 mod background;

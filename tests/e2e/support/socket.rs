@@ -66,6 +66,14 @@ impl Service {
         stream
     }
 
+    /// The next connection, if it arrives in this time.
+    pub(crate) fn accept_within(&self, limit: Duration) -> Option<TcpStream> {
+        SockRef::from(&self.0).set_read_timeout(Some(limit)).expect("the socket is open");
+        let accepted = self.0.accept();
+        SockRef::from(&self.0).set_read_timeout(Some(DEADLINE)).expect("the socket is open");
+        accepted.ok().map(|(stream, _)| stream).inspect(guard)
+    }
+
     /// Asserts that no connection has arrived since the last [`Self::accept`]. The kernel queues a connection before
     /// connect(2) returns at the other side, so there is nothing to wait for.
     #[track_caller]

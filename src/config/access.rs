@@ -1,0 +1,120 @@
+//! From `--allow` and `--deny` to [`Access`].
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+use super::options::PipeOptions;
+use crate::gate::Access;
+
+/// What marks the name of a file among networks.
+const FILE: &str = "file:";
+
+/// An element of a list of networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Listed {
+    /// A network, or a single address.
+    Network(IpNet),
+    /// A file with one network a line.
+    File(PathBuf),
+}
+
+/// A text that is no [`Listed`].
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("'{0}' is no network; write an address, a network such as 192.0.2.0/24, or file:PATH")]
+pub(crate) struct NotANetwork(String);
+
+impl FromStr for Listed {
+    type Err = NotANetwork;
+
+    fn from_str(text: &str) -> Result<Self, NotANetwork> {
+        match text.strip_prefix(FILE) {
+            Some(path) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => network(text).map(Self::Network).ok_or_else(|| NotANetwork(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Listed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => network.fmt(formatter),
+            Self::File(path) => write!(formatter, "{FILE}{}", path.display()),
+        }
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    // Bits behind the prefix mean nothing.
+    text.parse::<IpNet>().ok().or_else(address).map(|network| network.trunc())
+}
+
+/// Why a list of networks cannot be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ListFileError {
+    /// The file cannot be read.
+    #[error("cannot read the list {path}: {source}", path = .path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line is no network.
+    #[error("{path}:{line}: '{text}' is no network; write an address or a network such as 192.0.2.0/24", path = .path.display())]
+    Line {
+        /// Of which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What it says.
+        text: String,
+    },
+}
+
+/// Which addresses may connect, and the files that this comes from. Relative paths are `beside` the place that names them.
+///
+/// # Errors
+/// [`ListFileError`], with the option whose file it is.
+pub(super) fn access(
+    options: &PipeOptions,
+    beside: &Path,
+) -> Result<(Access, Vec<PathBuf>), (&'static str, ListFileError)> {
+    let mut files = Vec::new();
+    let mut read = |list: &[Listed]| {
+        let mut networks = Vec::new();
+        for listed in list {
+            match listed {
+                Listed::Network(network) => networks.push(*network),
+                Listed::File(path) => {
+                    let path = beside.join(path);
+                    networks.extend(read_file(&path)?);
+                    files.push(path);
+                }
+            }
+        }
+        Ok(networks)
+    };
+    let allow = options.allow.as_deref().map(&mut read).transpose().map_err(|error| ("allow", error))?;
+    let deny = read(&options.deny).map_err(|error| ("deny", error))?;
+    Ok((Access::new(allow, deny), files))
+}
+
+/// The networks of a file: one a line, with comments from `#` to the end of the line.
+fn read_file(path: &Path) -> Result<Vec<IpNet>, ListFileError> {
+    let content = std::fs::read_to_string(path)
+        .map_err(|source| ListFileError::Read { path: path.to_owned(), source })?;
+    let lines = content.lines().enumerate().map(|(number, line)| {
+        let text = line.split('#').next().unwrap_or_default().trim();
+        let wrong = || ListFileError::Line { path: path.to_owned(), line: number + 1, text: text.to_owned() };
+        if text.is_empty() { Ok(None) } else { network(text).ok_or_else(wrong).map(Some) }
+    });
+    lines.filter_map(Result::transpose).collect()
+}
