@@ -94,7 +94,7 @@ fn pipe_to_the_master(on_down: &str) -> (Redis, Redis, Pipe) {
     let (first, second) = (Redis::start(), Redis::start());
     second.replicate(&first);
     let pipe = Pipe::to(first.address())
-        .responder_args(&["-t", &second.address().to_string(), "--on-down", on_down])
+        .responder_args(&["-t", &second.address(), "--on-down", on_down])
         .responder_args(&FAST)
         .responder_args(&["--check-send", r"INFO replication\r\n", "--check-expect", "role:master"])
         .start();
@@ -116,7 +116,7 @@ fn clients_follow_the_master_of_redis() {
     second.promote();
     first.replicate(&second);
     pipe.responder
-        .await_line(&["target down", &first.address().to_string().replace("127.0.0.1", "[127.0.0.1]")]);
+        .await_line(&["target down", &first.address().replace("127.0.0.1", "[127.0.0.1]")]);
     poll_until("the new master is found", || {
         let mut client = pipe.initiator.connect_unless_reset()?;
         client.write_all(b"SET key value\r\n").ok()?;
