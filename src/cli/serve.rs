@@ -13,6 +13,7 @@ use crate::config::plan::Planner;
 use crate::config::{self, ConfigError, Configuration, Origin};
 use crate::connection::{ConnectionError, Initiator};
 use crate::gate::{Admitted, ClientPlace, Connections};
+use crate::names::Unresolved;
 use crate::pipe::{self, Registry};
 use crate::pump::PumpError;
 use crate::service::daemon::{self, Side};
@@ -52,7 +53,12 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         needs.key(path);
     }
     for spec in specs.iter() {
-        spec.sources.iter().for_each(|source| needs.listen_at(source));
+        for source in spec.sources.iter() {
+            needs.listen_at(source);
+            if spec.common.lookup.sources == Unresolved::Waits {
+                needs.listen_later(source);
+            }
+        }
         spec.common.targets.routes().iter().for_each(|route| needs.dial(route));
     }
     if let Some(path) = &options.pid_file {
@@ -139,7 +145,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
         remote: Remote::Local,
         place: ClientPlace { place: Connections::default().place(None), establishing: None },
     };
-    let upstream = Upstream::fresh(&common.targets, common.keepalive);
+    let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
     let initiator = Arc::new(Initiator::new(common, key, upstream, Arc::default()));
     let carried = runtime.block_on(initiator.carry(stdio));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.

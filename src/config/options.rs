@@ -15,6 +15,7 @@ use super::text;
 use crate::addr::{Name, Outgoing, Source, Target};
 use crate::connection::Common;
 use crate::gate::{Access, PerSource, Rules};
+use crate::names::{Family, Lookup};
 use crate::proto::handshake::Label;
 use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
@@ -143,6 +144,28 @@ pub(crate) struct PipeOptions {
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) bind: Option<Outgoing>,
 
+    #[arg(short = 'r', long, value_name = "SECONDS", conflicts_with = "resolve_once", help = format!(
+        "How often to look the names of targets up again, and of --bind; a connection uses the last answer [default: {}]",
+        Lookup::INTERVAL.as_secs()
+    ))]
+    #[serde(default)]
+    pub(crate) resolve_interval: Option<Seconds<1, 86_400>>,
+
+    /// Never look a name up again once it has resolved
+    #[arg(short = 'R', long)]
+    #[serde(default)]
+    pub(crate) resolve_once: bool,
+
+    /// Which addresses of a name to try first: ipv4 or ipv6
+    #[arg(long, value_name = "FAMILY")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) prefer: Option<Family>,
+
+    /// Start although the name of a source does not resolve yet, and listen there once it does
+    #[arg(short = 'D', long, requires = "source")]
+    #[serde(default)]
+    pub(crate) wait_for_names: bool,
+
     /// How long a TCP connection may leave unanswered what was sent to it, before it counts as dead
     #[arg(long, value_name = "SECONDS", default_value_t = default_dead_after())]
     #[serde(default = "default_dead_after")]
@@ -177,22 +200,6 @@ pub(crate) struct PipeOptions {
     #[arg(short = 'g', long)]
     #[serde(skip)]
     _forward_secrecy: bool,
-
-    /// Wait for names to resolve, as spipe always does: a target is looked up for each connection (accepted for spiped's
-    /// sake, as are the next two)
-    #[arg(short = 'D', hide = true)]
-    #[serde(skip)]
-    _wait_for_dns: bool,
-
-    /// How often to look the target up again
-    #[arg(short = 'r', hide = true, value_name = "SECONDS")]
-    #[serde(skip)]
-    _lookup_period: Option<u64>,
-
-    /// Never look the target up again; spipe does it for each connection, which only costs an answer from a cache
-    #[arg(short = 'R', hide = true)]
-    #[serde(skip)]
-    _look_up_once: bool,
 
     /// Refused: spiped's faster handshake without forward secrecy
     #[arg(short = 'f', long, hide = true)]

@@ -12,6 +12,7 @@ use super::options::{CipherChoice, Mode, PipeOptions};
 use super::targets;
 use crate::addr::Sources;
 use crate::connection::{Common, KeyNames};
+use crate::names::{Lookup, Refresh, Unresolved};
 use crate::pipe::{Role, Spec, SpecsError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
@@ -139,6 +140,7 @@ impl Planner {
         let keepalive =
             Keepalive { dead_after: options.dead_after.into(), probe_idle: !options.no_keepalive };
         let targets = targets::targets(&options)?;
+        let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (mut keys, mut key_names, mut files) = (Vec::new(), KeyNames::default(), Vec::new());
         let mut add = |key: Arc<Key>, name: String| {
@@ -171,6 +173,7 @@ impl Planner {
             terms: Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() },
             timeout: options.timeout.into(),
             keepalive,
+            lookup,
         };
         Ok((common, Keys { keys, files }))
     }
@@ -182,6 +185,22 @@ impl Planner {
         };
         Ok(Arc::clone(self.stdin_key.insert(key)))
     }
+}
+
+fn lookup(options: &PipeOptions) -> Result<Lookup, PlanError> {
+    let refresh = match (options.resolve_interval, options.resolve_once) {
+        (Some(_), true) => {
+            return Err(PlanError::contradiction(
+                "resolve-once",
+                "--resolve-interval says how often to look names up again, and --resolve-once never; leave one of them out",
+            ));
+        }
+        (None, true) => Refresh::Never,
+        (None, false) => Refresh::Every(Lookup::INTERVAL),
+        (Some(interval), false) => Refresh::Every(interval.into()),
+    };
+    let sources = if options.wait_for_names { Unresolved::Waits } else { Unresolved::IsAnError };
+    Ok(Lookup { refresh, prefer: options.prefer, sources })
 }
 
 impl CipherChoice {

@@ -24,6 +24,7 @@ use vec1::Vec1;
 
 use crate::addr::{Name, Target};
 use crate::gate::Busy;
+use crate::names::Lookup;
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::Label;
 use crate::proto::key::Fingerprint;
@@ -71,6 +72,8 @@ pub struct Common {
     pub timeout: Duration,
     /// When a TCP connection counts as dead.
     pub keepalive: Keepalive,
+    /// How the names of the targets are treated.
+    pub lookup: Lookup,
 }
 
 impl Common {
@@ -91,6 +94,7 @@ impl Common {
             terms: Terms { label: Label::default(), ciphers },
             timeout: Self::TIMEOUT,
             keepalive: Keepalive::default(),
+            lookup: Lookup::default(),
         }
     }
 }
@@ -224,7 +228,7 @@ mod tests {
         let key = Arc::new(Key::from_bytes(&[1; 32]).unwrap());
         let place = ClientPlace { place: Connections::default().place(None), establishing: None };
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
-        let upstream = Upstream::fresh(&common.targets, common.keepalive);
+        let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
         let future = Arc::new(Initiator::new(common, key, upstream, Arc::default())).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
         assert!(size_of::<Carrying>() <= 448, "what a connection owns has {} bytes", size_of::<Carrying>());

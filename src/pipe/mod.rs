@@ -19,6 +19,7 @@ pub use self::registry::Registry;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
 use crate::listen::{self, Bound, ListenError, Listener, Passed};
+use crate::names::Unresolved;
 
 /// Pipes whose sockets listen.
 pub struct Listening {
@@ -30,9 +31,9 @@ pub struct Listening {
 /// Starts to listen for all of `specs`, some of whose sockets may be among those `passed`. Needs no runtime.
 ///
 /// # Errors
-/// [`ListenError`], for the first source that cannot be listened on.
+/// [`ListenError`], for the first source that cannot be listened on. A name that may resolve later is passed over.
 pub fn listen(specs: Specs, passed: &mut Passed) -> Result<Listening, ListenError> {
-    let bound = bind(specs.iter().flat_map(|spec| spec.sources.iter()), passed)?;
+    let bound = bind(&specs, &HashSet::new(), passed)?;
     Ok(Listening { specs, bound })
 }
 
@@ -44,18 +45,20 @@ pub struct Held(HashSet<Source>);
 /// # Errors
 /// [`ListenError`], for the first new source that cannot be listened on.
 pub fn listen_besides(held: &Held, specs: Specs) -> Result<Listening, ListenError> {
-    let wanted = specs.iter().flat_map(|spec| spec.sources.iter());
-    let bound = bind(wanted.filter(|source| !held.0.contains(*source)), &mut Passed::default())?;
+    let bound = bind(&specs, &held.0, &mut Passed::default())?;
     Ok(Listening { specs, bound })
 }
 
-fn bind<'s>(
-    sources: impl Iterator<Item = &'s Source>,
-    passed: &mut Passed,
-) -> Result<Vec<Bound>, ListenError> {
+fn bind(specs: &Specs, held: &HashSet<Source>, passed: &mut Passed) -> Result<Vec<Bound>, ListenError> {
     let mut bound = Vec::new();
-    for source in sources {
-        bound.extend(listen::listen(source, passed)?);
+    for spec in specs.iter() {
+        for source in spec.sources.iter().filter(|source| !held.contains(*source)) {
+            match listen::listen(source, passed) {
+                Ok(sockets) => bound.extend(sockets),
+                Err(ListenError::Unresolved { .. }) if spec.common.lookup.sources == Unresolved::Waits => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
     Ok(bound)
 }
@@ -79,7 +82,7 @@ impl Listening {
             for listener in &listeners {
                 log_listening(&spec, listener);
             }
-            pipes.serve(spec, listeners);
+            pipes.serve(spec, listeners, &HashSet::new());
         }
         Ok(pipes)
     }
@@ -135,6 +138,8 @@ pub struct Pipes {
 struct Serving {
     spec: Spec,
     accepting: Accepting,
+    /// Those of its sources whose names do not resolve so far.
+    unresolved: Vec<Source>,
 }
 
 impl Pipes {
@@ -146,7 +151,24 @@ impl Pipes {
     /// The sources that are listened on. Not those whose accept loop has died: they are to be bound anew.
     pub fn held(&self) -> Held {
         let alive = self.serving.iter().filter(|serving| !serving.accepting.has_died());
-        Held(alive.flat_map(|serving| serving.spec.sources.iter()).cloned().collect())
+        let held = alive.flat_map(|Serving { spec, unresolved, .. }| {
+            spec.sources.iter().filter(|source| !unresolved.contains(source))
+        });
+        Held(held.cloned().collect())
+    }
+
+    /// The sources whose names do not resolve so far.
+    pub fn unresolved(&self) -> impl Iterator<Item = &Source> {
+        self.serving.iter().flat_map(|serving| &serving.unresolved)
+    }
+
+    /// The pipes as they are, to be put in their own place once more of their sources can be listened on.
+    ///
+    /// # Panics
+    /// Never: they go together already.
+    pub fn specs(&self) -> Specs {
+        let specs = self.serving.iter().map(|serving| serving.spec.clone()).collect();
+        Specs::new(specs).unwrap_or_else(|conflict| unreachable!("{conflict}"))
     }
 
     /// Puts other pipes in the place of these: what [`listen_besides`] gave for the sources that are listened on now. Running
@@ -157,10 +179,11 @@ impl Pipes {
     pub async fn replace(&mut self, Listening { specs, bound }: Listening) -> Result<(), ListenError> {
         let mut new = by_source(into_listeners(bound)?);
         self.registry.share_out(&specs);
-        let (mut kept, mut before) = (Vec::new(), HashMap::new());
-        for Serving { spec, accepting } in self.serving.drain(..) {
+        let (mut kept, mut before, mut waited_for) = (Vec::new(), HashMap::new(), HashSet::new());
+        for Serving { spec, accepting, unresolved } in self.serving.drain(..) {
             kept.extend(accepting.stop().await);
             before.insert(spec.sources.clone(), spec);
+            waited_for.extend(unresolved);
         }
         let mut kept = by_source(kept);
         for spec in specs.into_vec() {
@@ -170,7 +193,7 @@ impl Pipes {
                 log_listening(&spec, listener);
             }
             listeners.extend(kept);
-            self.serve(spec, listeners);
+            self.serve(spec, listeners, &waited_for);
         }
         for gone in kept.into_values().flatten() {
             info!(source = %gone.local(), "no longer listening");
@@ -179,9 +202,17 @@ impl Pipes {
         Ok(())
     }
 
-    fn serve(&mut self, spec: Spec, listeners: Vec<Listener>) {
+    /// The log has been told already of the sources that are `waited_for`.
+    fn serve(&mut self, spec: Spec, listeners: Vec<Listener>, waited_for: &HashSet<Source>) {
+        let is_listened_on = |source| listeners.iter().any(|listener| listener.source() == source);
+        let unresolved: Vec<_> =
+            spec.sources.iter().filter(|source| !is_listened_on(*source)).cloned().collect();
+        for source in unresolved.iter().filter(|source| !waited_for.contains(*source)) {
+            let pipe = spec.common.pipe();
+            warn!(pipe, %source, "not listening yet: the name does not resolve; it is looked up again until it does");
+        }
         let accepting = Accepting::start(spec.clone(), listeners, &self.registry);
-        self.serving.push(Serving { spec, accepting });
+        self.serving.push(Serving { spec, accepting, unresolved });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer. Then their peers are told.

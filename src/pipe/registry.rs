@@ -12,7 +12,7 @@ use crate::connection::Common;
 use crate::gate::{Admissions, Budget, Connections, Rules};
 use crate::names::Names;
 use crate::stats::Usage;
-use crate::upstream::{Candidate, Dialer, Known, Upstream};
+use crate::upstream::{Candidate, Dialer, Known, Route, Upstream};
 
 /// What the pipes of a process leave to those that take their place.
 pub struct Registry {
@@ -98,7 +98,9 @@ impl Registry {
         let mut by_sources = self.by_sources();
         let mut targets = by_sources.get_mut(sources).map(|memory| &mut memory.targets);
         Upstream::new(common.name.clone(), &common.targets, |route| {
-            let dialer = Dialer::new(route.clone(), common.keepalive, Arc::clone(&self.names));
+            let names = Arc::clone(&self.names);
+            let dialer =
+                Dialer::new(route.clone(), common.keepalive, common.lookup, names).keep_names_fresh();
             let new = || Arc::new(Known::new(route.target().clone()));
             let known = match &mut targets {
                 Some(targets) => Arc::clone(targets.entry(route.target().clone()).or_insert_with(new)),
@@ -108,9 +110,11 @@ impl Registry {
         })
     }
 
-    /// Forgets the sources at which no pipe is left, and the targets that a pipe has no longer.
+    /// Forgets the sources at which no pipe is left, the targets that a pipe has no longer, and their names.
     pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = &'s Spec>) {
         let used: HashMap<_, _> = used.map(|spec| (&spec.sources, &spec.common.targets)).collect();
+        let routes = used.values().flat_map(|targets| targets.routes().iter());
+        self.names.keep_only(&routes.flat_map(Route::names).collect());
         self.by_sources().retain(|sources, memory| {
             let Some(targets) = used.get(sources) else { return false };
             memory.targets.retain(|target, _| targets.routes().iter().any(|route| route.target() == target));

@@ -13,9 +13,14 @@ use tracing::{error, info, warn};
 use super::notify::Manager;
 use super::sandbox::Confinement;
 use super::signals::{Signal, Signals};
+use crate::addr::{Endpoint, Source};
+use crate::names;
 use crate::pipe::{self, Listening, Pipes, Specs};
 use crate::proto::key::Fingerprint;
 use crate::stats::Usage;
+
+/// The pause before the names of sources that do not resolve are looked up again.
+const NAMES_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why a reload failed. It ends as one line in the log.
 pub type ReloadError = Box<dyn Error + Send + Sync>;
@@ -81,7 +86,17 @@ impl<'m> Supervisor<'m> {
 
     async fn obey(mut self, mut signals: Signals) {
         self.manager.ready(&self.status.to_string());
-        while let Signal::Reload = signals.next().await {
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Reload => {}
+                    Signal::Stop => break,
+                },
+                () = await_names(self.pipes.unresolved()) => {
+                    self.listen_at_resolved_names().await;
+                    continue;
+                }
+            }
             self.manager.reloading();
             let reading = tokio::select! {
                 read = self.read_again() => read,
@@ -108,6 +123,23 @@ impl<'m> Supervisor<'m> {
             self.manager.ready(&self.status.to_string());
         }
         self.drain(signals).await;
+    }
+
+    /// Listens at the sources whose names resolve by now.
+    async fn listen_at_resolved_names(&mut self) {
+        let (held, specs) = (self.pipes.held(), self.pipes.specs());
+        let listening = spawn_blocking(move || pipe::listen_besides(&held, specs));
+        let listened = match listening.await {
+            Ok(Ok(listening)) => self.pipes.replace(listening).await.map_err(ReloadError::from),
+            Ok(Err(error)) => Err(error.into()),
+            Err(panic) => Err(panic.into()),
+        };
+        if let Err(error) = listened {
+            let reason = error.to_string();
+            warn!(reason, "a name has resolved, and cannot be listened on; trying again");
+            // Such as an address that this host is about to get.
+            sleep(NAMES_AGAIN).await;
+        }
     }
 
     /// Reads everything again and listens at the sources that are new. Whatever is wrong is found here, before anything
@@ -157,6 +189,27 @@ impl<'m> Supervisor<'m> {
             biased;
             () = self.manager.stopping(&status, self.drain_timeout) => unreachable!("it goes on for ever"),
             _logged = self.pipes.drain(cut) => {}
+        }
+    }
+}
+
+/// Ends when the name of one of these sources resolves; never, if there are none.
+async fn await_names(sources: impl Iterator<Item = &Source>) {
+    let names = sources.filter_map(|source| match source {
+        Source::At(Endpoint::Name { host, .. }) => Some(host.clone()),
+        _ => None,
+    });
+    let names: Vec<_> = names.collect();
+    if names.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(NAMES_AGAIN).await;
+        let names = names.clone();
+        // One after the other, so that a DNS server that is dead has one thread of ours.
+        let resolve = move || names.iter().any(|name| names::resolves(name));
+        if spawn_blocking(resolve).await.unwrap_or(false) {
+            return;
         }
     }
 }

@@ -13,6 +13,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use vec1::Vec1;
 
+use crate::names::Family;
+
 /// How long an attempt is alone before the next address is tried too (RFC 8305's "Connection Attempt Delay").
 const HEAD_START: Duration = Duration::from_millis(250);
 
@@ -55,14 +57,20 @@ impl fmt::Display for Attempt {
 }
 
 /// The attempts to make, in order: the resolver's order, but the families in turn, since it is a whole family that tends
-/// to be broken (RFC 8305, section 4). Each has an outgoing address of its own family, if any is wanted.
-pub(super) fn pair_up(targets: &Vec1<SocketAddr>, from: &[SocketAddr]) -> Vec<Attempt> {
+/// to be broken (RFC 8305, section 4); the family to `prefer` first, else that of the first address. Each has an outgoing
+/// address of its own family, if any is wanted.
+pub(super) fn pair_up(
+    targets: &Vec1<SocketAddr>,
+    from: &[SocketAddr],
+    prefer: Option<Family>,
+) -> Vec<Attempt> {
     let attempts = targets.iter().filter_map(|&to| {
         let matching = from.iter().copied().find(|from| from.is_ipv4() == to.is_ipv4());
         (from.is_empty() || matching.is_some()).then_some(Attempt { to, from: matching })
     });
+    let first = if targets.first().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
     let (mut preferred, mut other): (Vec<_>, Vec<_>) =
-        attempts.partition(|attempt| attempt.to.is_ipv4() == targets.first().is_ipv4());
+        attempts.partition(|attempt| prefer.unwrap_or(first).has(&attempt.to));
     let mut interleaved = Vec::with_capacity(preferred.len() + other.len());
     preferred.reverse();
     other.reverse();
@@ -154,19 +162,32 @@ mod tests {
 
     #[test]
     fn families_take_turns() {
-        let attempts = pair_up(&addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]), &[]);
+        let attempts = pair_up(&addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]), &[], None);
         assert_eq!(order(&attempts), *addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
     }
 
     #[test]
+    fn the_family_to_prefer_comes_first() {
+        let targets = addresses(&["[::1]:1", "[::2]:1", "1.1.1.1:1"]);
+        let attempts = pair_up(&targets, &[], Some(Family::Ipv4));
+        assert_eq!(order(&attempts), *addresses(&["1.1.1.1:1", "[::1]:1", "[::2]:1"]));
+    }
+
+    #[test]
+    fn a_family_to_prefer_that_a_target_lacks_changes_nothing() {
+        let targets = addresses(&["[::1]:1", "[::2]:1"]);
+        assert_eq!(order(&pair_up(&targets, &[], Some(Family::Ipv4))), *targets);
+    }
+
+    #[test]
     fn targets_of_another_family_than_the_outgoing_address_are_left_out() {
-        let attempts = pair_up(&addresses(&["[::1]:1", "1.1.1.1:1"]), &addresses(&["127.0.0.1:0"]));
+        let attempts = pair_up(&addresses(&["[::1]:1", "1.1.1.1:1"]), &addresses(&["127.0.0.1:0"]), None);
         assert_eq!(order(&attempts), *addresses(&["1.1.1.1:1"]));
     }
 
     fn attempts(targets: [SocketAddr; 2]) -> Vec1<Attempt> {
         let targets = Vec1::try_from_vec(targets.to_vec()).unwrap();
-        Vec1::try_from_vec(pair_up(&targets, &[])).unwrap()
+        Vec1::try_from_vec(pair_up(&targets, &[], None)).unwrap()
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use super::health::{Change, Health, Standing};
 use super::route::Route;
 use super::targets::{Balance, Check, OnDown, Targets};
 use crate::addr::{Name, Target};
+use crate::names::Lookup;
 use crate::stream::Keepalive;
 
 /// What is known of a target of a pipe. It outlives a reload.
@@ -97,9 +98,10 @@ impl Upstream {
     }
 
     /// The same, of targets that were never tried, for a process with one connection.
-    pub fn fresh(targets: &Targets, keepalive: Keepalive) -> Self {
+    pub fn fresh(targets: &Targets, keepalive: Keepalive, lookup: Lookup) -> Self {
+        let names = Arc::default();
         Self::new(None, targets, |route| {
-            let dialer = Dialer::new(route.clone(), keepalive, Arc::default());
+            let dialer = Dialer::new(route.clone(), keepalive, lookup, Arc::clone(&names));
             Candidate::new(dialer, Arc::new(Known::new(route.target().clone())))
         })
     }
@@ -328,7 +330,7 @@ mod tests {
         let target = |number| format!("{}:1", char::from(b'a' + number)).parse::<Target>().unwrap();
         let routes = (0..count).map(|number| Route::from(target(number))).collect();
         let targets = Targets::new(Vec1::try_from_vec(routes).unwrap(), balance, check).unwrap();
-        Upstream::fresh(&targets, Keepalive::default())
+        Upstream::fresh(&targets, Keepalive::default(), Lookup::default())
     }
 
     fn name(target: &Target) -> char {

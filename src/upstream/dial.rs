@@ -2,22 +2,26 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
-use tokio::net::{UnixSocket, UnixStream};
+use tokio::net::{TcpStream, UnixSocket, UnixStream};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use vec1::Vec1;
 
 use super::attempt::{Refusals, pair_up, race};
 use super::route::{Host, Route, Way};
 use crate::addr::{Target, UnixName};
-use crate::names::{Names, ResolveError};
+use crate::names::{Lookup, Names, Refresh, Refreshing, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
 use crate::stream::{Keepalive, Remote, Stream};
+
+/// How long connecting takes where nothing is wrong, over any network; beyond that, a name is looked up again meanwhile.
+const UNUSUAL: Duration = Duration::from_secs(1);
 
 /// The pause before another attempt when no descriptor was free.
 const SHORTAGE: Duration = Duration::from_millis(50);
@@ -98,18 +102,30 @@ pub struct Connected {
 pub struct Dialer {
     route: Route,
     keepalive: Keepalive,
+    lookup: Lookup,
     names: Arc<Names>,
+    /// The names of the route, which are looked up in the background.
+    refreshing: Vec<Refreshing>,
     /// Held while a Unix-domain socket has the outgoing name, which only one can have at a time.
     naming: Mutex<()>,
 }
 
 impl Dialer {
-    /// A dialer of `route`, which looks names up in `names`.
-    pub fn new(route: Route, keepalive: Keepalive, names: Arc<Names>) -> Self {
-        Self { route, keepalive, names, naming: Mutex::new(()) }
+    /// A dialer of `route`, which looks names up in `names` as `lookup` says.
+    pub fn new(route: Route, keepalive: Keepalive, lookup: Lookup, names: Arc<Names>) -> Self {
+        Self { route, keepalive, lookup, names, refreshing: Vec::new(), naming: Mutex::new(()) }
     }
 
-    /// Connects. A name is looked up anew each time, so that a changed one takes effect at once.
+    /// The same, with its names looked up in the background as well. To be called within the runtime.
+    #[must_use]
+    pub fn keep_names_fresh(mut self) -> Self {
+        if let Refresh::Every(time) = self.lookup.refresh {
+            self.refreshing = self.route.names().map(|name| self.names.keep_fresh(name, time)).collect();
+        }
+        self
+    }
+
+    /// Connects.
     ///
     /// # Errors
     /// [`DialError`], when no address of the target can be reached until `deadline`; it names each that was tried.
@@ -137,23 +153,77 @@ impl Dialer {
 
     async fn dial_tcp(&self, to: &Host, from: Option<&Host>) -> Result<Connected, DialFailure> {
         let from = match from {
-            Some(from) => self.resolve(from).await?.into_vec(),
+            Some(from) => self.addresses(from).await?.into_vec(),
             None => Vec::new(),
         };
-        let attempts = pair_up(&self.resolve(to).await?, &from);
-        let attempts = Vec1::try_from_vec(attempts).map_err(|_| DialFailure::NoCommonFamily)?;
-        let (stream, address) = race(attempts).await.map_err(|refusals| match (to, from.is_empty()) {
-            // The address is in the error already, as the target.
-            (Host::Address(_), true) => DialFailure::Refused(refusals.into_first()),
-            _ => DialFailure::AllRefused(refusals),
-        })?;
+        let known = self.addresses(to).await?;
+        let (stream, address) = match (to, self.lookup.refresh) {
+            (Host::Name { host, port }, Refresh::Every(_)) => {
+                self.race_and_look_up(&known, &from, || self.names.addresses_anew(host, *port)).await?
+            }
+            _ => self.race(&known, &from).await.map_err(|failure| match (to, from.is_empty(), failure) {
+                // The address is in the error already, as the target.
+                (Host::Address(_), true, DialFailure::AllRefused(refusals)) => {
+                    DialFailure::Refused(refusals.into_first())
+                }
+                (.., failure) => failure,
+            })?,
+        };
         Ok(Connected { stream: Stream::tcp(stream, self.keepalive), remote: address.into() })
     }
 
-    async fn resolve(&self, host: &Host) -> Result<Vec1<SocketAddr>, ResolveError> {
+    async fn race(
+        &self,
+        to: &Vec1<SocketAddr>,
+        from: &[SocketAddr],
+    ) -> Result<(TcpStream, SocketAddr), DialFailure> {
+        let attempts = pair_up(to, from, self.lookup.prefer);
+        let attempts = Vec1::try_from_vec(attempts).map_err(|_| DialFailure::NoCommonFamily)?;
+        Ok(race(attempts).await?)
+    }
+
+    /// Connects to the addresses that are known of a name. When they fail, or nothing has come of them for a while, the name is
+    /// looked up, and addresses that are new are tried as well: what has the name may have moved.
+    async fn race_and_look_up<L: Future<Output = Result<Vec1<SocketAddr>, ResolveError>>>(
+        &self,
+        known: &Vec1<SocketAddr>,
+        from: &[SocketAddr],
+        look_up: impl FnOnce() -> L,
+    ) -> Result<(TcpStream, SocketAddr), DialFailure> {
+        let mut to_known = pin!(self.race(known, from));
+        let failure = match timeout(UNUSUAL, &mut to_known).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(failure)) => Some(failure),
+            Err(_) => None,
+        };
+        let mut to_new = pin!(async {
+            let new = look_up().await.ok()?.into_vec();
+            let new = new.into_iter().filter(|address| !known.contains(address)).collect();
+            self.race(&Vec1::try_from_vec(new).ok()?, from).await.ok()
+        });
+        if let Some(failure) = failure {
+            // Of new addresses that fail as well, it is not worth while to tell.
+            return to_new.await.ok_or(failure);
+        }
+        let mut new_have_failed = false;
+        loop {
+            tokio::select! {
+                connected = &mut to_known => return match connected {
+                    Err(failure) if !new_have_failed => to_new.await.ok_or(failure),
+                    connected => connected,
+                },
+                connected = &mut to_new, if !new_have_failed => match connected {
+                    Some(connected) => return Ok(connected),
+                    None => new_have_failed = true,
+                },
+            }
+        }
+    }
+
+    async fn addresses(&self, host: &Host) -> Result<Vec1<SocketAddr>, ResolveError> {
         match host {
             Host::Address(address) => Ok(Vec1::new(*address)),
-            Host::Name { host, port } => self.names.resolve(host, *port).await,
+            Host::Name { host, port } => self.names.addresses(host, *port).await,
         }
     }
 
@@ -208,8 +278,11 @@ mod tests {
         let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let route = Route::from(free.to_string().parse::<Target>().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let error =
-            Dialer::new(route, Keepalive::default(), Arc::default()).dial(deadline).await.err().unwrap();
+        let error = Dialer::new(route, Keepalive::default(), Lookup::default(), Arc::default())
+            .dial(deadline)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(
             error.to_string(),
             format!("cannot connect to [127.0.0.1]:{}: Connection refused (os error 111)", free.port())

@@ -67,6 +67,18 @@ impl Route {
         &self.target
     }
 
+    /// The host names that it takes to connect.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let hosts = match &self.way {
+            Way::Tcp { to, from, .. } => [Some(to), from.as_ref()],
+            Way::Unix { .. } => [None, None],
+        };
+        hosts.into_iter().flatten().filter_map(|host| match host {
+            Host::Name { host, .. } => Some(&**host),
+            Host::Address(_) => None,
+        })
+    }
+
     /// The outgoing address, as it was written, if that is not left to the system.
     pub fn outgoing(&self) -> Option<&Outgoing> {
         self.from.as_ref()

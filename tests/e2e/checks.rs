@@ -115,8 +115,7 @@ fn clients_follow_the_master_of_redis() {
     assert_eq!(role(&mut pipe.connect()), "master");
     second.promote();
     first.replicate(&second);
-    pipe.responder
-        .await_line(&["target down", &first.address().replace("127.0.0.1", "[127.0.0.1]")]);
+    pipe.responder.await_line(&["target down", &first.address().replace("127.0.0.1", "[127.0.0.1]")]);
     poll_until("the new master is found", || {
         let mut client = pipe.initiator.connect_unless_reset()?;
         client.write_all(b"SET key value\r\n").ok()?;

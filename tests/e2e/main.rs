@@ -25,6 +25,7 @@ mod limits;
 mod log_destinations;
 mod logs;
 mod many_pipes;
+mod names;
 mod notification;
 mod pid_files;
 mod redis;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use nix::mount::{MsFlags, mount};
 use rustix::io::Errno;
+use spipe::names::Lookup;
 use spipe::service::sandbox::Needs;
 use spipe::stream::Keepalive;
 use spipe::upstream::{Dialer, Route};
@@ -37,7 +38,7 @@ fn needs(target: &str, from: Option<&str>) -> Needs {
 
 /// Dials as a pipe does: with a runtime that is started after the sandbox is entered.
 fn dial(target: &str, from: Option<&str>) -> io::Result<()> {
-    let dialer = Dialer::new(route(target, from), Keepalive::default(), Arc::default());
+    let dialer = Dialer::new(route(target, from), Keepalive::default(), Lookup::default(), Arc::default());
     let deadline = Instant::now() + Duration::from_secs(60);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(dialer.dial(deadline)).map(drop).map_err(|error| {

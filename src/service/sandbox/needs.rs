@@ -62,8 +62,10 @@ pub struct Needs {
     /// What is read again only as long as it is the same file, because of where it is.
     pub(super) irreplaceable: Vec<PathBuf>,
     pub(super) ports: Ports,
-    /// Sockets are given a name before they connect.
+    /// Sockets are given a name before they connect, or listen.
     pub(super) binds: bool,
+    /// Sockets are listened on that are not yet.
+    pub(super) listens: bool,
     /// Host names are looked up.
     pub(super) names: bool,
     pub(super) unix_sockets: UnixSockets,
@@ -79,6 +81,7 @@ impl Default for Needs {
             irreplaceable: Vec::new(),
             ports: Ports::These { connect: BTreeSet::new(), bind: BTreeSet::new() },
             binds: false,
+            listens: false,
             names: false,
             unix_sockets: UnixSockets::None,
             capabilities: CapabilitySet::empty(),
@@ -97,7 +100,7 @@ impl Needs {
     pub fn configuration(&mut self, file: &Path) {
         self.read_again(file);
         self.ports = Ports::Any;
-        self.names = true;
+        (self.names, self.binds, self.listens) = (true, true, true);
         self.unix_sockets = UnixSockets::Abstract;
         // Ports below 1024.
         self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
@@ -112,6 +115,20 @@ impl Needs {
     pub fn listen_at(&mut self, source: &Source) {
         if let Source::At(Endpoint::Unix(name)) = source {
             self.socket_file(name);
+        }
+    }
+
+    /// A place that is listened on once its name resolves.
+    pub fn listen_later(&mut self, source: &Source) {
+        if let Source::At(endpoint @ Endpoint::Name { port, .. }) = source {
+            (self.binds, self.listens) = (true, true);
+            if let Ports::These { bind, .. } = &mut self.ports {
+                bind.insert(*port);
+            }
+            if (1..1024).contains(port) {
+                self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
+            }
+            self.resolve(endpoint);
         }
     }
 

@@ -17,7 +17,7 @@ use seccompiler::{
 };
 use thiserror::Error;
 
-use super::needs::{Needs, Ports, UnixSockets};
+use super::needs::{Needs, UnixSockets};
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: TargetArch = TargetArch::x86_64;
@@ -195,14 +195,13 @@ fn program(needs: &Needs) -> Result<BpfProgram, BackendError> {
 }
 
 fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let reload = needs.ports == Ports::Any;
     let mut rules: BTreeMap<_, _> = PLAIN.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
     let mut allow = |call, alternatives| rules.insert(call, alternatives);
-    if reload {
+    if needs.listens {
         allow(libc::SYS_listen, Vec::new());
     }
     // The C library binds a netlink socket, to see of which families this host has addresses.
-    if reload || needs.names || needs.binds {
+    if needs.names || needs.binds {
         allow(libc::SYS_bind, Vec::new());
     }
     allow(libc::SYS_socket, sockets(needs)?);
