@@ -48,6 +48,9 @@ pub enum AddressError {
     /// `[]:80` or `*:80` where there is nothing to listen on.
     #[error("'every address' is a place to listen on, not one to connect to or from; name a host")]
     Every,
+    /// TLS where nobody can listen in.
+    #[error("TLS is for TCP; write the name of a Unix-domain socket without a scheme")]
+    TlsOverUnix,
     /// An empty or over-long Unix-domain socket name.
     #[error("a Unix-domain socket's name is from 1 to {UNIX_NAME_MAX} bytes, and this one is {0}")]
     UnixName(usize),
@@ -156,12 +159,36 @@ impl fmt::Display for UnixName {
 /// );
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Target(Endpoint);
+pub struct Target {
+    scheme: Scheme,
+    endpoint: Endpoint,
+}
+
+/// What is spoken with a target, besides what the client says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Nothing.
+    Plain,
+    /// TLS, at once.
+    Tls,
+    /// TLS, which PostgreSQL is asked for first.
+    PostgresTls,
+}
+
+impl Scheme {
+    /// Each that is written, and how.
+    const WRITTEN: [(Self, &str); 2] = [(Self::Tls, "tls://"), (Self::PostgresTls, "postgres+tls://")];
+}
 
 impl Target {
     /// The place.
     pub fn endpoint(&self) -> &Endpoint {
-        &self.0
+        &self.endpoint
+    }
+
+    /// What is spoken there.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
     }
 }
 
@@ -169,9 +196,15 @@ impl FromStr for Target {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        match parse(text, Port::Required)? {
+        let written = Scheme::WRITTEN.into_iter().find_map(|(scheme, written)| {
+            let rest = text.strip_prefix(written)?;
+            Some((scheme, rest))
+        });
+        let (scheme, address) = written.unwrap_or((Scheme::Plain, text));
+        match parse(address, Port::Required)? {
             Parsed::One(endpoint) if endpoint.port() == Some(0) => Err(AddressError::Port("0".into())),
-            Parsed::One(endpoint) => Ok(Self(endpoint)),
+            Parsed::One(Endpoint::Unix(_)) if scheme != Scheme::Plain => Err(AddressError::TlsOverUnix),
+            Parsed::One(endpoint) => Ok(Self { scheme, endpoint }),
             Parsed::Every(_) => Err(AddressError::Every),
         }
     }
@@ -179,7 +212,8 @@ impl FromStr for Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
+        let written = Scheme::WRITTEN.into_iter().find(|(scheme, _)| *scheme == self.scheme);
+        write!(formatter, "{}{}", written.map_or("", |(_, written)| written), self.endpoint)
     }
 }
 

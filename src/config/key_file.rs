@@ -86,20 +86,26 @@ impl Permissions {
 #[non_exhaustive]
 pub enum KeyFileError {
     /// It cannot be opened or read.
-    #[error("cannot read the key {0}: {1}{hint}", hint = if .1.kind() == io::ErrorKind::NotFound { "; make one with 'spipe keygen'" } else { "" })]
+    #[error("cannot read the key {0}: {1}")]
     Read(String, #[source] io::Error),
+    /// There is none.
+    #[error("cannot read the key {0}: {1}; make one with 'spipe keygen'")]
+    Missing(String, #[source] io::Error),
     /// It is too short.
     #[error("the key {0} is not usable: {1}; make one with 'spipe keygen'")]
     TooShort(String, #[source] KeyTooShort),
+    /// It is too long to be a secret.
+    #[error("{path} is too long: at most {SECRET_MAX} bytes are read", path = .0.display())]
+    TooLong(PathBuf),
     /// Every byte is the same, as of a file of zeros: it was never random.
     #[error("the key {0} is not usable: all its bytes are the same; make one with 'spipe keygen'")]
     OneByte(String),
     /// Others can read it.
-    #[error("the key {path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
+    #[error("{path} can be read by others (mode {mode:04o}); type: chmod 600 {path}  (or pass --insecure-key-permissions)", path = .0.display(), mode = .1)]
     Permissions(PathBuf, u32),
     /// Others can read it, and nobody can change that.
     #[error(
-        "the key {path} can be read by others (mode {mode:04o}) on a mount that is read-only; mount it with mode 0400, or \
+        "{path} can be read by others (mode {mode:04o}) on a mount that is read-only; mount it with mode 0400, or \
          with mode 0440, root as its owner, and a group that spipe is in  (or pass --insecure-key-permissions)",
         path = .0.display(), mode = .1
     )]
@@ -159,6 +165,9 @@ pub enum KeyFileError {
     Randomness(#[source] rand::rngs::SysError),
 }
 
+/// Bytes of a file for [`read_secret`]: private keys with their certificates have some thousand.
+const SECRET_MAX: usize = 64 * 1024;
+
 /// What a key in a directory of keys is called.
 const EXTENSION: &str = "key";
 
@@ -193,22 +202,13 @@ pub(crate) fn read_all(path: &Path, permissions: Permissions) -> Result<Vec<(Pat
 /// Reads one key.
 pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, KeyFileError> {
     match source {
-        KeySource::File(path) => {
-            let file = File::open(path).map_err(|error| KeyFileError::Read(source.to_string(), error))?;
-            // Of the open file, not of the path, which could be another one by now.
-            let metadata = file.metadata().map_err(|error| KeyFileError::Read(source.to_string(), error))?;
-            if metadata.file_type().is_char_device() || metadata.file_type().is_block_device() {
-                return Err(KeyFileError::Device(path.clone()));
+        KeySource::File(path) => match open(path, permissions) {
+            Ok(file) => derive(source, file),
+            Err(KeyFileError::Read(name, error)) if error.kind() == io::ErrorKind::NotFound => {
+                Err(KeyFileError::Missing(name, error))
             }
-            if metadata.is_dir() {
-                // Its permissions are not what is wrong with it.
-                return Err(KeyFileError::Read(source.to_string(), io::ErrorKind::IsADirectory.into()));
-            }
-            if let Permissions::Private(owners) = permissions {
-                check_file(path, &file, &metadata, owners)?;
-            }
-            derive(source, file)
-        }
+            Err(error) => Err(error),
+        },
         KeySource::Stdin if io::stdin().is_terminal() => Err(KeyFileError::Terminal),
         // Not io::stdin(), whose buffer would keep the key.
         KeySource::Stdin => {
@@ -219,6 +219,43 @@ pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
             )
         }
     }
+}
+
+/// Opens a file with a secret, if nobody else can read or replace it.
+fn open(path: &Path, permissions: Permissions) -> Result<File, KeyFileError> {
+    let unreadable = |error| KeyFileError::Read(path.display().to_string(), error);
+    let file = File::open(path).map_err(unreadable)?;
+    // Of the open file, not of the path, which could be another one by now.
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.file_type().is_char_device() || metadata.file_type().is_block_device() {
+        return Err(KeyFileError::Device(path.to_owned()));
+    }
+    if metadata.is_dir() {
+        // Its permissions are not what is wrong with it.
+        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+    }
+    if let Permissions::Private(owners) = permissions {
+        check_file(path, &file, &metadata, owners)?;
+    }
+    Ok(file)
+}
+
+/// Reads a secret that is no key of a pipe: the same rules hold for its file.
+pub(super) fn read_secret(path: &Path, permissions: Permissions) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let mut file = open(path, permissions)?;
+    // All of it at once: a vector that grows leaves copies behind.
+    let (mut bytes, mut length) = (Zeroizing::new(vec![0; SECRET_MAX + 1]), 0);
+    loop {
+        match file.read(&mut bytes[length..]) {
+            Ok(0) if length > SECRET_MAX => return Err(KeyFileError::TooLong(path.to_owned())),
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(KeyFileError::Read(path.display().to_string(), error)),
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Asserts that nobody else can read or replace the key in `file`.

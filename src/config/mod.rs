@@ -15,6 +15,7 @@ pub(crate) mod options;
 pub(crate) mod plan;
 mod targets;
 mod text;
+mod tls;
 mod toml_file;
 
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
 use crate::stream::Keepalive;
-use crate::upstream::{Balance, Check, OnDown};
+use crate::upstream::{Balance, CertificateName, Check, OnDown, Pin};
 
 /// What one pipe is made of.
 ///
@@ -52,7 +52,8 @@ pub(crate) struct PipeOptions {
     #[serde(default, deserialize_with = "text::one_or_more")]
     pub(crate) source: Vec<Source>,
 
-    /// Where to connect to. May be given several times: a target that fails is passed over
+    /// Where to connect to. May be given several times: a target that fails is passed over. With -d, tls://HOST:PORT speaks TLS,
+    /// and postgres+tls://HOST:PORT asks PostgreSQL for it
     #[arg(short, long, required = true)]
     #[serde(deserialize_with = "text::one_or_more")]
     pub(crate) target: Vec<Target>,
@@ -143,6 +144,45 @@ pub(crate) struct PipeOptions {
     #[arg(short, long, value_name = "ADDR")]
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) bind: Option<Outgoing>,
+
+    /// Whose certificates a tls:// target may have, instead of the system's authorities: a file of PEM certificates. May be
+    /// given several times
+    #[arg(long, value_name = "FILE")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    pub(crate) tls_ca: Vec<PathBuf>,
+
+    /// The name that the certificate is to be for, if that is not the target's host
+    #[arg(long, value_name = "NAME")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) tls_server_name: Option<CertificateName>,
+
+    /// Our own certificate, for a tls:// target that asks for one: a PEM file, with those that lead to its authority
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate: a PEM file without a passphrase
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// The key that a tls:// target is to have, whoever certifies it: sha256/ and the digest in Base64. May be given several
+    /// times
+    #[arg(long, value_name = "PIN")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    pub(crate) tls_pin: Vec<Pin>,
+
+    /// Do not look at the certificate of a tls:// target. Whoever is between here and there can read and change everything,
+    /// unless there is a --tls-pin
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) tls_insecure: bool,
+
+    /// Take it as the end of the stream when a tls:// target closes the connection without saying that it is complete
+    /// (close_notify). Somebody who cuts the connection looks the same
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) tls_ignore_unexpected_eof: bool,
 
     #[arg(short = 'r', long, value_name = "SECONDS", conflicts_with = "resolve_once", help = format!(
         "How often to look the names of targets up again, and of --bind; a connection uses the last answer [default: {}]",

@@ -10,6 +10,7 @@ use super::access::{self, ListFileError};
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
 use super::targets;
+use super::tls::{TlsFileError, TlsPlanner};
 use crate::addr::Sources;
 use crate::connection::{Common, KeyNames};
 use crate::names::{Lookup, Refresh, Unresolved};
@@ -43,6 +44,14 @@ pub enum PlanError {
         /// Why.
         source: ListFileError,
     },
+    /// TLS cannot be spoken with a target as the options say.
+    #[error("{source}")]
+    Tls {
+        /// The option that names it.
+        option: &'static str,
+        /// Why.
+        source: TlsFileError,
+    },
 }
 
 impl From<SpecsError> for PlanError {
@@ -65,7 +74,9 @@ impl PlanError {
     /// The option to look at, by its long name.
     pub(super) fn option(&self) -> &'static str {
         match self {
-            Self::Contradiction { option, .. } | Self::List { option, .. } => option,
+            Self::Contradiction { option, .. } | Self::List { option, .. } | Self::Tls { option, .. } => {
+                option
+            }
             Self::Key(_) => "key",
         }
     }
@@ -74,7 +85,7 @@ impl PlanError {
 /// The keys of a pipe.
 pub(super) struct Keys {
     pub(super) keys: Vec1<Arc<Key>>,
-    /// The files and directories that they come from.
+    /// The files and directories that they come from, and the other secrets.
     pub(super) files: Vec<PathBuf>,
 }
 
@@ -84,12 +95,13 @@ pub(crate) struct Planner {
     owners: Owners,
     /// Standard input gives its key once.
     stdin_key: Option<Arc<Key>>,
+    tls: TlsPlanner,
 }
 
 impl Planner {
     /// A planner that has read nothing yet.
     pub(crate) fn new(owners: Owners) -> Self {
-        Self { owners, stdin_key: None }
+        Self { owners, stdin_key: None, tls: TlsPlanner::default() }
     }
 
     /// A pipe that listens, with its keys, and where they are. Relative paths are `beside` the place that names them.
@@ -139,10 +151,12 @@ impl Planner {
         }
         let keepalive =
             Keepalive { dead_after: options.dead_after.into(), probe_idle: !options.no_keepalive };
-        let targets = targets::targets(&options)?;
         let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
-        let (mut keys, mut key_names, mut files) = (Vec::new(), KeyNames::default(), Vec::new());
+        let (tls, files) = self.tls.client(&options, beside, permissions)?.unzip();
+        let targets = targets::targets(&options, tls.as_ref())?;
+        let mut files = files.unwrap_or_default();
+        let (mut keys, mut key_names) = (Vec::new(), KeyNames::default());
         let mut add = |key: Arc<Key>, name: String| {
             let (second, fingerprint) = (name.clone(), key.fingerprint());
             let added = key_names.add(fingerprint, name);

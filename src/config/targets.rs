@@ -7,16 +7,22 @@ use vec1::Vec1;
 
 use super::options::{Mode, PipeOptions};
 use super::plan::PlanError;
-use crate::upstream::{Check, Exchange, Route, Targets};
+use crate::upstream::{Check, Exchange, Route, Targets, TlsClient};
 
-/// The targets of a pipe, and how they are looked after.
+/// The targets of a pipe, those of TLS connected to with `tls`, and how they are looked after.
 ///
 /// # Errors
 /// [`PlanError::Contradiction`].
-pub(super) fn targets(options: &PipeOptions) -> Result<Targets, PlanError> {
+pub(super) fn targets(options: &PipeOptions, tls: Option<&TlsClient>) -> Result<Targets, PlanError> {
     let routes = options.target.iter().map(|target| {
-        Route::new(target.clone(), options.bind.clone())
-            .map_err(|error| PlanError::contradiction("bind", error.to_string()))
+        let route = Route::new(target.clone(), options.bind.clone())
+            .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
+        match tls {
+            Some(client) => {
+                route.with_tls(client).map_err(|error| PlanError::contradiction("target", error.to_string()))
+            }
+            None => Ok(route),
+        }
     });
     let routes = Vec1::try_from_vec(routes.collect::<Result<_, _>>()?).map_err(|_| {
         PlanError::contradiction("target", "the target is missing; write where to connect to")

@@ -113,7 +113,7 @@ impl Checker for Initiator {
         let deadline = Instant::now() + self.common.timeout;
         if !candidate.may_answer_probes() {
             // It would connect to its target for nothing but us. To it, this is one of the probes that load balancers send.
-            hang_up(candidate.dial(deadline).await.map_err(SetupError::from)?.stream);
+            hang_up(candidate.dial(deadline).await.map_err(SetupError::from)?.stream, deadline).await;
             return Ok(Found::Works);
         }
         let info = ConnectionInfo { client: None, purpose: Purpose::Probe };
@@ -151,15 +151,17 @@ impl Checker for Responder {
         if let Some(exchange) = &check.exchange {
             talk(&mut stream, exchange, deadline).await?;
         }
-        hang_up(stream);
+        hang_up(stream, deadline).await;
         Ok(Found::Works)
     }
 }
 
-/// Closes in an orderly way: a dialed stream is armed, and some services log each reset.
-fn hang_up(stream: Stream) {
+/// Ends and closes a stream that nothing is carried over, in an orderly way: some services log each reset, and each stream of TLS
+/// that just stops.
+pub(super) async fn hang_up(mut stream: Stream, deadline: Instant) {
+    // What fails is closed, which is what is wanted.
+    let _ = timeout_at(deadline, stream.split().1.shutdown()).await;
     stream.disarm();
-    drop(stream);
 }
 
 /// Says what is to be said and waits for what is expected.

@@ -58,7 +58,7 @@ impl KeyNames {
 }
 
 /// What all connections of one pipe have in common, whatever its role: pure data.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Common {
     /// What the pipe is called in the log, where there are several.
     pub name: Option<Name>,

@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
+use super::check::hang_up;
 use super::{Common, ConnectionError, NoneLeft, SetupError};
 use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
 use crate::proto::connection_info::Purpose;
@@ -144,8 +145,7 @@ impl Responder {
                 Ok(Some(Box::new(Carrying { local, tunnel, ends, in_use, started, place, failed })))
             }
             (Ok((Connected { stream: local, remote: target }, ..)), Purpose::Probe) => {
-                local.disarm();
-                drop(local);
+                hang_up(local, deadline).await;
                 let answered = tunnel.probe(deadline).await;
                 let (pipe, result) =
                     (self.common.pipe(), answered.map_or_else(|error| error.to_string(), |()| "up".into()));

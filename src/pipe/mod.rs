@@ -211,6 +211,10 @@ impl Pipes {
             let pipe = spec.common.pipe();
             warn!(pipe, %source, "not listening yet: the name does not resolve; it is looked up again until it does");
         }
+        for route in spec.common.targets.routes().iter().filter(|route| route.is_unverified()) {
+            let (pipe, target) = (spec.common.pipe(), route.target());
+            warn!(pipe, %target, "anybody between here and the target can read and change everything: --tls-insecure");
+        }
         let accepting = Accepting::start(spec.clone(), listeners, &self.registry);
         self.serving.push(Serving { spec, accepting, unresolved });
     }

@@ -75,7 +75,7 @@ impl PartialEq for Role {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub struct Spec {
     /// Where to accept connections.
     pub sources: Sources,

@@ -2,6 +2,7 @@
 
 pub(crate) mod socket_file;
 mod tcp;
+pub mod tls;
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready, Stdin, Stdout};
 use tokio::net::{TcpStream, UnixStream};
 
 pub use self::tcp::Keepalive;
+use self::tls::Tls;
 
 /// The address at the other side of a stream, for the log and for the peer. Without the scope of an IPv6 address: each idle
 /// connection keeps some of these.
@@ -59,6 +61,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix-domain socket.
     Unix(UnixStream),
+    /// TLS over TCP. In a box: every stream would have to be as large.
+    Tls(Box<Tls>),
     /// This process's standard input and output. In a box: every stream would have to be as large.
     Stdio(Box<(Stdin, Stdout)>),
 }
@@ -70,13 +74,23 @@ pub(crate) fn set_up(socket: &impl AsFd, keepalive: Keepalive) {
     tcp::keep_alive(socket, keepalive);
 }
 
+/// A fresh TCP connection, set up for a pipe: small writes leave at once, and dead peers are noticed.
+///
+/// Failures are passed over: they mean that the connection is gone already, which its first use will say.
+pub(crate) fn set_up_tcp(stream: TcpStream, keepalive: Keepalive) -> TcpStream {
+    set_up(&stream, keepalive);
+    stream
+}
+
 impl Stream {
-    /// A fresh TCP connection, set up for a pipe: small writes leave at once, and dead peers are noticed.
-    ///
-    /// Failures are passed over: they mean that the connection is gone already, which its first use will say.
-    pub(crate) fn tcp(stream: TcpStream, keepalive: Keepalive) -> Self {
-        set_up(&stream, keepalive);
-        Self::Tcp(stream)
+    /// The socket under it, where there is one.
+    fn socket(&self) -> Option<Socket<'_>> {
+        match self {
+            Self::Tcp(stream) => Some(Socket::Tcp(stream)),
+            Self::Unix(stream) => Some(Socket::Unix(stream)),
+            Self::Tls(tls) => Some(Socket::Tcp(tls.socket())),
+            Self::Stdio(_) => None,
+        }
     }
 
     /// From now on closing this stream is a reset, until [`Self::disarm`].
@@ -85,14 +99,14 @@ impl Stream {
     /// error, by a deadline, and by the death of this process. Only TCP has resets; a Unix-domain socket gives its peer an
     /// error only when unread bytes are left in it.
     pub(crate) fn arm_reset(&self) {
-        if let Self::Tcp(stream) = self {
+        if let Some(Socket::Tcp(stream)) = self.socket() {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 
     /// Closing is orderly again: what was written is delivered first.
     pub(crate) fn disarm(&self) {
-        if let Self::Tcp(stream) = self {
+        if let Some(Socket::Tcp(stream)) = self.socket() {
             let _ = SockRef::from(stream).set_linger(None);
         }
     }
@@ -109,48 +123,45 @@ impl Stream {
     }
 
     fn is_delivering(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => tcp::is_delivering(stream),
-            // What is written to the others is delivered.
-            Self::Unix(_) | Self::Stdio(_) => false,
-        }
+        // What is written to others than TCP is delivered.
+        matches!(self.socket(), Some(Socket::Tcp(stream)) if tcp::is_delivering(stream))
     }
 
     /// Ends when the other side has gone, so that nobody is left to be served. Reads nothing. See [`Socket::reset`].
     ///
     /// A Unix-domain socket shows that it was closed, too; that counts if it was closed without a byte.
     pub(crate) async fn gone(&self) {
-        match self {
-            Self::Tcp(stream) => Socket::Tcp(stream).reset().await,
-            Self::Unix(stream) => {
+        match self.socket() {
+            Some(socket @ Socket::Tcp(_)) => socket.reset().await,
+            Some(socket @ Socket::Unix(stream)) => {
                 // This fails only when the runtime shuts down, and all tasks with it.
                 let _ready = stream.ready(Interest::READABLE).await;
                 // In this order: once it is closed, no more bytes come.
-                let is_closed = Socket::Unix(stream).is_closed();
+                let is_closed = socket.is_closed();
                 if !(is_closed && rustix::io::ioctl_fionread(stream).is_ok_and(|unread| unread == 0)) {
-                    Socket::Unix(stream).reset().await;
+                    socket.reset().await;
                 }
             }
-            Self::Stdio(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 
     /// Waits until the other side has said something, or never will. Reads nothing.
     pub(crate) async fn readable(&self) {
         // tokio's readiness is a guess, so the kernel is asked. A failure is the next read's to tell.
-        let _ = match self {
-            Self::Tcp(stream) => stream.async_io(Interest::READABLE, || peek(stream)).await,
-            Self::Unix(stream) => stream.async_io(Interest::READABLE, || peek(stream)).await,
-            Self::Stdio(_) => Ok(()),
+        let _ = match self.socket() {
+            Some(Socket::Tcp(stream)) => stream.async_io(Interest::READABLE, || peek(stream)).await,
+            Some(Socket::Unix(stream)) => stream.async_io(Interest::READABLE, || peek(stream)).await,
+            None => Ok(()),
         };
     }
 
     /// The same for now, also if the runtime has not been told of it so far.
     pub(crate) fn is_readable(&self) -> bool {
-        let peeked = match self {
-            Self::Tcp(stream) => peek(stream),
-            Self::Unix(stream) => peek(stream),
-            Self::Stdio(_) => Ok(()),
+        let peeked = match self.socket() {
+            Some(Socket::Tcp(stream)) => peek(stream),
+            Some(Socket::Unix(stream)) => peek(stream),
+            None => Ok(()),
         };
         !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -159,10 +170,10 @@ impl Stream {
     pub(crate) async fn ended(&self) {
         // To tokio, "priority" is the end of reading and not bytes; it is also urgent data, which these sockets are not
         // registered for. These fail only when the runtime shuts down, and all tasks with it.
-        let _ready = match self {
-            Self::Tcp(stream) => stream.ready(Interest::PRIORITY).await,
-            Self::Unix(stream) => stream.ready(Interest::PRIORITY).await,
-            Self::Stdio(_) => std::future::pending().await,
+        let _ready = match self.socket() {
+            Some(Socket::Tcp(stream)) => stream.ready(Interest::PRIORITY).await,
+            Some(Socket::Unix(stream)) => stream.ready(Interest::PRIORITY).await,
+            None => std::future::pending().await,
         };
     }
 
@@ -177,6 +188,7 @@ impl Stream {
                 let socket = Socket::Unix(stream);
                 (Reader::Socket(socket), Writer::Socket(socket))
             }
+            Self::Tls(tls) => (Reader::Tls(tls), Writer::Tls(tls)),
             Self::Stdio(stdio) => {
                 let (input, output) = &mut **stdio;
                 (Reader::Stdin(input), Writer::Stdout(output))
@@ -377,6 +389,8 @@ impl Pollable for UnixStream {
 pub enum Reader<'s> {
     /// Of a connection.
     Socket(Socket<'s>),
+    /// Of a connection with TLS.
+    Tls(&'s Tls),
     /// Standard input.
     Stdin(&'s mut Stdin),
 }
@@ -386,6 +400,7 @@ impl<'s> Reader<'s> {
     pub(crate) fn socket(&self) -> Option<Socket<'s>> {
         match self {
             Self::Socket(socket) => Some(*socket),
+            Self::Tls(tls) => Some(Socket::Tcp(tls.socket())),
             Self::Stdin(_) => None,
         }
     }
@@ -399,6 +414,7 @@ impl ReadVectored for Reader<'_> {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Socket(socket) => socket.poll_readv(context, slots),
+            Self::Tls(tls) => tls.poll_readv(context, slots),
             Self::Stdin(input) => {
                 let Some(slot) = slots.first_mut() else { return Poll::Ready(Ok(0)) };
                 let mut buffer = ReadBuf::new(slot);
@@ -428,6 +444,12 @@ impl AsyncRead for Reader<'_> {
                 buffer.advance(count);
                 Poll::Ready(Ok(()))
             }
+            Self::Tls(tls) => {
+                let mut slot = [IoSliceMut::new(buffer.initialize_unfilled())];
+                let count = ready!(tls.poll_readv(context, &mut slot))?;
+                buffer.advance(count);
+                Poll::Ready(Ok(()))
+            }
             Self::Stdin(input) => Pin::new(input).poll_read(context, buffer),
         }
     }
@@ -437,6 +459,8 @@ impl AsyncRead for Reader<'_> {
 pub enum Writer<'s> {
     /// Of a connection.
     Socket(Socket<'s>),
+    /// Of a connection with TLS.
+    Tls(&'s Tls),
     /// Standard output.
     Stdout(&'s mut Stdout),
 }
@@ -445,6 +469,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Socket(socket) => socket.poll_writev(context, &[IoSlice::new(bytes)]),
+            Self::Tls(tls) => tls.poll_writev(context, &[IoSlice::new(bytes)]),
             Self::Stdout(output) => Pin::new(output).poll_write(context, bytes),
         }
     }
@@ -456,6 +481,7 @@ impl AsyncWrite for Writer<'_> {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Socket(socket) => socket.poll_writev(context, slices),
+            Self::Tls(tls) => tls.poll_writev(context, slices),
             Self::Stdout(output) => Pin::new(output).poll_write_vectored(context, slices),
         }
     }
@@ -463,6 +489,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Socket(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => tls.poll_flush(context),
             Self::Stdout(output) => Pin::new(output).poll_flush(context),
         }
     }
@@ -471,6 +498,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Socket(socket) => Poll::Ready(socket.half_close()),
+            Self::Tls(tls) => tls.poll_shutdown(context),
             Self::Stdout(output) => {
                 ready!(Pin::new(&mut *output).poll_flush(context))?;
                 // inetd and the like give one socket as input and output. Closing one of two descriptors does not end its stream;
@@ -500,7 +528,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
-        (Stream::tcp(accepted, Keepalive::default()), other)
+        (Stream::Tcp(set_up_tcp(accepted, Keepalive::default())), other)
     }
 
     fn unix_pair() -> (Stream, UnixStream) {

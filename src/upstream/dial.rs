@@ -14,11 +14,12 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use vec1::Vec1;
 
 use super::attempt::{Refusals, pair_up, race};
-use super::route::{Host, Route, Way};
+use super::route::{Host, Route, TlsRoute, Way};
+use super::tls::TlsError;
 use crate::addr::{Target, UnixName};
 use crate::names::{Lookup, Names, Refresh, Refreshing, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
-use crate::stream::{Keepalive, Remote, Stream};
+use crate::stream::{self, Keepalive, Remote, Stream};
 
 /// How long connecting takes where nothing is wrong, over any network; beyond that, a name is looked up again meanwhile.
 const UNUSUAL: Duration = Duration::from_secs(1);
@@ -55,6 +56,9 @@ pub enum DialFailure {
     /// None of the addresses that the target stands for can be connected to.
     #[error(transparent)]
     AllRefused(#[from] Refusals),
+    /// A connection was made, and there is no TLS on it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The outgoing name of a Unix-domain socket cannot be taken.
     #[error("cannot connect from {name} (-b): {source}")]
     Outgoing {
@@ -85,7 +89,7 @@ impl DialFailure {
         match self {
             Self::Refused(error) | Self::Outgoing { source: error, .. } => has_code(error),
             Self::AllRefused(refusals) => refusals.iter().any(|(_, error)| has_code(error)),
-            Self::TimedOut | Self::Unresolved(_) | Self::NoCommonFamily => false,
+            Self::TimedOut | Self::Unresolved(_) | Self::NoCommonFamily | Self::Tls(_) => false,
         }
     }
 }
@@ -146,12 +150,17 @@ impl Dialer {
 
     async fn dial_once(&self) -> Result<Connected, DialFailure> {
         match &self.route.way {
-            Way::Tcp { to, from } => self.dial_tcp(to, from.as_ref()).await,
+            Way::Tcp { to, from, tls } => self.dial_tcp(to, from.as_ref(), tls.as_ref()).await,
             Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
         }
     }
 
-    async fn dial_tcp(&self, to: &Host, from: Option<&Host>) -> Result<Connected, DialFailure> {
+    async fn dial_tcp(
+        &self,
+        to: &Host,
+        from: Option<&Host>,
+        tls: Option<&TlsRoute>,
+    ) -> Result<Connected, DialFailure> {
         let from = match from {
             Some(from) => self.addresses(from).await?.into_vec(),
             None => Vec::new(),
@@ -169,7 +178,15 @@ impl Dialer {
                 (.., failure) => failure,
             })?,
         };
-        Ok(Connected { stream: Stream::tcp(stream, self.keepalive), remote: address.into() })
+        let stream = stream::set_up_tcp(stream, self.keepalive);
+        let stream = match tls {
+            None => Stream::Tcp(stream),
+            // In a box: the handshake needs much more room than all else here.
+            Some(TlsRoute { client, start, host }) => {
+                Stream::Tls(Box::new(Box::pin(client.connect(stream, *start, host)).await?))
+            }
+        };
+        Ok(Connected { stream, remote: address.into() })
     }
 
     async fn race(

@@ -6,9 +6,14 @@ mod dial;
 mod health;
 mod route;
 mod targets;
+mod tls;
 
 pub use self::attempt::Refusals;
 pub use self::choice::{Candidate, Choice, Chosen, InUse, Known, Next, Upstream};
 pub use self::dial::{Connected, DialError, DialFailure, Dialer};
-pub use self::route::{FamilyMismatch, Route};
+pub use self::route::{FamilyMismatch, NotAServerName, Route};
 pub use self::targets::{Balance, Check, Exchange, OnDown, RepeatedTarget, Targets};
+pub use self::tls::{
+    Authorities, Certificate, CertificateName, ClientIdentity, NoAuthority, Pin, PrivateKey, TlsClient,
+    TlsError, Trust,
+};

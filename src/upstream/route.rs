@@ -4,20 +4,30 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
-use crate::addr::{Endpoint, Outgoing, Target, UnixName};
+use super::tls::{CertificateName, Start, TlsClient};
+use crate::addr::{Endpoint, Outgoing, Scheme, Target, UnixName};
 
 /// A target and the address to reach it from: pure data, and of kinds that go together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Route {
     target: Target,
     from: Option<Outgoing>,
     pub(super) way: Way,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Way {
-    Tcp { to: Host, from: Option<Host> },
+    Tcp { to: Host, from: Option<Host>, tls: Option<TlsRoute> },
     Unix { to: UnixName, from: Option<UnixName> },
+}
+
+/// How TLS is spoken with a target.
+#[derive(Clone, Debug)]
+pub(super) struct TlsRoute {
+    pub(super) client: TlsClient,
+    pub(super) start: Start,
+    /// Whom its certificate is to be for.
+    pub(super) host: CertificateName,
 }
 
 /// What TCP can reach.
@@ -35,6 +45,11 @@ pub struct FamilyMismatch {
     from: Outgoing,
 }
 
+/// A host that no certificate can be for.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("no certificate can be for the host '{0}'")]
+pub struct NotAServerName(String);
+
 impl Route {
     /// The way to `target`, from the address `from` if that is not left to the system.
     ///
@@ -50,8 +65,8 @@ impl Route {
             }
         }
         let way = match (sort(target.endpoint()), from.as_ref().map(|from| sort(from.endpoint()))) {
-            (Ok(to), None) => Way::Tcp { to, from: None },
-            (Ok(to), Some(Ok(from))) => Way::Tcp { to, from: Some(from) },
+            (Ok(to), None) => Way::Tcp { to, from: None, tls: None },
+            (Ok(to), Some(Ok(from))) => Way::Tcp { to, from: Some(from), tls: None },
             (Err(to), None) => Way::Unix { to, from: None },
             (Err(to), Some(Err(from))) => Way::Unix { to, from: Some(from) },
             (Ok(_), Some(Err(_))) | (Err(_), Some(Ok(_))) => {
@@ -60,6 +75,31 @@ impl Route {
             }
         };
         Ok(Self { target, from, way })
+    }
+
+    /// The same way, on which `client` speaks TLS if the target's scheme says so.
+    ///
+    /// # Errors
+    /// [`NotAServerName`], for a host that no certificate can be for.
+    pub fn with_tls(mut self, client: &TlsClient) -> Result<Self, NotAServerName> {
+        let start = match self.target.scheme() {
+            Scheme::Plain => return Ok(self),
+            Scheme::Tls => Start::AtOnce,
+            Scheme::PostgresTls => Start::Postgres,
+        };
+        if let Way::Tcp { to, tls, .. } = &mut self.way {
+            let host = match to {
+                Host::Address(address) => address.ip().into(),
+                Host::Name { host, .. } => host.parse().map_err(|_| NotAServerName(host.clone()))?,
+            };
+            *tls = Some(TlsRoute { client: client.clone(), start, host });
+        }
+        Ok(self)
+    }
+
+    /// Whether it leads to a TLS target that is not verified.
+    pub fn is_unverified(&self) -> bool {
+        matches!(&self.way, Way::Tcp { tls: Some(tls), .. } if !tls.client.verifies())
     }
 
     /// Where it leads, as it was written.

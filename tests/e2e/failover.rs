@@ -189,9 +189,12 @@ fn what_a_service_may_have_seen_is_not_given_to_another() {
 #[test]
 fn an_acknowledged_client_stays_although_it_has_said_nothing() {
     let (service, other) = (Service::start(), Service::start());
-    let (initiator, _responders) = pipe_to(service.address(), other.address(), &[]);
+    let (initiator, responders) = pipe_to(service.address(), other.address(), &["--verbose"]);
     let mut client = initiator.connect();
-    reset(service.accept());
+    let served = service.accept();
+    // The kernel accepts before the responder knows that it is connected.
+    responders[0].await_line(&["established"]);
+    reset(served);
     assert_eq!(assert_reset(&mut client), b"");
     other.assert_no_connection();
 }
@@ -212,6 +215,8 @@ fn a_wire_that_breaks_before_the_client_has_spoken_is_passed_over() {
     let played = Played::before(echo());
     let mut client = played.initiator.connect();
     played.accept(ACKNOWLEDGEMENT).vanish();
+    // What the client says from now on has not been sent to a responder that may have passed it on.
+    played.initiator.await_line(&["target avoided"]);
     assert_echoes(&mut client, "hello");
 }
 

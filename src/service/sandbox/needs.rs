@@ -106,7 +106,7 @@ impl Needs {
         self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
     }
 
-    /// A key file, or a directory of them, is read again.
+    /// A file with a key or another thing that pipes are made of, or a directory of keys, is read again.
     pub fn key(&mut self, path: &Path) {
         self.read_again(path);
     }
