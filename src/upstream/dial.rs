@@ -136,7 +136,7 @@ impl Dialer {
     pub async fn dial(&self, deadline: Instant) -> Result<Connected, DialError> {
         let connected = loop {
             let connected =
-                timeout_at(deadline, self.dial_once()).await.unwrap_or(Err(DialFailure::TimedOut));
+                timeout_at(deadline, self.dial_once(deadline)).await.unwrap_or(Err(DialFailure::TimedOut));
             // An accepted client is not turned away for want of a descriptor, as long as one may become free.
             match connected {
                 Err(failure) if failure.is_shortage() && Instant::now() + SHORTAGE < deadline => {
@@ -148,9 +148,9 @@ impl Dialer {
         connected.map_err(|failure| DialError { target: self.route.target().clone(), source: failure.into() })
     }
 
-    async fn dial_once(&self) -> Result<Connected, DialFailure> {
+    async fn dial_once(&self, deadline: Instant) -> Result<Connected, DialFailure> {
         match &self.route.way {
-            Way::Tcp { to, from, tls } => self.dial_tcp(to, from.as_ref(), tls.as_ref()).await,
+            Way::Tcp { to, from, tls } => self.dial_tcp(to, from.as_ref(), tls.as_ref(), deadline).await,
             Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
         }
     }
@@ -160,6 +160,7 @@ impl Dialer {
         to: &Host,
         from: Option<&Host>,
         tls: Option<&TlsRoute>,
+        deadline: Instant,
     ) -> Result<Connected, DialFailure> {
         let from = match from {
             Some(from) => self.addresses(from).await?.into_vec(),
@@ -183,7 +184,7 @@ impl Dialer {
             None => Stream::Tcp(stream),
             // In a box: the handshake needs much more room than all else here.
             Some(TlsRoute { client, start, host }) => {
-                Stream::Tls(Box::new(Box::pin(client.connect(stream, *start, host)).await?))
+                Stream::Tls(Box::new(Box::pin(client.connect(stream, *start, host, deadline)).await?))
             }
         };
         Ok(Connected { stream, remote: address.into() })

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use base64ct::{Base64, Encoding};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
+// The library that seals the frames as well.
+use rustls::crypto::aws_lc_rs as provider;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -20,6 +21,7 @@ use rustls::{
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::stream::tls::{BareEnd, Shared, Tls};
@@ -73,7 +75,7 @@ impl ClientIdentity {
     /// # Errors
     /// When the key is of no known kind, or does not belong to the certificate.
     pub fn new(chain: Vec<Certificate>, key: &PrivateKey) -> Result<Self, rustls::Error> {
-        let identity = CertifiedKey::new(chain, aws_lc_rs::sign::any_supported_type(key)?);
+        let identity = CertifiedKey::new(chain, provider::sign::any_supported_type(key)?);
         match identity.keys_match() {
             // Of a key that cannot tell.
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
@@ -137,7 +139,7 @@ impl fmt::Display for Pin {
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let suite = TLS13_AES_128_GCM_SHA256.tls13().expect("it is of TLS 1.3");
+    let suite = provider::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().expect("it is of TLS 1.3");
     let digest = suite.common.hash_provider.hash(bytes);
     digest.as_ref().try_into().expect("a digest of SHA-256 has 32 bytes")
 }
@@ -162,7 +164,7 @@ impl TlsClient {
     /// A client that trusts as `trust` says.
     pub fn new(trust: Trust) -> Self {
         let Trust { authorities, pins, identity, server_name, bare_end } = trust;
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(provider::default_provider());
         let verifies = authorities.is_some() || !pins.is_empty();
         let chain = authorities.map(|Authorities(roots)| {
             let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
@@ -188,11 +190,21 @@ impl TlsClient {
         self.verifies
     }
 
-    /// Shakes hands over `socket`, which leads to `host`.
+    /// Shakes hands over `socket`, which leads to `host`, until `deadline`.
     ///
     /// # Errors
     /// [`TlsError`].
     pub(super) async fn connect(
+        &self,
+        socket: TcpStream,
+        start: Start,
+        host: &CertificateName,
+        deadline: Instant,
+    ) -> Result<Tls, TlsError> {
+        timeout_at(deadline, self.shake_hands(socket, start, host)).await.unwrap_or(Err(TlsError::TimedOut))
+    }
+
+    async fn shake_hands(
         &self,
         mut socket: TcpStream,
         start: Start,
@@ -247,6 +259,9 @@ pub enum TlsError {
     /// The connection broke during the handshake.
     #[error("the connection broke during the TLS handshake ({0}); does the target speak TLS?")]
     Broken(#[source] io::Error),
+    /// The time limit came first.
+    #[error("connected, but the TLS handshake did not end in time (-o); does the target speak TLS?")]
+    TimedOut,
     /// PostgreSQL has TLS turned off.
     #[error("PostgreSQL does not offer TLS; set ssl = on there, or leave out postgres+tls://")]
     PostgresWithoutTls,
@@ -259,7 +274,10 @@ pub enum TlsError {
 fn hint(error: &rustls::Error) -> &'static str {
     match error {
         rustls::Error::InvalidCertificate(error) => match error {
-            CertificateError::UnknownIssuer => "; name the file of its authority with --tls-ca",
+            // The second, of an authority that has the same name as its own, and another key.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "; name the file of its authority with --tls-ca"
+            }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "; give the name that it is for with --tls-server-name"
             }

@@ -39,5 +39,6 @@ mod signals;
 mod stdio;
 mod storm;
 mod strangers;
+mod tls_targets;
 mod unix_sockets;
 mod users;

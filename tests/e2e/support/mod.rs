@@ -7,12 +7,14 @@ pub(crate) mod memory;
 pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod pipe;
+pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod redis;
 pub(crate) mod relay;
 pub(crate) mod site;
 pub(crate) mod socket;
+pub(crate) mod tls;
 
 use std::time::Duration;
 

@@ -60,6 +60,13 @@ impl End {
         EndBuilder::new("-d", key, target.to_string())
     }
 
+    /// Starts `command`, and waits until it listens.
+    pub(crate) fn started_by(command: &mut Command) -> Self {
+        let process = Process::start(command);
+        let line = process.await_line(&["listening"]);
+        Self { source: field(&line, "source").to_owned(), process }
+    }
+
     /// The source address that it logs.
     pub(crate) fn source(&self) -> &str {
         &self.source
@@ -154,9 +161,7 @@ impl EndBuilder {
 
     /// Starts it, and waits until it listens.
     pub(crate) fn start(self) -> End {
-        let process = Process::start(&mut self.command());
-        let line = process.await_line(&["listening"]);
-        End { source: field(&line, "source").to_owned(), process }
+        End::started_by(&mut self.command())
     }
 }
 

@@ -21,6 +21,16 @@ impl Redis {
     }
 
     pub(crate) fn start_with(args: &[&str]) -> Self {
+        Self::start_listening(|port| vec!["--port".into(), port], args)
+    }
+
+    /// One that speaks TLS only, with these options for it.
+    pub(crate) fn start_with_tls(args: &[[&str; 2]]) -> Self {
+        let listen = |port| vec!["--port".into(), "0".into(), "--tls-port".into(), port];
+        Self::start_listening(listen, args.as_flattened())
+    }
+
+    fn start_listening(listen: impl Fn(String) -> Vec<String>, args: &[&str]) -> Self {
         // Redis cannot let the system choose its port, so it gets one that was free a moment ago. Another process may
         // take that port first.
         for _ in 0..10 {
@@ -28,16 +38,8 @@ impl Redis {
             let directory = tempfile::tempdir().expect("a temporary directory");
             let mut command = Command::new("redis-server");
             command
-                .args([
-                    "--bind",
-                    "127.0.0.1",
-                    "--port",
-                    &port.to_string(),
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                ])
+                .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+                .args(listen(port.to_string()))
                 // Otherwise a replica waits five seconds for other replicas.
                 .args(["--repl-diskless-sync-delay", "0"])
                 .arg("--dir")
