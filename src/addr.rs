@@ -51,6 +51,14 @@ pub enum AddressError {
     /// TLS where nobody can listen in.
     #[error("TLS is for TCP; write the name of a Unix-domain socket without a scheme")]
     TlsOverUnix,
+    /// A proxy that is none.
+    #[error("a proxy is written socks5://host:port or http://host:port")]
+    NoProxy,
+    /// A secret on a command line, or in a configuration.
+    #[error(
+        "a proxy's user and password do not belong here; put USER:PASSWORD into a file, and name it by --via-auth"
+    )]
+    ProxyCredentials,
     /// An empty or over-long Unix-domain socket name.
     #[error("a Unix-domain socket's name is from 1 to {UNIX_NAME_MAX} bytes, and this one is {0}")]
     UnixName(usize),
@@ -196,10 +204,9 @@ impl FromStr for Target {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let written = Scheme::WRITTEN.into_iter().find_map(|(scheme, written)| {
-            let rest = text.strip_prefix(written)?;
-            Some((scheme, rest))
-        });
+        let written = Scheme::WRITTEN
+            .into_iter()
+            .find_map(|(scheme, written)| Some((scheme, text.strip_prefix(written)?)));
         let (scheme, address) = written.unwrap_or((Scheme::Plain, text));
         match parse(address, Port::Required)? {
             Parsed::One(endpoint) if endpoint.port() == Some(0) => Err(AddressError::Port("0".into())),
@@ -213,6 +220,67 @@ impl FromStr for Target {
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let written = Scheme::WRITTEN.into_iter().find(|(scheme, _)| *scheme == self.scheme);
+        write!(formatter, "{}{}", written.map_or("", |(_, written)| written), self.endpoint)
+    }
+}
+
+/// A proxy on the way to targets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Proxy {
+    protocol: ProxyProtocol,
+    endpoint: Endpoint,
+}
+
+/// What is spoken with a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyProtocol {
+    /// SOCKS 5 (RFC 1928).
+    Socks5,
+    /// HTTP's CONNECT (RFC 9110, section 9.3.6).
+    Http,
+}
+
+impl ProxyProtocol {
+    /// Each, and how it is written.
+    const WRITTEN: [(Self, &str); 2] = [(Self::Socks5, "socks5://"), (Self::Http, "http://")];
+}
+
+impl Proxy {
+    /// The place: an IP address or a name.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What is spoken there.
+    pub fn protocol(&self) -> ProxyProtocol {
+        self.protocol
+    }
+}
+
+impl FromStr for Proxy {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let written = ProxyProtocol::WRITTEN
+            .into_iter()
+            .find_map(|(protocol, written)| Some((protocol, text.strip_prefix(written)?)));
+        let Some((protocol, address)) = written else { return Err(AddressError::NoProxy) };
+        let address = address.strip_suffix('/').unwrap_or(address);
+        if address.contains('@') {
+            return Err(AddressError::ProxyCredentials);
+        }
+        match parse(address, Port::Required)? {
+            Parsed::One(endpoint) if endpoint.port() == Some(0) => Err(AddressError::Port("0".into())),
+            Parsed::One(Endpoint::Unix(_)) => Err(AddressError::NoProxy),
+            Parsed::One(endpoint) => Ok(Self { protocol, endpoint }),
+            Parsed::Every(_) => Err(AddressError::Every),
+        }
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let written = ProxyProtocol::WRITTEN.into_iter().find(|(protocol, _)| *protocol == self.protocol);
         write!(formatter, "{}{}", written.map_or("", |(_, written)| written), self.endpoint)
     }
 }

@@ -12,7 +12,7 @@ use super::access::Listed;
 use super::key_file::KeySource;
 use super::targets::Escaped;
 use super::text;
-use crate::addr::{Name, Outgoing, Source, Target};
+use crate::addr::{Name, Outgoing, Proxy, Source, Target};
 use crate::connection::Common;
 use crate::gate::{Access, PerSource, Rules};
 use crate::names::{Family, Lookup};
@@ -144,6 +144,16 @@ pub(crate) struct PipeOptions {
     #[arg(short, long, value_name = "ADDR")]
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) bind: Option<Outgoing>,
+
+    /// Connect to targets through a proxy, which resolves their names: socks5://HOST:PORT, or http://HOST:PORT for CONNECT
+    #[arg(long, value_name = "PROXY")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) via: Option<Proxy>,
+
+    /// A file with USER:PASSWORD for the proxy. It must be as private as a key
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub(crate) via_auth: Option<PathBuf>,
 
     /// Whose certificates a tls:// target may have, instead of the system's authorities: a file of PEM certificates. May be
     /// given several times

@@ -9,7 +9,7 @@ use vec1::Vec1;
 use super::access::{self, ListFileError};
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
-use super::targets;
+use super::targets::{self, CredentialsError};
 use super::tls::{TlsFileError, TlsPlanner};
 use crate::addr::Sources;
 use crate::connection::{Common, KeyNames};
@@ -44,6 +44,9 @@ pub enum PlanError {
         /// Why.
         source: ListFileError,
     },
+    /// The credentials for a proxy cannot be used.
+    #[error("{0}")]
+    Credentials(#[source] CredentialsError),
     /// TLS cannot be spoken with a target as the options say.
     #[error("{source}")]
     Tls {
@@ -78,6 +81,7 @@ impl PlanError {
                 option
             }
             Self::Key(_) => "key",
+            Self::Credentials(_) => "via-auth",
         }
     }
 }
@@ -154,8 +158,10 @@ impl Planner {
         let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (tls, files) = self.tls.client(&options, beside, permissions)?.unzip();
-        let targets = targets::targets(&options, tls.as_ref())?;
+        let (via, file) = targets::via(&options, beside, permissions)?;
+        let targets = targets::targets(&options, via.as_ref(), tls.as_ref())?;
         let mut files = files.unwrap_or_default();
+        files.extend(file);
         let (mut keys, mut key_names) = (Vec::new(), KeyNames::default());
         let mut add = |key: Arc<Key>, name: String| {
             let (second, fingerprint) = (name.clone(), key.fingerprint());

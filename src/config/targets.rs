@@ -1,22 +1,87 @@
 //! From one pipe's options to its [`Targets`].
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
+use thiserror::Error;
 use vec1::Vec1;
 
+use super::key_file::{self, KeyFileError, Permissions};
 use super::options::{Mode, PipeOptions};
 use super::plan::PlanError;
-use crate::upstream::{Check, Exchange, Route, Targets, TlsClient};
+use crate::addr::Proxy;
+use crate::upstream::{Check, Credentials, Exchange, NotCredentials, Route, Targets, TlsClient};
 
-/// The targets of a pipe, those of TLS connected to with `tls`, and how they are looked after.
+/// What is wrong with a file of `--via-auth`.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CredentialsError {
+    /// It cannot be read, or others can read it.
+    #[error(transparent)]
+    File(#[from] KeyFileError),
+    /// Its content is something else. It is not shown.
+    #[error("{path} is not usable: {source}", path = .path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: NotCredentials,
+    },
+}
+
+/// A proxy, and what it is told.
+pub(super) type Via = (Proxy, Option<Arc<Credentials>>);
+
+/// The proxy before the targets, if there is one, and the file that its credentials come from. A relative path is `beside` the place
+/// that names it.
+///
+/// # Errors
+/// [`PlanError`].
+pub(super) fn via(
+    options: &PipeOptions,
+    beside: &Path,
+    permissions: Permissions,
+) -> Result<(Option<Via>, Option<PathBuf>), PlanError> {
+    match (&options.via, &options.via_auth) {
+        (None, None) => Ok((None, None)),
+        (None, Some(_)) => Err(PlanError::contradiction(
+            "via-auth",
+            "--via-auth is for a proxy, and there is none without --via; add --via PROXY",
+        )),
+        (Some(proxy), None) => Ok((Some((proxy.clone(), None)), None)),
+        (Some(proxy), Some(path)) => {
+            let path = beside.join(path);
+            let credentials = credentials(&path, permissions).map_err(PlanError::Credentials)?;
+            Ok((Some((proxy.clone(), Some(Arc::new(credentials)))), Some(path)))
+        }
+    }
+}
+
+fn credentials(path: &Path, permissions: Permissions) -> Result<Credentials, CredentialsError> {
+    let content = key_file::read_secret(path, permissions)?;
+    Credentials::parse(&content).map_err(|source| CredentialsError::Content { path: path.to_owned(), source })
+}
+
+/// The targets of a pipe, connected to through `via`, those of TLS with `tls`, and how they are looked after.
 ///
 /// # Errors
 /// [`PlanError::Contradiction`].
-pub(super) fn targets(options: &PipeOptions, tls: Option<&TlsClient>) -> Result<Targets, PlanError> {
+pub(super) fn targets(
+    options: &PipeOptions,
+    via: Option<&Via>,
+    tls: Option<&TlsClient>,
+) -> Result<Targets, PlanError> {
     let routes = options.target.iter().map(|target| {
         let route = Route::new(target.clone(), options.bind.clone())
             .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
+        let route = match via {
+            Some((proxy, credentials)) => route
+                .through(proxy.clone(), credentials.clone())
+                .map_err(|error| PlanError::contradiction("via", error.to_string()))?,
+            None => route,
+        };
         match tls {
             Some(client) => {
                 route.with_tls(client).map_err(|error| PlanError::contradiction("target", error.to_string()))

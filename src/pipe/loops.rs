@@ -48,8 +48,9 @@ pub(super) fn find(specs: &[Spec]) -> Option<Vec<Step<'_>>> {
     Some(steps.collect())
 }
 
+/// Those that are connected to from here. What an address is to a proxy, nobody here can tell.
 fn targets(spec: &Spec) -> impl Iterator<Item = &Target> {
-    spec.common.targets.routes().iter().map(Route::target)
+    spec.common.targets.routes().iter().filter(|route| route.proxy().is_none()).map(Route::target)
 }
 
 /// The places at which a source waits for connections; an unspecified address is all of its family.

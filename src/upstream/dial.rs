@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use vec1::Vec1;
 
 use super::attempt::{Refusals, pair_up, race};
-use super::route::{Host, Route, TlsRoute, Way};
+use super::route::{Host, Route, TcpWay, TlsRoute, Way};
 use super::tls::TlsError;
+use super::via::ProxyError;
 use crate::addr::{Target, UnixName};
 use crate::names::{Lookup, Names, Refresh, Refreshing, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
@@ -56,6 +57,9 @@ pub enum DialFailure {
     /// None of the addresses that the target stands for can be connected to.
     #[error(transparent)]
     AllRefused(#[from] Refusals),
+    /// A proxy was connected to, and does not lead to the target.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// A connection was made, and there is no TLS on it.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -89,7 +93,9 @@ impl DialFailure {
         match self {
             Self::Refused(error) | Self::Outgoing { source: error, .. } => has_code(error),
             Self::AllRefused(refusals) => refusals.iter().any(|(_, error)| has_code(error)),
-            Self::TimedOut | Self::Unresolved(_) | Self::NoCommonFamily | Self::Tls(_) => false,
+            Self::TimedOut | Self::Unresolved(_) | Self::NoCommonFamily | Self::Proxy(_) | Self::Tls(_) => {
+                false
+            }
         }
     }
 }
@@ -150,26 +156,38 @@ impl Dialer {
 
     async fn dial_once(&self, deadline: Instant) -> Result<Connected, DialFailure> {
         match &self.route.way {
-            Way::Tcp { to, from, tls } => self.dial_tcp(to, from.as_ref(), tls.as_ref(), deadline).await,
+            Way::Tcp(way) => self.dial_tcp(way, deadline).await,
             Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
         }
     }
 
-    async fn dial_tcp(
-        &self,
-        to: &Host,
-        from: Option<&Host>,
-        tls: Option<&TlsRoute>,
-        deadline: Instant,
-    ) -> Result<Connected, DialFailure> {
+    async fn dial_tcp(&self, way: &TcpWay, deadline: Instant) -> Result<Connected, DialFailure> {
+        let TcpWay { from, via, to, tls } = way;
+        let (socket, address) = self.connect(way.first_hop(), from.as_ref()).await?;
+        let socket = stream::set_up_tcp(socket, self.keepalive);
+        // In boxes: these handshakes need much more room than all else here.
+        let socket = match via {
+            None => socket,
+            Some(via) => Box::pin(via.lead(socket, to, deadline)).await?,
+        };
+        let stream = match tls {
+            None => Stream::Tcp(socket),
+            Some(TlsRoute { client, start, host }) => {
+                Stream::Tls(Box::new(Box::pin(client.connect(socket, *start, host, deadline)).await?))
+            }
+        };
+        Ok(Connected { stream, remote: address.into() })
+    }
+
+    async fn connect(&self, to: &Host, from: Option<&Host>) -> Result<(TcpStream, SocketAddr), DialFailure> {
         let from = match from {
             Some(from) => self.addresses(from).await?.into_vec(),
             None => Vec::new(),
         };
         let known = self.addresses(to).await?;
-        let (stream, address) = match (to, self.lookup.refresh) {
+        match (to, self.lookup.refresh) {
             (Host::Name { host, port }, Refresh::Every(_)) => {
-                self.race_and_look_up(&known, &from, || self.names.addresses_anew(host, *port)).await?
+                self.race_and_look_up(&known, &from, || self.names.addresses_anew(host, *port)).await
             }
             _ => self.race(&known, &from).await.map_err(|failure| match (to, from.is_empty(), failure) {
                 // The address is in the error already, as the target.
@@ -177,17 +195,8 @@ impl Dialer {
                     DialFailure::Refused(refusals.into_first())
                 }
                 (.., failure) => failure,
-            })?,
-        };
-        let stream = stream::set_up_tcp(stream, self.keepalive);
-        let stream = match tls {
-            None => Stream::Tcp(stream),
-            // In a box: the handshake needs much more room than all else here.
-            Some(TlsRoute { client, start, host }) => {
-                Stream::Tls(Box::new(Box::pin(client.connect(stream, *start, host, deadline)).await?))
-            }
-        };
-        Ok(Connected { stream, remote: address.into() })
+            }),
+        }
     }
 
     async fn race(

@@ -7,13 +7,15 @@ mod health;
 mod route;
 mod targets;
 mod tls;
+mod via;
 
 pub use self::attempt::Refusals;
 pub use self::choice::{Candidate, Choice, Chosen, InUse, Known, Next, Upstream};
 pub use self::dial::{Connected, DialError, DialFailure, Dialer};
-pub use self::route::{FamilyMismatch, NotAServerName, Route};
+pub use self::route::{FamilyMismatch, NotAServerName, NotThroughProxy, Route};
 pub use self::targets::{Balance, Check, Exchange, OnDown, RepeatedTarget, Targets};
 pub use self::tls::{
     Authorities, Certificate, CertificateName, ClientIdentity, NoAuthority, Pin, PrivateKey, TlsClient,
     TlsError, Trust,
 };
+pub use self::via::{Credentials, NotCredentials, ProxyError, Refusal};

@@ -1,11 +1,13 @@
 //! One way to a target: pure data.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::tls::{CertificateName, Start, TlsClient};
-use crate::addr::{Endpoint, Outgoing, Scheme, Target, UnixName};
+use super::via::{Credentials, Via};
+use crate::addr::{Endpoint, Outgoing, Proxy, Scheme, Target, UnixName};
 
 /// A target and the address to reach it from: pure data, and of kinds that go together.
 #[derive(Clone, Debug)]
@@ -17,8 +19,28 @@ pub struct Route {
 
 #[derive(Clone, Debug)]
 pub(super) enum Way {
-    Tcp { to: Host, from: Option<Host>, tls: Option<TlsRoute> },
+    Tcp(Box<TcpWay>),
     Unix { to: UnixName, from: Option<UnixName> },
+}
+
+/// The layers of a way over TCP, in the order in which they are connected.
+#[derive(Clone, Debug)]
+pub(super) struct TcpWay {
+    pub(super) from: Option<Host>,
+    pub(super) via: Option<Via>,
+    pub(super) to: Host,
+    pub(super) tls: Option<TlsRoute>,
+}
+
+impl TcpWay {
+    fn new(to: Host, from: Option<Host>) -> Box<Self> {
+        Box::new(Self { from, via: None, to, tls: None })
+    }
+
+    /// What is connected to.
+    pub(super) fn first_hop(&self) -> &Host {
+        self.via.as_ref().map_or(&self.to, |via| &via.host)
+    }
 }
 
 /// How TLS is spoken with a target.
@@ -37,6 +59,17 @@ pub(super) enum Host {
     Name { host: String, port: u16 },
 }
 
+impl Host {
+    /// A place that TCP can reach, or the name of a Unix-domain socket.
+    fn of(endpoint: &Endpoint) -> Result<Self, UnixName> {
+        match endpoint.clone() {
+            Endpoint::Ip(address) => Ok(Self::Address(address)),
+            Endpoint::Name { host, port } => Ok(Self::Name { host, port }),
+            Endpoint::Unix(name) => Err(name),
+        }
+    }
+}
+
 /// An outgoing address that cannot reach its target, whatever the network does.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the target {target} cannot be reached from {from}: both are to be Unix-domain sockets, or neither")]
@@ -44,6 +77,11 @@ pub struct FamilyMismatch {
     target: Target,
     from: Outgoing,
 }
+
+/// A target that no proxy leads to.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("no proxy leads to {0}: it is a Unix-domain socket of this host; leave --via out")]
+pub struct NotThroughProxy(Target);
 
 /// A host that no certificate can be for.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -56,17 +94,9 @@ impl Route {
     /// # Errors
     /// [`FamilyMismatch`].
     pub fn new(target: Target, from: Option<Outgoing>) -> Result<Self, FamilyMismatch> {
-        /// A Unix-domain socket's name, or what TCP can reach.
-        fn sort(endpoint: &Endpoint) -> Result<Host, UnixName> {
-            match endpoint.clone() {
-                Endpoint::Ip(address) => Ok(Host::Address(address)),
-                Endpoint::Name { host, port } => Ok(Host::Name { host, port }),
-                Endpoint::Unix(name) => Err(name),
-            }
-        }
-        let way = match (sort(target.endpoint()), from.as_ref().map(|from| sort(from.endpoint()))) {
-            (Ok(to), None) => Way::Tcp { to, from: None, tls: None },
-            (Ok(to), Some(Ok(from))) => Way::Tcp { to, from: Some(from), tls: None },
+        let way = match (Host::of(target.endpoint()), from.as_ref().map(|from| Host::of(from.endpoint()))) {
+            (Ok(to), None) => Way::Tcp(TcpWay::new(to, None)),
+            (Ok(to), Some(Ok(from))) => Way::Tcp(TcpWay::new(to, Some(from))),
             (Err(to), None) => Way::Unix { to, from: None },
             (Err(to), Some(Err(from))) => Way::Unix { to, from: Some(from) },
             (Ok(_), Some(Err(_))) | (Err(_), Some(Ok(_))) => {
@@ -87,19 +117,48 @@ impl Route {
             Scheme::Tls => Start::AtOnce,
             Scheme::PostgresTls => Start::Postgres,
         };
-        if let Way::Tcp { to, tls, .. } = &mut self.way {
-            let host = match to {
+        if let Way::Tcp(way) = &mut self.way {
+            let host = match &way.to {
                 Host::Address(address) => address.ip().into(),
                 Host::Name { host, .. } => host.parse().map_err(|_| NotAServerName(host.clone()))?,
             };
-            *tls = Some(TlsRoute { client: client.clone(), start, host });
+            way.tls = Some(TlsRoute { client: client.clone(), start, host });
         }
         Ok(self)
     }
 
+    /// The same way, through `proxy`, which is told `credentials`.
+    ///
+    /// # Errors
+    /// [`NotThroughProxy`].
+    ///
+    /// # Panics
+    /// Never: a proxy is an IP address or a name.
+    pub fn through(
+        mut self,
+        proxy: Proxy,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Result<Self, NotThroughProxy> {
+        let Way::Tcp(way) = &mut self.way else { return Err(NotThroughProxy(self.target)) };
+        let host = Host::of(proxy.endpoint()).expect("a proxy is an IP address or a name");
+        way.via = Some(Via { proxy, host, credentials });
+        Ok(self)
+    }
+
+    /// The proxy that it goes through, if it does.
+    pub fn proxy(&self) -> Option<&Proxy> {
+        match &self.way {
+            Way::Tcp(way) => way.via.as_ref().map(|via| &via.proxy),
+            Way::Unix { .. } => None,
+        }
+    }
+
     /// Whether it leads to a TLS target that is not verified.
     pub fn is_unverified(&self) -> bool {
-        matches!(&self.way, Way::Tcp { tls: Some(tls), .. } if !tls.client.verifies())
+        match &self.way {
+            Way::Tcp(way) => way.tls.as_ref().is_some_and(|tls| !tls.client.verifies()),
+            Way::Unix { .. } => false,
+        }
     }
 
     /// Where it leads, as it was written.
@@ -110,7 +169,7 @@ impl Route {
     /// The host names that it takes to connect.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let hosts = match &self.way {
-            Way::Tcp { to, from, .. } => [Some(to), from.as_ref()],
+            Way::Tcp(way) => [Some(way.first_hop()), way.from.as_ref()],
             Way::Unix { .. } => [None, None],
         };
         hosts.into_iter().flatten().filter_map(|host| match host {

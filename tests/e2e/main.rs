@@ -28,6 +28,7 @@ mod many_pipes;
 mod names;
 mod notification;
 mod pid_files;
+mod proxies;
 mod redis;
 mod reload;
 mod resets;

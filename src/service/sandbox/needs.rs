@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf, absolute};
 use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
-use crate::addr::{Endpoint, Outgoing, Source, Target, UnixName};
+use crate::addr::{Endpoint, Outgoing, Proxy, Source, UnixName};
 use crate::service::log::Destination;
 use crate::upstream::Route;
 
@@ -132,16 +132,16 @@ impl Needs {
         }
     }
 
-    /// A way that each connection takes: a target, and the outgoing address if there is one.
+    /// A way that each connection takes: a target or the proxy before it, and the outgoing address if there is one.
     pub fn dial(&mut self, route: &Route) {
-        self.connect_to(route.target());
+        self.connect_to(route.proxy().map_or(route.target().endpoint(), Proxy::endpoint));
         if let Some(from) = route.outgoing() {
             self.connect_from(from);
         }
     }
 
-    fn connect_to(&mut self, target: &Target) {
-        match (target.endpoint(), &mut self.ports) {
+    fn connect_to(&mut self, target: &Endpoint) {
+        match (target, &mut self.ports) {
             (Endpoint::Unix(name), _) => match name.file() {
                 Some(file) => {
                     self.connect_to_unix(UnixSockets::Files);
@@ -152,7 +152,7 @@ impl Needs {
             (endpoint, Ports::These { connect, .. }) => connect.extend(endpoint.port()),
             (_, Ports::Any) => {}
         }
-        self.resolve(target.endpoint());
+        self.resolve(target);
     }
 
     fn connect_from(&mut self, outgoing: &Outgoing) {
@@ -283,6 +283,11 @@ fn directory_of(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::Target;
+
+    fn route(target: &str) -> Route {
+        target.parse::<Target>().unwrap().into()
+    }
 
     #[test]
     fn directories_with_much_else_in_them_are_not_opened_up_for_a_file() {
@@ -309,7 +314,7 @@ mod tests {
     #[test]
     fn a_pipe_of_addresses_needs_its_ports_and_no_names() {
         let mut needs = Needs::new();
-        needs.connect_to(&"192.0.2.1:80".parse().unwrap());
+        needs.dial(&route("192.0.2.1:80"));
         needs.connect_from(&"192.0.2.2".parse().unwrap());
         needs.listen_at(&"[]:99".parse().unwrap());
         // Bound already, and looked up for that.
@@ -321,7 +326,7 @@ mod tests {
     #[test]
     fn a_name_needs_dns_wherever_it_is() {
         let mut target = Needs::new();
-        target.connect_to(&"host:80".parse().unwrap());
+        target.dial(&route("host:80"));
         assert_eq!(target.ports, Ports::These { connect: [DNS, 80].into(), bind: [].into() });
         let mut outgoing = Needs::new();
         outgoing.connect_from(&"host".parse().unwrap());
@@ -330,12 +335,20 @@ mod tests {
     }
 
     #[test]
+    fn a_way_through_a_proxy_needs_the_proxy_only() {
+        let mut needs = Needs::new();
+        needs.dial(&route("host:80").through("http://192.0.2.1:3128".parse().unwrap(), None).unwrap());
+        assert_eq!(needs.ports, Ports::These { connect: [3128].into(), bind: [].into() });
+        assert!(!needs.names);
+    }
+
+    #[test]
     fn a_configuration_needs_any_port_whatever_is_named_before_or_after() {
-        let (target, mut before, mut after) = ("192.0.2.1:80".parse().unwrap(), Needs::new(), Needs::new());
-        before.connect_to(&target);
+        let (target, mut before, mut after) = (route("192.0.2.1:80"), Needs::new(), Needs::new());
+        before.dial(&target);
         before.configuration(Path::new("/etc/spipe/spipe.toml"));
         after.configuration(Path::new("/etc/spipe/spipe.toml"));
-        after.connect_to(&target);
+        after.dial(&target);
         for needs in [before, after] {
             assert_eq!(needs.ports, Ports::Any);
             assert!(needs.names && needs.unix_sockets == UnixSockets::Abstract);

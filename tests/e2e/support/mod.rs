@@ -9,6 +9,7 @@ pub(crate) mod peer;
 pub(crate) mod pipe;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod redis;
 pub(crate) mod relay;
