@@ -90,10 +90,10 @@ impl Tls {
                     Poll::Ready(Err(error)) if self.is_end(&error) => return Poll::Ready(Ok(count + before)),
                     Poll::Ready(Err(error)) if count + before > 0 => {
                         // A socket tells its error once.
-                        *failure = Some(error);
+                        *failure = Some(in_plain_words(error));
                         return Poll::Ready(Ok(count + before));
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(in_plain_words(error))),
                 }
             }
             count += buffer.filled().len();
@@ -121,6 +121,18 @@ impl Tls {
     /// Says that our stream is complete (close_notify), and half-closes the TCP connection. The other direction lives on.
     pub(super) fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.session().stream).poll_shutdown(context)
+    }
+}
+
+/// rustls explains this one to programmers.
+fn in_plain_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::UnexpectedEof => io::Error::new(
+            kind,
+            "it closed the connection without saying that its stream is complete (close_notify); if it never does, see \
+             --tls-ignore-unexpected-eof",
+        ),
+        _ => error,
     }
 }
 

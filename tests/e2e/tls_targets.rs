@@ -352,7 +352,7 @@ fn a_stream_that_is_cut_short_without_close_notify_is_a_reset() {
     });
     let pipe = pipe_to(&authority, address);
     assert_eq!(assert_reset(&mut pipe.connect()), b"half of it");
-    pipe.responder.await_line(&["close_notify"]);
+    pipe.responder.await_line(&["close_notify", "--tls-ignore-unexpected-eof"]);
 }
 
 #[test]
@@ -499,8 +499,13 @@ fn plain_clients_use_a_postgresql_that_insists_on_tls() {
         answer.stderr.contains("SCRAM-SHA-256-PLUS authentication over a non-SSL connection"),
         "{answer:?}"
     );
-    let answer = postgres::psql(&pipe.initiator.port(), "user=plain sslmode=disable", HAS_TLS);
+    let plain = "user=plain sslmode=disable";
+    let answer = postgres::psql(&pipe.initiator.port(), plain, HAS_TLS);
     assert_eq!(answer.succeeded().text(), "t|TLSv1.3");
+    // It says close_notify also when it ends a connection itself.
+    let end = "SELECT pg_terminate_backend(pg_backend_pid())";
+    let ended = postgres::psql(&pipe.initiator.port(), plain, end);
+    assert!(ended.stderr.contains("terminating connection due to administrator command"), "{ended:?}");
     assert!(!pipe.responder.process.log().contains("WARN"), "{}", pipe.responder.process.log());
 }
 
