@@ -35,16 +35,20 @@ impl Squid {
              acl known proxy_auth REQUIRED\nhttp_access allow known\nhttp_access deny all",
             users.display()
         );
-        Self::start_in(directory, &rules)
+        Self::start_in(directory, free_port(), &rules)
     }
 
     /// One with these rules.
     pub(crate) fn start_with(rules: &str) -> Self {
-        Self::start_in(tempfile::tempdir().expect("a temporary directory"), rules)
+        Self::start_on(free_port(), rules)
     }
 
-    fn start_in(directory: TempDir, rules: &str) -> Self {
-        let port = free_port();
+    /// The same on this port.
+    pub(crate) fn start_on(port: u16, rules: &str) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), port, rules)
+    }
+
+    fn start_in(directory: TempDir, port: u16, rules: &str) -> Self {
         // squid becomes another user.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         let path = |name: &str| directory.path().join(name).display().to_string();
