@@ -94,7 +94,8 @@ fn next_frame(wire: &[u8]) -> Result<(Vec<u8>, &[u8]), Stop> {
 /// A stream as spipe sends it, and the data in it. Its first two frames are those that seeds/make.py takes for seeds.
 fn honest_stream() -> (Vec<u8>, Vec<u8>) {
     let mut slot = vec![0; 64 * 1024];
-    let info = ConnectionInfo { client: Some("192.0.2.7:50123".parse().unwrap()), ..ConnectionInfo::default() };
+    let info =
+        ConnectionInfo { client: Some("192.0.2.7:50123".parse().unwrap()), ..ConnectionInfo::default() };
     let (mut sealer, length) = initiator().sealer.open(&info, &mut slot);
     let mut wire = slot[..length].to_vec();
     let sent = b"PING\r\n";

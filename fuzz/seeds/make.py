@@ -22,6 +22,7 @@ def texts(*plaintexts):
 
 CLIENT_4 = bytes([1, 0, 6, 192, 0, 2, 7, 195, 203])
 CLIENT_6 = bytes([1, 0, 18]) + bytes.fromhex("20010db8000000000000000000000007") + bytes([1, 187])
+V2 = b"\r\n\r\n\0\r\nQUIT\n"
 LATER = bytes([99, 0, 3, 1, 2, 3])
 
 seeds = {
@@ -52,6 +53,13 @@ seeds = {
         "later_version": LATER + CLIENT_4 + LATER,
         "twice": CLIENT_4 + CLIENT_6,
         "cut_short": CLIENT_6[:-1],
+    },
+    "proxy_header": {
+        "v1": b"PROXY TCP4 192.0.2.7 192.0.2.1 12345 443\r\nHELO",
+        "v1_unknown": b"PROXY UNKNOWN\r\n",
+        "v2": V2 + bytes([0x21, 0x11, 0, 12, 192, 0, 2, 7, 192, 0, 2, 1, 48, 57, 1, 187]) + b"HELO",
+        "v2_fields": V2 + bytes([0x21, 0, 0, 16, 1, 0, 2]) + b"h2" + bytes([3, 0, 4, 0, 0, 0, 0, 4, 0, 1, 0]),
+        "v2_local": V2 + bytes([0x20, 0, 0, 0]),
     },
     "address": {
         "ipv4": b"192.0.2.7:80",

@@ -146,7 +146,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
         place: ClientPlace { place: Connections::default().place(None), establishing: None },
     };
     let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
-    let initiator = Arc::new(Initiator::new(common, key, upstream, Arc::default()));
+    let initiator = Arc::new(Initiator::new(common, key, None, upstream, Arc::default()));
     let carried = runtime.block_on(initiator.carry(stdio));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();

@@ -1,4 +1,4 @@
-//! From `--allow` and `--deny` to [`Access`].
+//! From `--allow`, `--deny` and `--trust-proxy` to [`Access`] and [`TrustedProxies`].
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use super::options::PipeOptions;
-use crate::gate::Access;
+use crate::gate::{Access, TrustedProxies};
 
 /// What marks the name of a file among networks.
 const FILE: &str = "file:";
@@ -79,14 +79,22 @@ pub enum ListFileError {
     },
 }
 
-/// Which addresses may connect, and the files that this comes from. Relative paths are `beside` the place that names them.
+/// Who may connect, and who may say who it is.
+pub(super) struct Admitting {
+    pub(super) access: Access,
+    pub(super) proxies: Option<TrustedProxies>,
+    /// The files that this comes from.
+    pub(super) files: Vec<PathBuf>,
+}
+
+/// Which addresses may connect. Relative paths are `beside` the place that names them.
 ///
 /// # Errors
 /// [`ListFileError`], with the option whose file it is.
 pub(super) fn access(
     options: &PipeOptions,
     beside: &Path,
-) -> Result<(Access, Vec<PathBuf>), (&'static str, ListFileError)> {
+) -> Result<Admitting, (&'static str, ListFileError)> {
     let mut files = Vec::new();
     let mut read = |list: &[Listed]| {
         let mut networks = Vec::new();
@@ -104,7 +112,9 @@ pub(super) fn access(
     };
     let allow = options.allow.as_deref().map(&mut read).transpose().map_err(|error| ("allow", error))?;
     let deny = read(&options.deny).map_err(|error| ("deny", error))?;
-    Ok((Access::new(allow, deny), files))
+    let trusted = read(&options.trust_proxy).map_err(|error| ("trust-proxy", error))?;
+    let proxies = options.accept_proxy.then(|| TrustedProxies::new(trusted));
+    Ok(Admitting { access: Access::new(allow, deny), proxies, files })
 }
 
 /// The networks of a file: one a line, with comments from `#` to the end of the line.

@@ -14,9 +14,10 @@ use super::targets::Escaped;
 use super::text;
 use crate::addr::{Name, Outgoing, Proxy, Source, Target};
 use crate::connection::Common;
-use crate::gate::{Access, PerSource, Rules};
+use crate::gate::{Access, PerSource, Rules, TrustedProxies};
 use crate::names::{Family, Lookup};
 use crate::proto::handshake::Label;
+use crate::proxy_header::Version;
 use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
@@ -84,6 +85,22 @@ pub(crate) struct PipeOptions {
     #[arg(long, value_name = "NETWORK", requires = "source")]
     #[serde(default, deserialize_with = "text::one_or_more")]
     pub(crate) deny: Vec<Listed>,
+
+    /// Connections come from proxies or load balancers, which say first who is behind them (the PROXY protocol, v1 or v2): these are
+    /// the clients of -e, and the peers of -d
+    #[arg(long, requires = "source", requires = "trust_proxy")]
+    #[serde(default)]
+    pub(crate) accept_proxy: bool,
+
+    /// Where these proxies are: an address, a network, or file:PATH. May be given several times
+    #[arg(long, value_name = "NETWORK", requires = "accept_proxy")]
+    #[serde(default, deserialize_with = "text::one_or_more")]
+    pub(crate) trust_proxy: Vec<Listed>,
+
+    /// With -d, tell the target first who the client is, by the PROXY protocol: v1 or v2
+    #[arg(long, value_name = "VERSION")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) send_proxy: Option<Version>,
 
     /// The most connections at a time of one IPv4 address or IPv6 /64
     #[arg(long, value_name = "MAX", requires = "source")]
@@ -269,9 +286,9 @@ impl PipeOptions {
     }
 
     /// Which connections the pipe admits, by where they come from and besides.
-    pub(super) fn rules(&self, access: Access) -> Rules {
+    pub(super) fn rules(&self, access: Access, proxies: Option<TrustedProxies>) -> Rules {
         let per_source = PerSource { connections: self.max_per_source, rate: self.rate_per_source };
-        Rules { max_connections: NonZero::new(self.max_connections), access, per_source }
+        Rules { max_connections: NonZero::new(self.max_connections), access, per_source, proxies }
     }
 }
 

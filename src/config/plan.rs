@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vec1::Vec1;
 
-use super::access::{self, ListFileError};
+use super::access::{self, Admitting, ListFileError};
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
 use super::targets::{self, CredentialsError};
@@ -125,9 +125,10 @@ impl Planner {
         })?;
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
-        let (access, lists) = access::access(&options, beside)
+        check_proxies(&options, mode)?;
+        let Admitting { access, proxies, files: lists } = access::access(&options, beside)
             .map_err(|(option, source)| PlanError::List { option, source })?;
-        let rules = options.rules(access);
+        let rules = options.rules(access, proxies);
         let (common, Keys { keys, mut files }) = self.common(options, beside)?;
         files.extend(lists);
         let role = match mode {
@@ -194,6 +195,7 @@ impl Planner {
             timeout: options.timeout.into(),
             keepalive,
             lookup,
+            send_proxy: options.send_proxy,
         };
         Ok((common, Keys { keys, files }))
     }
@@ -204,6 +206,26 @@ impl Planner {
             None => Arc::new(key_file::read(&KeySource::Stdin, Permissions::Any)?),
         };
         Ok(Arc::clone(self.stdin_key.insert(key)))
+    }
+}
+
+/// Asserts that the options about PROXY headers go together.
+fn check_proxies(options: &PipeOptions, mode: Mode) -> Result<(), PlanError> {
+    let contradiction = |option, message| Err(PlanError::contradiction(option, message));
+    match (options.accept_proxy, &*options.trust_proxy, options.send_proxy, mode) {
+        (true, [], ..) => contradiction(
+            "accept-proxy",
+            "--accept-proxy believes what proxies say of their clients; add --trust-proxy NETWORK to say where these proxies are",
+        ),
+        (false, [_, ..], ..) => contradiction(
+            "trust-proxy",
+            "--trust-proxy says which proxies may send a header, and without --accept-proxy there is none; add --accept-proxy",
+        ),
+        (.., Some(_), Mode::Encrypt) => contradiction(
+            "send-proxy",
+            "--send-proxy is for -d, which has the service as its target; with -e, the client is told to the other end in any case",
+        ),
+        _ => Ok(()),
     }
 }
 

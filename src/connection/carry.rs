@@ -9,6 +9,7 @@ use super::Common;
 use super::watch::Watch;
 use crate::addr::Target;
 use crate::gate::Place;
+use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
 use crate::pump::{self, PumpError};
 use crate::stats::Usage;
@@ -22,6 +23,8 @@ pub(super) struct Carrying {
     pub(super) local: Stream,
     pub(super) tunnel: Tunnel,
     pub(super) ends: Ends,
+    /// What both ends call it.
+    pub(super) id: ConnectionId,
     /// The target of this end: a responder, or a service.
     pub(super) in_use: InUse,
     /// When it was admitted.
@@ -133,7 +136,7 @@ pub(super) async fn carry(
         Ends::Responder { .. } => (opened, sealed),
     };
     let carried = Carried { result, to_target, from_target, seconds: started.elapsed().as_secs_f64() };
-    carried.log(common, tunnel, ends, connection.in_use.target());
+    carried.log(common, tunnel, connection.id, ends, connection.in_use.target());
     if carried.result.is_ok()
         && let Ends::Initiator { .. } = ends
     {
@@ -145,16 +148,16 @@ pub(super) async fn carry(
 }
 
 fn log_established(common: &Common, connection: &Carrying) {
-    let Carrying { ends, tunnel, in_use, .. } = connection;
+    let Carrying { ends, tunnel, id, in_use, .. } = connection;
     let Addresses { client, peer, target, configured } = ends.addresses(in_use.target());
     let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
     let Tunnel { key, cipher, .. } = tunnel;
     let key_file = common.key_names.of(*key);
-    debug!(pipe, client, %peer, %target, %configured, %key, key_file, %cipher, "established");
+    debug!(pipe, %id, client, %peer, %target, %configured, %key, key_file, %cipher, "established");
 }
 
 impl Carried {
-    fn log(&self, common: &Common, tunnel: &Tunnel, ends: Ends, configured: &Target) {
+    fn log(&self, common: &Common, tunnel: &Tunnel, id: ConnectionId, ends: Ends, configured: &Target) {
         let Self { result, to_target, from_target, seconds } = self;
         let Addresses { client, peer, target, configured } = ends.addresses(configured);
         let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
@@ -163,7 +166,7 @@ impl Carried {
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log {
             ($level:ident) => {
-                $level!(pipe, client, %peer, %target, %configured, %key, key_file, %cipher, to_target, from_target, seconds, reason, "closed")
+                $level!(pipe, %id, client, %peer, %target, %configured, %key, key_file, %cipher, to_target, from_target, seconds, reason, "closed")
             };
         }
         match result {

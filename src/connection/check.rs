@@ -15,6 +15,7 @@ use super::{Initiator, Responder, SetupError};
 use crate::proto::connection_info::{ConnectionInfo, Purpose};
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
+use crate::proxy_header::Version;
 use crate::pump::PumpError;
 use crate::stream::Stream;
 use crate::upstream::{Candidate, Check, Connected, Exchange, Upstream};
@@ -113,10 +114,10 @@ impl Checker for Initiator {
         let deadline = Instant::now() + self.common.timeout;
         if !candidate.may_answer_probes() {
             // It would connect to its target for nothing but us. To it, this is one of the probes that load balancers send.
-            hang_up(candidate.dial(deadline).await.map_err(SetupError::from)?.stream, deadline).await;
+            hang_up(candidate.dial(&[], deadline).await.map_err(SetupError::from)?.stream, deadline).await;
             return Ok(Found::Works);
         }
-        let info = ConnectionInfo { client: None, purpose: Purpose::Probe };
+        let info = ConnectionInfo { purpose: Purpose::Probe, ..ConnectionInfo::default() };
         let (mut tunnel, _remote) =
             self.shake_hands(candidate, Features::ACKNOWLEDGEMENT, &info, deadline).await?;
         if !tunnel.features.have(Features::ACKNOWLEDGEMENT) {
@@ -147,7 +148,10 @@ impl Checker for Responder {
 
     async fn check(&self, candidate: &Candidate, check: &Check) -> Result<Found, CheckError> {
         let deadline = Instant::now() + self.common.timeout;
-        let Connected { mut stream, .. } = candidate.dial(deadline).await.map_err(SetupError::from)?;
+        // A service that wants a header would take anything else for garbage.
+        let header = self.common.send_proxy.map(Version::encode_local).unwrap_or_default();
+        let dialed = candidate.dial(&header, deadline).await;
+        let Connected { mut stream, .. } = dialed.map_err(SetupError::from)?;
         if let Some(exchange) = &check.exchange {
             talk(&mut stream, exchange, deadline).await?;
         }

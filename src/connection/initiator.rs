@@ -1,17 +1,16 @@
 //! A connection of an initiator (`-e`): a client is carried to a responder.
 
-use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::carry::{Carrying, Ends, carry};
 use super::commit::{Committed, FirstBytes};
-use super::{Common, ConnectionError, NoneLeft, SetupError};
+use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::addr::Name;
-use crate::gate::{Admitted, ClientPlace, Establishing};
-use crate::proto::connection_info::{ConnectionInfo, Purpose};
+use crate::gate::{Admitted, ClientPlace, Establishing, Gate, OfSource};
+use crate::proto::connection_info::{ConnectionId, ConnectionInfo};
 use crate::proto::features::Features;
 use crate::proto::key::Key;
 use crate::pump::PumpError;
@@ -24,14 +23,23 @@ use crate::upstream::{Candidate, Connected, InUse, Next, Upstream};
 pub struct Initiator {
     pub(super) common: Arc<Common>,
     key: Arc<Key>,
+    /// None for the one connection of standard input and output.
+    gate: Option<Arc<Gate>>,
     pub(super) upstream: Upstream,
     usage: Arc<Usage>,
     failures: Arc<Repeated>,
 }
 
 impl Initiator {
-    /// An initiator that proves `key` to one of `upstream`, and whose connections are counted in `usage`.
-    pub fn new(common: Common, key: Arc<Key>, upstream: Upstream, usage: Arc<Usage>) -> Self {
+    /// An initiator that proves `key` to one of `upstream` for clients that `gate` admits, and whose connections are counted in
+    /// `usage`.
+    pub fn new(
+        common: Common,
+        key: Arc<Key>,
+        gate: Option<Arc<Gate>>,
+        upstream: Upstream,
+        usage: Arc<Usage>,
+    ) -> Self {
         let common = Arc::new(common);
         let failures = Repeated::new({
             let common = Arc::clone(&common);
@@ -42,7 +50,7 @@ impl Initiator {
                 );
             }
         });
-        Self { common, key, upstream, usage, failures }
+        Self { common, key, gate, upstream, usage, failures }
     }
 
     /// Carries `client` from here to its end.
@@ -65,22 +73,27 @@ impl Initiator {
 
     async fn establish(self: Arc<Self>, client: Admitted<ClientPlace>) -> Result<Box<Carrying>, SetupError> {
         let started = Instant::now();
-        let Admitted { stream: mut local, remote: client, place: ClientPlace { place, establishing } } =
+        let Admitted { stream: mut local, mut remote, place: ClientPlace { mut place, establishing } } =
             client;
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
         let reached = {
-            let reaching = pin!(self.reach(&mut local, client, establishing, started));
+            let reaching = Box::pin(self.identify_and_reach(&mut local, &mut remote, establishing));
             place.unless_cut(reaching).await.unwrap_or(Err(SetupError::Stopped))
         };
         match reached {
-            Ok(Reached { tunnel, remote, in_use, failed }) => {
-                let ends = Ends::Initiator { client, target: remote };
-                Ok(Box::new(Carrying { local, tunnel, ends, in_use, started, place, failed }))
+            Ok(Reached { tunnel, remote: target, id, in_use, of_source, failed }) => {
+                place.count_at(of_source);
+                let ends = Ends::Initiator { client: remote, target };
+                Ok(Box::new(Carrying { local, tunnel, ends, id, in_use, started, place, failed }))
+            }
+            Err(error) if error.is_bare_probe() => {
+                debug!(pipe = self.common.pipe(), client = %remote, "closed without a byte, as a TCP health check does");
+                Err(error)
             }
             Err(error) => {
                 self.failures.event(error.kind(), || {
-                    let (pipe, configured) = (self.common.pipe(), &self.common.targets);
+                    let (pipe, client, configured) = (self.common.pipe(), remote, &self.common.targets);
                     warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
                 });
                 Err(error)
@@ -88,20 +101,42 @@ impl Initiator {
         }
     }
 
+    /// Finds out who is at `local`, where a proxy has to say that, and a responder for it.
+    async fn identify_and_reach(
+        &self,
+        local: &mut Stream,
+        remote: &mut Remote,
+        establishing: Option<Establishing>,
+    ) -> Result<Reached, SetupError> {
+        let mut info = ConnectionInfo { id: Some(random_id()), ..ConnectionInfo::default() };
+        let mut of_source = None;
+        match self.gate.as_ref().filter(|gate| gate.is_behind_proxies()) {
+            Some(gate) => {
+                let identified = gate.identify(local, *remote).await?;
+                *remote = identified.remote;
+                info.reached = identified.reached;
+                info.proxied = identified.fields;
+                of_source = identified.of_source;
+            }
+            None => info.reached = local.local_address(),
+        }
+        info.client = remote.ip();
+        let reached = self.reach(local, &info, establishing).await?;
+        Ok(Reached { of_source, ..reached })
+    }
+
     /// Finds a responder for the client at `local`. Of several, one whose target stands, as far as that can be known before the
     /// client has an answer.
     async fn reach(
         &self,
         local: &mut Stream,
-        client: Remote,
+        info: &ConnectionInfo,
         establishing: Option<Establishing>,
-        started: Instant,
     ) -> Result<Reached, SetupError> {
-        let info = ConnectionInfo { client: client.ip(), purpose: Purpose::Carry };
         // A responder that was upgraded is noticed by the next client.
         let is_of_use = self.upstream.has_several() || self.upstream.check().is_some();
         let features = if is_of_use { Features::ACKNOWLEDGEMENT } else { Features::NONE };
-        let mut deadline = started + self.common.timeout;
+        let mut deadline = Instant::now() + self.common.timeout;
         let (mut establishing, mut first, mut failures) = (establishing, FirstBytes::default(), Vec::new());
         let mut choice = self.upstream.choose();
         while let Some(next) = choice.next() {
@@ -113,7 +148,7 @@ impl Initiator {
                 }
             };
             let candidate = chosen.candidate();
-            let shaking = self.shake_hands(candidate, features, &info, choice.share(deadline));
+            let shaking = self.shake_hands(candidate, features, info, choice.share(deadline));
             let shaken = tokio::select! {
                 shaken = shaking => shaken,
                 // Nothing stays dialed for a client that is gone, and its place is free at once.
@@ -121,7 +156,7 @@ impl Initiator {
             };
             let error = match shaken {
                 Ok((tunnel, remote)) if !self.upstream.has_several() => {
-                    return Ok(Reached { tunnel, remote, in_use: chosen.worked(), failed: None });
+                    return Ok(Reached::new(info, tunnel, remote, chosen.worked()));
                 }
                 Ok((mut tunnel, remote)) => {
                     // An older responder may keep the client here until the client has its answer.
@@ -130,11 +165,11 @@ impl Initiator {
                     let keepalive = self.common.keepalive;
                     match Box::pin(first.commit(local, &mut tunnel, keepalive)).await {
                         Committed::Yes => {
-                            return Ok(Reached { tunnel, remote, in_use: chosen.worked(), failed: None });
+                            return Ok(Reached::new(info, tunnel, remote, chosen.worked()));
                         }
                         Committed::Failed(error) => {
-                            let in_use = chosen.not_judged();
-                            return Ok(Reached { tunnel, remote, in_use, failed: Some(error) });
+                            let reached = Reached::new(info, tunnel, remote, chosen.not_judged());
+                            return Ok(Reached { failed: Some(error), ..reached });
                         }
                         Committed::PassedOver(error) => {
                             // The responder has its own limit on the time that its target takes.
@@ -161,7 +196,7 @@ impl Initiator {
         info: &ConnectionInfo,
         deadline: Instant,
     ) -> Result<(Tunnel, Remote), SetupError> {
-        let Connected { stream, remote } = candidate.dial(deadline).await?;
+        let Connected { stream, remote } = candidate.dial(&[], deadline).await?;
         let tunnel =
             Tunnel::initiate(stream, &self.key, &self.common.terms, features, info, deadline).await?;
         if features != Features::NONE {
@@ -176,7 +211,17 @@ struct Reached {
     tunnel: Tunnel,
     /// The address that was dialed.
     remote: Remote,
+    id: ConnectionId,
     in_use: InUse,
+    /// Where the client counts, if that was not known when it was admitted.
+    of_source: Option<OfSource>,
     /// Why there is nothing to carry any more, if there is not.
     failed: Option<PumpError>,
+}
+
+impl Reached {
+    fn new(info: &ConnectionInfo, tunnel: Tunnel, remote: Remote, in_use: InUse) -> Self {
+        let id = info.id.expect("an initiator gives each connection an id");
+        Self { tunnel, remote, id, in_use, of_source: None, failed: None }
+    }
 }

@@ -20,16 +20,21 @@ use std::time::Duration;
 pub use self::check::Checks;
 pub use self::initiator::Initiator;
 pub use self::responder::Responder;
+use rand::TryRng;
+use rand::rngs::SysRng;
 use vec1::Vec1;
 
 use crate::addr::{Name, Target};
-use crate::gate::Busy;
+use crate::gate::{Busy, HeaderError, IdentifyError};
 use crate::names::Lookup;
 use crate::proto::cipher::Ciphers;
+use crate::proto::connection_info::ConnectionId;
 use crate::proto::handshake::Label;
 use crate::proto::key::Fingerprint;
+use crate::proxy_header::Version;
 use crate::pump::PumpError;
 use crate::stream::Keepalive;
+use crate::tunnel::handshake::Ending;
 use crate::tunnel::{Terms, TunnelError};
 use crate::upstream::{DialError, Targets};
 
@@ -74,6 +79,8 @@ pub struct Common {
     pub keepalive: Keepalive,
     /// How the names of the targets are treated.
     pub lookup: Lookup,
+    /// Whether targets are told of the client first, and how.
+    pub send_proxy: Option<Version>,
 }
 
 impl Common {
@@ -95,6 +102,7 @@ impl Common {
             timeout: Self::TIMEOUT,
             keepalive: Keepalive::default(),
             lookup: Lookup::default(),
+            send_proxy: None,
         }
     }
 }
@@ -121,6 +129,9 @@ pub enum SetupError {
     /// The peer did, but there are connections enough.
     #[error(transparent)]
     Busy(#[from] Busy),
+    /// A proxy has not said who is behind it, or that one may not be here.
+    #[error(transparent)]
+    Identify(#[from] IdentifyError),
     /// A stranger had to make room for newer ones.
     #[error("too many connections are waiting to shake hands, and this one waited longest")]
     TurnedOut,
@@ -137,7 +148,9 @@ impl SetupError {
     fn is_of_the_target(&self) -> bool {
         match self {
             Self::Dial(error) => error.source.is_of_the_target(),
-            Self::Tunnel(TunnelError::Randomness(_)) | Self::Gone | Self::Stopped => false,
+            Self::Tunnel(TunnelError::Randomness(_)) | Self::Identify(_) | Self::Gone | Self::Stopped => {
+                false
+            }
             _ => true,
         }
     }
@@ -150,11 +163,34 @@ impl SetupError {
             Self::Tunnel(TunnelError::Forged) => Some("wrong key or label"),
             Self::Tunnel(_) => Some("failed handshake"),
             Self::Busy(_) => Some("too many connections"),
+            Self::Identify(IdentifyError::Header(_)) => Some("no PROXY header"),
+            Self::Identify(IdentifyError::Denied(_)) => Some("denied"),
             Self::TurnedOut => Some("turned out"),
             Self::Gone => Some("gone"),
             Self::Dial(_) | Self::PassedOver(_) | Self::Down(_) | Self::NoneLeft(_) | Self::Stopped => None,
         }
     }
+}
+
+impl SetupError {
+    /// Whether the other side did no more than look whether something listens, as load balancers do every few seconds.
+    fn is_bare_probe(&self) -> bool {
+        match self {
+            Self::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) => {
+                matches!(ending, Ending::Closed | Ending::Broken(_))
+            }
+            Self::Identify(IdentifyError::Header(HeaderError::Nothing)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// An id for a new connection.
+fn random_id() -> ConnectionId {
+    let mut id = [0; 8];
+    // Where this fails, so does the handshake, and says so.
+    let _ = SysRng.try_fill_bytes(&mut id);
+    ConnectionId(id)
 }
 
 /// What each of several targets said, in the order in which they were tried.
@@ -229,7 +265,7 @@ mod tests {
         let place = ClientPlace { place: Connections::default().place(None), establishing: None };
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
         let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
-        let future = Arc::new(Initiator::new(common, key, upstream, Arc::default())).carry(client);
+        let future = Arc::new(Initiator::new(common, key, None, upstream, Arc::default())).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
         assert!(size_of::<Carrying>() <= 448, "what a connection owns has {} bytes", size_of::<Carrying>());
     }

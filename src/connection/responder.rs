@@ -1,5 +1,6 @@
 //! A connection of a responder (`-d`): a peer that has proved the key is carried to the target.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -9,16 +10,16 @@ use vec1::Vec1;
 
 use super::carry::{Carrying, Ends, carry};
 use super::check::hang_up;
-use super::{Common, ConnectionError, NoneLeft, SetupError};
+use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
-use crate::proto::connection_info::Purpose;
+use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
-use crate::proto::key::Key;
+use crate::proto::key::{Fingerprint, Key};
+use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
 use crate::stats::{Repeated, Usage};
 use crate::stream::Remote;
-use crate::tunnel::handshake::Ending;
-use crate::tunnel::{Tunnel, TunnelError};
+use crate::tunnel::Tunnel;
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
 /// What all connections of a responder share.
@@ -89,7 +90,7 @@ impl Responder {
         let peer = stranger.remote;
         self.admit_and_dial(stranger).await.inspect_err(|error| {
             let (pipe, configured) = (self.common.pipe(), &self.common.targets);
-            if is_bare_probe(error) {
+            if error.is_bare_probe() {
                 self.probes.event(Some("probe"), || {
                     debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
                 });
@@ -106,8 +107,15 @@ impl Responder {
         stranger: Admitted<LobbyPlace>,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
         let started = Instant::now();
-        let deadline = started + self.common.timeout;
-        let Admitted { stream: wire, remote: peer, place: mut waiting } = stranger;
+        let Admitted { stream: mut wire, remote: mut peer, place: mut waiting } = stranger;
+        if self.gate.is_behind_proxies() {
+            let identifying = self.gate.identify(&mut wire, peer);
+            let identified = waiting.unless_turned_out(identifying).await.ok_or(SetupError::TurnedOut)??;
+            peer = identified.remote;
+            waiting.count_at(peer, identified.of_source);
+        }
+        // A proxy's header has a limit of its own.
+        let deadline = Instant::now() + self.common.timeout;
         // When the deadline has passed, that is said below.
         let speaking = timeout_at(deadline, wire.readable());
         // A process that is short of time must not turn out those that it has not yet listened to.
@@ -122,9 +130,11 @@ impl Responder {
         let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         let of_source = waiting.leave();
         let client = info.client.map(Remote::from);
+        let id = info.id.unwrap_or_else(random_id);
+        let header = self.header(&info, id, tunnel.key);
         let admitting = async {
             let place = self.gate.admit_peer(of_source, deadline).await?;
-            let dialed = place.unless_cut(pin!(self.dial(deadline))).await;
+            let dialed = place.unless_cut(pin!(self.dial(&header, deadline))).await;
             let (connected, in_use) = dialed.ok_or(SetupError::Stopped)??;
             Ok((connected, in_use, place))
         };
@@ -142,7 +152,7 @@ impl Responder {
                 // Whatever goes wrong from here on, the service sees a reset and not an end: a dialed stream is armed.
                 let ends = Ends::Responder { client, peer, target };
                 let failed = None;
-                Ok(Some(Box::new(Carrying { local, tunnel, ends, in_use, started, place, failed })))
+                Ok(Some(Box::new(Carrying { local, tunnel, ends, id, in_use, started, place, failed })))
             }
             (Ok((Connected { stream: local, remote: target }, ..)), Purpose::Probe) => {
                 hang_up(local, deadline).await;
@@ -166,8 +176,30 @@ impl Responder {
         }
     }
 
+    /// What a target is told of a connection first, if it is told: who the client is, and what both ends know of it.
+    fn header(&self, info: &ConnectionInfo, id: ConnectionId, key: Fingerprint) -> Vec<u8> {
+        let Some(version) = self.common.send_proxy else { return Vec::new() };
+        match info.purpose {
+            Purpose::Probe => version.encode_local(),
+            Purpose::Carry => {
+                // Older initiators do not say what the client connected to.
+                let unknown = |client: SocketAddr| match client.ip().to_canonical() {
+                    IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                    IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+                };
+                let addresses =
+                    info.client.map(|client| (client, info.reached.unwrap_or_else(|| unknown(client))));
+                let told = Told { addresses, fields: info.proxied.clone() };
+                let (id, fingerprint) = (id.to_string(), key.to_string());
+                let name = self.common.key_names.of(key).unwrap_or_default();
+                let own = [(KEY_FINGERPRINT, fingerprint.as_bytes()), (KEY_NAME, key_name(name).as_bytes())];
+                version.encode(&told, id.as_bytes(), &own)
+            }
+        }
+    }
+
     /// Connects to a target.
-    async fn dial(&self, deadline: Instant) -> Result<(Connected, InUse), SetupError> {
+    async fn dial(&self, header: &[u8], deadline: Instant) -> Result<(Connected, InUse), SetupError> {
         let mut failures = Vec::new();
         let mut choice = self.upstream.choose();
         while let Some(next) = choice.next() {
@@ -179,7 +211,7 @@ impl Responder {
                 }
             };
             let candidate = chosen.candidate();
-            match candidate.dial(choice.share(deadline)).await.map_err(SetupError::from) {
+            match candidate.dial(header, choice.share(deadline)).await.map_err(SetupError::from) {
                 Ok(connected) => return Ok((connected, chosen.worked())),
                 Err(error) => {
                     if error.is_of_the_target() {
@@ -193,10 +225,10 @@ impl Responder {
     }
 }
 
-/// Whether the peer did no more than look whether something listens, as load balancers do every few seconds.
-fn is_bare_probe(error: &SetupError) -> bool {
-    let SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) = error else { return false };
-    matches!(ending, Ending::Closed | Ending::Broken(_))
+/// A key's name: that of its file, as far as that is its own.
+fn key_name(file: &str) -> &str {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    name.strip_suffix(".key").unwrap_or(name)
 }
 
 fn reason_for_the_peer(error: &SetupError) -> AbortReason {

@@ -29,6 +29,25 @@ impl Access {
     }
 }
 
+/// The proxies that may tell who is behind them (`--trust-proxy`): pure data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustedProxies(Networks);
+
+impl TrustedProxies {
+    /// Those of these networks.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(Networks::new(networks))
+    }
+
+    /// Whether `remote` may tell. Local ones may: the permissions of the socket's file are the list for these.
+    pub(super) fn contain(&self, remote: Remote) -> bool {
+        match remote {
+            Remote::Ip(ip, _) => self.0.contain(ip),
+            Remote::Local => true,
+        }
+    }
+}
+
 /// Networks in order, of which none contains another: looking an address up in a list of a million takes twenty steps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Networks {

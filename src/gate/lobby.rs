@@ -147,6 +147,16 @@ impl LobbyPlace {
         self.of_source.take()
     }
 
+    /// It is known by now where the connection comes from, which a proxy has brought: from here on, it counts there.
+    pub fn count_at(&mut self, remote: Remote, of_source: Option<OfSource>) {
+        let source = Source::of(remote);
+        let mut crowds = self.lobby.crowds();
+        crowds.at(self.stage).remove(self.source, self.ticket);
+        (self.ticket, self.turned_out) = crowds.add(self.stage, source);
+        drop(crowds);
+        (self.source, self.of_source) = (source, of_source);
+    }
+
     /// The connection has got as far as `stage`, and takes a place there.
     pub fn advance(&mut self, stage: Stage) {
         let mut crowds = self.lobby.crowds();

@@ -17,8 +17,10 @@ mod limit;
 mod lobby;
 mod per_source;
 mod place;
+mod proxied;
 mod source;
 
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
 
@@ -27,15 +29,18 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-pub use self::access::Access;
+pub use self::access::{Access, TrustedProxies};
 pub(crate) use self::budget::Budget;
 use self::limit::{Limit, Permit};
 pub use self::lobby::{LobbyPlace, Stage};
 use self::per_source::{BySource, Exceeded};
 pub use self::per_source::{OfSource, PerSource};
 pub use self::place::{Connections, Place};
+pub use self::proxied::HeaderError;
+use self::proxied::read_header;
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
+use crate::proxy_header::Told;
 use crate::stats::Repeated;
 use crate::stream::{Remote, Stream};
 
@@ -53,6 +58,8 @@ pub struct Rules {
     pub access: Access,
     /// What one source may do.
     pub per_source: PerSource,
+    /// If there are any, connections come from these, which say first who is behind them (`--accept-proxy`).
+    pub proxies: Option<TrustedProxies>,
 }
 
 impl Rules {
@@ -66,6 +73,7 @@ impl Default for Rules {
             max_connections: NonZero::new(Self::MAX_CONNECTIONS),
             access: Access::default(),
             per_source: PerSource::default(),
+            proxies: None,
         }
     }
 }
@@ -78,6 +86,34 @@ pub struct Admitted<P> {
     pub remote: Remote,
     /// Given back when this is dropped.
     pub place: P,
+}
+
+/// A connection that may not be here, by where it comes from.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct Denied(&'static str);
+
+/// Why it is not known who a proxy brings, or it may not be here.
+#[derive(Debug, Error)]
+pub enum IdentifyError {
+    /// The proxy does not say.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// It does, and the client may not be here.
+    #[error("{0}")]
+    Denied(#[from] Denied),
+}
+
+/// Who a connection is from, once a proxy has said so.
+pub struct Identified {
+    /// Where it comes from. If the proxy does not know, or has made it for itself, this is the proxy.
+    pub remote: Remote,
+    /// What it was made to, as the proxy says.
+    pub reached: Option<SocketAddr>,
+    /// What else the proxy has said: fields of the PROXY protocol.
+    pub fields: Vec<u8>,
+    /// Counts at the source, as long as it lives.
+    pub of_source: Option<OfSource>,
 }
 
 /// A peer that has proved the key, and no connection has ended in time to make room for it.
@@ -131,7 +167,7 @@ impl Drop for Waiting<'_> {
 /// What a connection holds as long as it runs.
 pub struct Permits {
     _limits: OfLimits,
-    _source: Option<OfSource>,
+    source: Option<OfSource>,
 }
 
 /// What a connection holds of the limits, before it is known where it comes from.
@@ -142,7 +178,7 @@ struct OfLimits {
 
 impl OfLimits {
     fn permits(self, of_source: Option<OfSource>) -> Permits {
-        Permits { _limits: self, _source: of_source }
+        Permits { _limits: self, source: of_source }
     }
 }
 
@@ -163,6 +199,7 @@ pub struct Gate {
     name: Option<Name>,
     sources: Sources,
     access: Access,
+    proxies: Option<TrustedProxies>,
     admissions: Arc<Admissions>,
     connections: Connections,
     saturation: Arc<Repeated>,
@@ -173,10 +210,11 @@ impl Gate {
     pub(crate) fn new(
         name: Option<Name>,
         sources: Sources,
-        access: Access,
+        rules: Rules,
         admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
+        let Rules { access, proxies, .. } = rules;
         let pipe = name.clone();
         let denials = Repeated::new(move |kind, more| {
             warn!(
@@ -191,7 +229,7 @@ impl Gate {
                 kind, more, "clients waited at further times in the last minute"
             );
         });
-        Self { name, sources, access, admissions, connections, saturation, denials }
+        Self { name, sources, access, proxies, admissions, connections, saturation, denials }
     }
 
     /// An initiator's next client. Its permits come before it is accepted: a client beyond the limits waits in the kernel's queue,
@@ -227,9 +265,14 @@ impl Gate {
     ) -> (Arrival, Option<OfSource>) {
         loop {
             let arrival = listeners.accept(&relieve).await;
-            match self.enter(arrival.remote) {
+            let entered = match &self.proxies {
+                None => self.enter(arrival.remote),
+                Some(proxies) if proxies.contain(arrival.remote) => Ok(None),
+                Some(_) => Err(Denied("it is no proxy that may tell who is behind it (--trust-proxy)")),
+            };
+            match entered {
                 Ok(of_source) => return (arrival, of_source),
-                Err(denied) => {
+                Err(Denied(denied)) => {
                     arrival.stream.arm_reset();
                     self.denials.event(Some(denied), || {
                         let (pipe, remote) = (self.name.as_ref().map(Name::as_str), arrival.remote);
@@ -246,14 +289,37 @@ impl Gate {
     ///
     /// # Errors
     /// Why it may not be here.
-    fn enter(&self, remote: Remote) -> Result<Option<OfSource>, &'static str> {
+    fn enter(&self, remote: Remote) -> Result<Option<OfSource>, Denied> {
         if !self.access.admits(remote) {
-            return Err("its address may not connect (--allow, --deny)");
+            return Err(Denied("its address may not connect (--allow, --deny)"));
         }
         self.admissions.by_source.enter(remote).map_err(|exceeded| match exceeded {
-            Exceeded::Connections => "its source has as many connections as it may (--max-per-source)",
-            Exceeded::Rate => "its source makes new connections faster than it may (--rate-per-source)",
+            Exceeded::Connections => {
+                Denied("its source has as many connections as it may (--max-per-source)")
+            }
+            Exceeded::Rate => {
+                Denied("its source makes new connections faster than it may (--rate-per-source)")
+            }
         })
+    }
+
+    /// Whether connections come from proxies, which say first who is behind them.
+    pub fn is_behind_proxies(&self) -> bool {
+        self.proxies.is_some()
+    }
+
+    /// Has the proxy that has made the connection at `stream` say who is behind it.
+    ///
+    /// # Errors
+    /// [`IdentifyError`].
+    pub async fn identify(&self, stream: &mut Stream, proxy: Remote) -> Result<Identified, IdentifyError> {
+        let Told { addresses, fields } = read_header(stream).await?;
+        let (remote, reached) = match addresses {
+            Some((from, to)) => (from.into(), Some(to)),
+            None => (proxy, None),
+        };
+        let of_source = self.enter(remote)?;
+        Ok(Identified { remote, reached, fields, of_source })
     }
 
     /// A place for a peer that has proved the key, as soon as there is one. It has left the lobby with `of_source`.

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::limit::Limit;
 use super::lobby::Lobby;
-use super::{Budget, Permits};
+use super::{Budget, OfSource, Permits};
 
 /// How long all connections together may take to tell their peers that they are cut short.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -80,7 +80,7 @@ impl Connections {
     /// until a peer has proved the key, there is nothing that could be finished.
     pub fn place(&self, permits: Option<Permits>) -> Place {
         let key = self.0.running().insert(Waker::noop().clone());
-        Place { shared: Arc::clone(&self.0), key, _permits: permits }
+        Place { shared: Arc::clone(&self.0), key, permits }
     }
 
     /// How many are running.
@@ -115,10 +115,17 @@ pub struct Place {
     shared: Arc<Shared>,
     key: usize,
     /// None where nothing is counted.
-    _permits: Option<Permits>,
+    permits: Option<Permits>,
 }
 
 impl Place {
+    /// The connection counts at a source, which is known by now.
+    pub(crate) fn count_at(&mut self, of_source: Option<OfSource>) {
+        if let Some(permits) = &mut self.permits {
+            permits.source = of_source;
+        }
+    }
+
     /// Does `work`, unless the connection has to end before that is done: then there is no result.
     pub(crate) fn unless_cut<T>(
         &self,

@@ -91,11 +91,12 @@ impl Reception {
         let connections = registry.connections.clone();
         let name = common.name.clone();
         let upstream = registry.upstream(&sources, &common);
-        let gate = Arc::new(Gate::new(name, sources, rules.access, admissions, connections.clone()));
+        let gate = Arc::new(Gate::new(name, sources, rules, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
         let (life, checks) = match role {
             Role::Initiator { key } => {
-                let initiator = Arc::new(Initiator::new(common, key, upstream, usage));
+                let initiator =
+                    Arc::new(Initiator::new(common, key, Some(Arc::clone(&gate)), upstream, usage));
                 let checks = initiator.checks();
                 (Life::Initiator(initiator), checks)
             }

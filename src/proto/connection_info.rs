@@ -1,6 +1,7 @@
 //! What the initiator tells about a connection in its *Open* frame (PROTOCOL.md, section 5.2): a list of
 //! type-length-value fields, so that later versions can say more and older ones pass it over.
 
+use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
@@ -9,6 +10,12 @@ use thiserror::Error;
 const CLIENT: u8 = 1;
 /// Field type: the connection is a probe. Empty.
 const PROBE: u8 = 2;
+/// Field type: the address that the client connected to.
+const REACHED: u8 = 3;
+/// Field type: the connection's id.
+const ID: u8 = 4;
+/// Field type: what a proxy before the initiator has told besides addresses.
+const PROXIED: u8 = 5;
 /// Bytes in front of a field's value: its type, then its length as 16 bits in network order.
 const FIELD_HEADER: usize = 3;
 
@@ -19,19 +26,38 @@ pub enum MalformedOpen {
     /// A field is longer than the frame.
     #[error("a field of Open is cut short")]
     CutShort,
-    /// The client's address has no length that an address has.
-    #[error("the client address in Open is malformed")]
-    ClientAddress,
+    /// An address has no length that an address has.
+    #[error("an address in Open is malformed")]
+    Address,
+    /// An id has a length of its own.
+    #[error("the id in Open is malformed")]
+    Id,
     /// The field that makes a connection a probe carries nothing.
     #[error("the probe field in Open is not empty")]
     Probe,
 }
 
+/// What both ends call a connection, in their logs: random, and no secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId(pub [u8; 8]);
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
 /// What the responder learns of a connection before it dials.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionInfo {
-    /// Where the client connected from, when it came over TCP: for the responder's log.
+    /// Where the client connected from, when it came over TCP.
     pub client: Option<SocketAddr>,
+    /// What the client connected to, when it came over TCP.
+    pub reached: Option<SocketAddr>,
+    /// What both ends call the connection. Older initiators do not say.
+    pub id: Option<ConnectionId>,
+    /// Fields of the PROXY protocol, as a proxy before the initiator has told them. At most [`Self::PROXIED_MAX`] bytes are sent.
+    pub proxied: Vec<u8>,
     /// What the connection is for.
     pub purpose: Purpose,
 }
@@ -47,25 +73,37 @@ pub enum Purpose {
 }
 
 impl ConnectionInfo {
-    /// Writes the fields to the front of `buffer`; gives the number of bytes, at most 24.
+    /// Bytes of [`Self::proxied`] that fit.
+    pub const PROXIED_MAX: usize = 2 * 1024;
+    /// Bytes of all fields: two addresses, an id, a probe's mark, and what a proxy has told.
+    pub const ENCODED_MAX: usize = 5 * FIELD_HEADER + 2 * 18 + 8 + Self::PROXIED_MAX;
+
+    /// Writes the fields to the front of `buffer`; gives the number of bytes, at most [`Self::ENCODED_MAX`].
     ///
     /// # Panics
     /// When `buffer` is shorter than that.
     pub fn encode(&self, buffer: &mut [u8]) -> usize {
-        let client = match self.client {
-            None => 0,
-            Some(SocketAddr::V4(client)) => {
-                put(CLIENT, &[&client.ip().octets(), &client.port().to_be_bytes()], buffer)
+        let mut end = 0;
+        let mut add = |kind, parts: &[&[u8]]| end += put(kind, parts, &mut buffer[end..]);
+        for (kind, address) in [(CLIENT, self.client), (REACHED, self.reached)] {
+            let Some(address) = address else { continue };
+            let port = address.port().to_be_bytes();
+            match address.ip() {
+                IpAddr::V4(ip) => add(kind, &[&ip.octets(), &port]),
+                IpAddr::V6(ip) => add(kind, &[&ip.octets(), &port]),
             }
-            Some(SocketAddr::V6(client)) => {
-                put(CLIENT, &[&client.ip().octets(), &client.port().to_be_bytes()], buffer)
-            }
-        };
-        client
-            + match self.purpose {
-                Purpose::Carry => 0,
-                Purpose::Probe => put(PROBE, &[], &mut buffer[client..]),
-            }
+        }
+        if let Some(ConnectionId(id)) = self.id {
+            add(ID, &[&id]);
+        }
+        if (1..=Self::PROXIED_MAX).contains(&self.proxied.len()) {
+            add(PROXIED, &[&self.proxied]);
+        }
+        match self.purpose {
+            Purpose::Carry => {}
+            Purpose::Probe => add(PROBE, &[]),
+        }
+        end
     }
 
     /// Reads the fields of an *Open* frame.
@@ -78,7 +116,11 @@ impl ConnectionInfo {
             let length = usize::from(u16::from_be_bytes([high, low]));
             let (value, rest) = rest.split_at_checked(length).ok_or(MalformedOpen::CutShort)?;
             match kind {
-                CLIENT => info.client = Some(address(value).ok_or(MalformedOpen::ClientAddress)?),
+                CLIENT => info.client = Some(address(value).ok_or(MalformedOpen::Address)?),
+                REACHED => info.reached = Some(address(value).ok_or(MalformedOpen::Address)?),
+                ID => info.id = Some(ConnectionId(value.try_into().map_err(|_| MalformedOpen::Id)?)),
+                // More than is sent is somebody's joke: it would be kept.
+                PROXIED if length <= Self::PROXIED_MAX => info.proxied = value.to_vec(),
                 PROBE if value.is_empty() => info.purpose = Purpose::Probe,
                 PROBE => return Err(MalformedOpen::Probe),
                 _ => {}
@@ -96,7 +138,7 @@ fn put(kind: u8, parts: &[&[u8]], buffer: &mut [u8]) -> usize {
         buffer[end..end + part.len()].copy_from_slice(part);
         end += part.len();
     }
-    let length = u16::try_from(end - FIELD_HEADER).expect("a field's value is a few bytes");
+    let length = u16::try_from(end - FIELD_HEADER).expect("a field's value is a few thousand bytes at most");
     buffer[0] = kind;
     buffer[1..FIELD_HEADER].copy_from_slice(&length.to_be_bytes());
     end
@@ -119,7 +161,7 @@ mod tests {
 
     fn encoded(client: &str) -> Vec<u8> {
         let mut buffer = [0; 32];
-        let info = ConnectionInfo { client: Some(client.parse().unwrap()), purpose: Purpose::Carry };
+        let info = ConnectionInfo { client: Some(client.parse().unwrap()), ..ConnectionInfo::default() };
         let length = info.encode(&mut buffer);
         buffer[..length].to_vec()
     }
@@ -127,7 +169,7 @@ mod tests {
     #[test]
     fn a_probe_is_told_apart_with_and_without_a_client() {
         for client in [None, Some("[2001:db8::7]:1".parse().unwrap())] {
-            let info = ConnectionInfo { client, purpose: Purpose::Probe };
+            let info = ConnectionInfo { client, purpose: Purpose::Probe, ..ConnectionInfo::default() };
             let mut buffer = [0; 24];
             let length = info.encode(&mut buffer);
             assert_eq!(ConnectionInfo::decode(&buffer[..length]), Ok(info));
@@ -145,6 +187,36 @@ mod tests {
             let info = ConnectionInfo::decode(&encoded(client)).unwrap();
             assert_eq!(info.client.unwrap().to_string(), client);
         }
+    }
+
+    #[test]
+    fn all_that_is_told_comes_back() {
+        let mut buffer = [0; 128];
+        let info = ConnectionInfo {
+            client: Some("[2001:db8::7]:1".parse().unwrap()),
+            reached: Some("[2001:db8::1]:443".parse().unwrap()),
+            id: Some(ConnectionId([1, 2, 3, 4, 5, 6, 7, 8])),
+            proxied: vec![1, 0, 2, 0x68, 0x32],
+            purpose: Purpose::Probe,
+        };
+        let length = info.encode(&mut buffer);
+        assert_eq!(ConnectionInfo::decode(&buffer[..length]), Ok(info));
+    }
+
+    #[test]
+    fn more_than_a_proxy_may_tell_is_not_sent() {
+        let proxied = vec![0; ConnectionInfo::PROXIED_MAX + 1];
+        let info = ConnectionInfo { proxied, ..ConnectionInfo::default() };
+        assert_eq!(info.encode(&mut []), 0);
+    }
+
+    #[test]
+    fn an_id_has_eight_bytes() {
+        for length in [0, 7, 9] {
+            let field = [vec![ID, 0, length], vec![0; length.into()]].concat();
+            assert_eq!(ConnectionInfo::decode(&field), Err(MalformedOpen::Id));
+        }
+        assert_eq!(ConnectionId([0, 0, 0, 0, 0, 0, 1, 0xff]).to_string(), "00000000000001ff");
     }
 
     #[test]
@@ -173,5 +245,6 @@ mod tests {
     fn an_address_of_a_wrong_length_is_refused() {
         assert!(ConnectionInfo::decode(&[CLIENT, 0, 5, 1, 2, 3, 4, 5]).is_err());
         assert!(ConnectionInfo::decode(&[CLIENT, 0, 0]).is_err());
+        assert!(ConnectionInfo::decode(&[REACHED, 0, 0]).is_err());
     }
 }

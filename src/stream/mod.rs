@@ -93,6 +93,14 @@ impl Stream {
         }
     }
 
+    /// Its address at this side, over TCP.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        match self.socket() {
+            Some(Socket::Tcp(stream)) => stream.local_addr().ok(),
+            _ => None,
+        }
+    }
+
     /// From now on closing this stream is a reset, until [`Self::disarm`].
     ///
     /// A stream that was cut short must never look finished. With this set, that holds however the connection ends: by an

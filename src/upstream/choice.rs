@@ -80,12 +80,12 @@ impl Candidate {
         self.known.is_older.store(!answers_probes, Ordering::Relaxed);
     }
 
-    /// Connects to it, whatever is known of it.
+    /// Connects to it, whatever is known of it. It gets to see `preamble` first.
     ///
     /// # Errors
     /// [`DialError`].
-    pub async fn dial(&self, deadline: Instant) -> Result<Connected, DialError> {
-        self.dialer.dial(deadline).await
+    pub async fn dial(&self, preamble: &[u8], deadline: Instant) -> Result<Connected, DialError> {
+        self.dialer.dial(preamble, deadline).await
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixSocket, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -135,14 +136,15 @@ impl Dialer {
         self
     }
 
-    /// Connects.
+    /// Connects. The target gets to see `preamble` first, before TLS.
     ///
     /// # Errors
     /// [`DialError`], when no address of the target can be reached until `deadline`; it names each that was tried.
-    pub async fn dial(&self, deadline: Instant) -> Result<Connected, DialError> {
+    pub async fn dial(&self, preamble: &[u8], deadline: Instant) -> Result<Connected, DialError> {
         let connected = loop {
-            let connected =
-                timeout_at(deadline, self.dial_once(deadline)).await.unwrap_or(Err(DialFailure::TimedOut));
+            let connected = timeout_at(deadline, self.dial_once(preamble, deadline))
+                .await
+                .unwrap_or(Err(DialFailure::TimedOut));
             // An accepted client is not turned away for want of a descriptor, as long as one may become free.
             match connected {
                 Err(failure) if failure.is_shortage() && Instant::now() + SHORTAGE < deadline => {
@@ -154,22 +156,28 @@ impl Dialer {
         connected.map_err(|failure| DialError { target: self.route.target().clone(), source: failure.into() })
     }
 
-    async fn dial_once(&self, deadline: Instant) -> Result<Connected, DialFailure> {
+    async fn dial_once(&self, preamble: &[u8], deadline: Instant) -> Result<Connected, DialFailure> {
         match &self.route.way {
-            Way::Tcp(way) => self.dial_tcp(way, deadline).await,
-            Way::Unix { to, from } => self.dial_unix(to, from.as_ref()).await,
+            Way::Tcp(way) => self.dial_tcp(way, preamble, deadline).await,
+            Way::Unix { to, from } => self.dial_unix(to, from.as_ref(), preamble).await,
         }
     }
 
-    async fn dial_tcp(&self, way: &TcpWay, deadline: Instant) -> Result<Connected, DialFailure> {
+    async fn dial_tcp(
+        &self,
+        way: &TcpWay,
+        preamble: &[u8],
+        deadline: Instant,
+    ) -> Result<Connected, DialFailure> {
         let TcpWay { from, via, to, tls } = way;
         let (socket, address) = self.connect(way.first_hop(), from.as_ref()).await?;
         let socket = stream::set_up_tcp(socket, self.keepalive);
         // In boxes: these handshakes need much more room than all else here.
-        let socket = match via {
+        let mut socket = match via {
             None => socket,
             Some(via) => Box::pin(via.lead(socket, to, deadline)).await?,
         };
+        say(&mut socket, preamble).await?;
         let stream = match tls {
             None => Stream::Tcp(socket),
             Some(TlsRoute { client, start, host }) => {
@@ -254,7 +262,12 @@ impl Dialer {
         }
     }
 
-    async fn dial_unix(&self, to: &UnixName, from: Option<&UnixName>) -> Result<Connected, DialFailure> {
+    async fn dial_unix(
+        &self,
+        to: &UnixName,
+        from: Option<&UnixName>,
+        preamble: &[u8],
+    ) -> Result<Connected, DialFailure> {
         let stream = match from {
             None => UnixStream::connect(to.as_path()).await,
             Some(from) => {
@@ -267,9 +280,15 @@ impl Dialer {
                 socket.connect(to.as_path()).await
             }
         };
-        let stream = stream.map_err(DialFailure::Refused)?;
+        let mut stream = stream.map_err(DialFailure::Refused)?;
+        say(&mut stream, preamble).await?;
         Ok(Connected { stream: Stream::Unix(stream), remote: Remote::Local })
     }
+}
+
+/// Writes a preamble, if there is one. It fits a fresh socket's buffer.
+async fn say(socket: &mut (impl AsyncWrite + Unpin), preamble: &[u8]) -> Result<(), DialFailure> {
+    if preamble.is_empty() { Ok(()) } else { socket.write_all(preamble).await.map_err(DialFailure::Refused) }
 }
 
 /// Gives `socket` the outgoing name `from`, and its file an owner.
@@ -306,7 +325,7 @@ mod tests {
         let route = Route::from(free.to_string().parse::<Target>().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
         let error = Dialer::new(route, Keepalive::default(), Lookup::default(), Arc::default())
-            .dial(deadline)
+            .dial(&[], deadline)
             .await
             .err()
             .unwrap();

@@ -194,7 +194,11 @@ fn record(case: &Case) -> String {
     section.put("secret_to_initiator", &second.to_initiator);
 
     // To the responder: Open, Data, Data with padding, End.
-    let info = ConnectionInfo { client: Some(case.client.parse().unwrap()), purpose: case.purpose };
+    let info = ConnectionInfo {
+        client: Some(case.client.parse().unwrap()),
+        purpose: case.purpose,
+        ..ConnectionInfo::default()
+    };
     let (mut sealer, open) = open_frame(initiator.sealer, &info);
     let data = data_frame(&mut sealer, b"PING\r\n");
     // spipe does not pad, so the second implementation makes the padded frame. It replaces the one that spipe sealed.

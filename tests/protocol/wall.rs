@@ -68,6 +68,7 @@ const ROOMS: &[&str] = &[
     "stream",
     "stats",
     "names",
+    "proxy_header",
     "addr",
     "proto",
 ];

@@ -41,7 +41,7 @@ fn dial(target: &str, from: Option<&str>) -> io::Result<()> {
     let dialer = Dialer::new(route(target, from), Keepalive::default(), Lookup::default(), Arc::default());
     let deadline = Instant::now() + Duration::from_secs(60);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(dialer.dial(deadline)).map(drop).map_err(|error| {
+    runtime.block_on(dialer.dial(&[], deadline)).map(drop).map_err(|error| {
         let mut cause: &dyn std::error::Error = &error;
         while let Some(source) = cause.source() {
             cause = source;
