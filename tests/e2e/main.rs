@@ -27,6 +27,7 @@ mod logs;
 mod many_pipes;
 mod names;
 mod notification;
+mod patterns;
 mod pid_files;
 mod redis;
 mod reload;
