@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::support::pipe::{End, Key};
 use crate::support::poll_until;
 use crate::support::process::Process;
-use crate::support::redis::{Redis, cli};
+use crate::support::redis::{Killed, Redis, cli};
 use crate::support::site::Site;
 use crate::support::socket::{Port, try_connect};
 
@@ -307,4 +307,251 @@ fn of_replicas_on_hosts_of_their_own_a_client_gets_those_that_are_in_step() {
     for _ in 0..4 {
         assert_eq!(port_behind(initiator.address()), replicas[1].port());
     }
+}
+
+// Replication between two hosts.
+
+const REPLICATION: &str = "replication.md";
+const PASSWORD: &str = "sesame";
+
+/// A host of the guide: its Redis, and its ends of both pipes.
+struct Host {
+    redis: Redis,
+    pipes: Process,
+    rest: Place,
+}
+
+/// A host of which every process was killed.
+struct LostHost {
+    redis: Killed,
+    rest: Place,
+}
+
+/// What a host has besides processes.
+struct Place {
+    site: Site,
+    ports: Ports,
+}
+
+/// Where the pipes of a host listen.
+struct Ports {
+    /// The pipe to its Redis, for the other host.
+    sealed: Port,
+    /// The pipe to the Redis of the other host.
+    other: Port,
+}
+
+impl Ports {
+    fn reserve() -> Self {
+        Self { sealed: Port::reserve(), other: Port::reserve() }
+    }
+}
+
+/// The hosts a and b, of which b replicates from a.
+fn two_hosts() -> (Host, Host) {
+    let (a, b, key) = (Ports::reserve(), Ports::reserve(), Key::new());
+    let a = Host::start("toml a", &key, a, (&b, "\"[192.0.2.20]:6390\""));
+    let b = Host::start("toml b", &key, b, (&a.rest.ports, "\"[192.0.2.10]:6390\""));
+    b.replicate_the_other();
+    await_step(&a, &b);
+    (a, b)
+}
+
+impl Host {
+    /// The host whose configuration is marked with `mark`. Of the other one, it gets the ports and the address in the guide.
+    fn start(mark: &str, key: &Key, ports: Ports, (other, address_of_other): (&Ports, &str)) -> Self {
+        let announced = format!("replica-announce-port {}", other.other.number());
+        let conf = block(REPLICATION, "conf both", &[("replica-announce-port 6380", announced)]);
+        let options = conf.lines().filter_map(|line| line.split_once(' '));
+        let options: Vec<_> =
+            options.flat_map(|(name, value)| [format!("--{name}"), value.to_owned()]).collect();
+        let redis = Redis::start_with(&options.iter().map(String::as_str).collect::<Vec<_>>());
+        let site = site(key);
+        let pipes = site.serve(block(
+            REPLICATION,
+            mark,
+            &[
+                ("\"[0.0.0.0]:6390\"", quoted(ports.sealed.address())),
+                ("\"[127.0.0.1]:6379\"", quoted(redis.address())),
+                ("\"[127.0.0.1]:6380\"", quoted(ports.other.address())),
+                (address_of_other, quoted(other.sealed.address())),
+                (KEYS, site.name("keys")),
+            ],
+        ));
+        Self { redis, pipes, rest: Place { site, ports } }
+    }
+
+    /// The port at which the Redis of the other host is found here.
+    fn port_of_the_other(&self) -> String {
+        self.rest.ports.other.number().to_string()
+    }
+
+    /// Asks its Redis.
+    #[track_caller]
+    fn ask(&self, args: &[&str]) -> String {
+        let login = ["--no-auth-warning", "-a", PASSWORD];
+        cli(&self.redis.port(), &[&login, args].concat()).succeeded().text()
+    }
+
+    fn set(&self, key: &str) {
+        assert_eq!(self.ask(&["SET", key, "value"]), "OK");
+    }
+
+    /// What its Redis says about replication by the name `name`.
+    fn replication(&self, name: &str) -> String {
+        let info = self.ask(&["INFO", "replication"]);
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_default().to_owned()
+    }
+
+    fn await_loss_of_primary(&self) {
+        poll_until("the replica misses its primary", || {
+            (self.replication("master_link_status") == "down").then_some(())
+        });
+    }
+
+    /// Makes it the replica of the other host for good.
+    fn replicate_the_other(&self) {
+        assert_eq!(self.ask(&["REPLICAOF", "127.0.0.1", &self.port_of_the_other()]), "OK");
+        self.remember();
+    }
+
+    /// Makes its Redis the same after a restart.
+    fn remember(&self) {
+        assert_eq!(self.ask(&["CONFIG", "REWRITE"]), "OK");
+    }
+
+    /// Kills everything on it with SIGKILL.
+    fn lose(self) -> LostHost {
+        let Self { redis, pipes, rest } = self;
+        pipes.kill();
+        LostHost { redis: redis.kill(), rest }
+    }
+}
+
+impl LostHost {
+    /// Makes it the replica of the other host when it comes back.
+    fn demote(&self) {
+        self.redis.configure(&format!("replicaof 127.0.0.1 {}", self.rest.ports.other.number()));
+    }
+
+    /// Starts everything again.
+    fn come_back(self) -> Host {
+        let Self { redis, rest } = self;
+        let pipes = Process::start(&mut rest.site.command());
+        pipes.await_line(&["listening"]);
+        Host { redis: redis.start(), pipes, rest }
+    }
+}
+
+/// Waits until `replica` has all that `primary` has.
+fn await_step(primary: &Host, replica: &Host) {
+    poll_until("the replica is in step", || {
+        // Each of them knows first that it is.
+        let is_linked = replica.replication("master_link_status") == "up"
+            && primary.replication("slave0").contains("state=online");
+        let offsets = [(primary, "master_repl_offset"), (replica, "slave_repl_offset")];
+        let [primary, replica] = offsets.map(|(host, name)| host.replication(name));
+        (is_linked && primary == replica).then_some(())
+    });
+}
+
+/// Waits until both have all that was written: these keys and no others.
+#[track_caller]
+fn assert_have(primary: &Host, replica: &Host, keys: &[&str]) {
+    await_step(primary, replica);
+    for host in [primary, replica] {
+        let mut found: Vec<_> = host.ask(&["KEYS", "*"]).lines().map(ToOwned::to_owned).collect();
+        found.sort();
+        assert_eq!(found, keys);
+    }
+}
+
+/// Makes `replica` the primary and `primary` the replica, for good.
+fn switch(primary: &Host, replica: &Host) {
+    assert_eq!(primary.ask(&["FAILOVER"]), "OK");
+    poll_until("the roles are switched", || (replica.replication("role") == "master").then_some(()));
+    primary.remember();
+    replica.remember();
+}
+
+/// Loses the host of the replica, and has it back. `keys` were written before.
+fn lose_the_replica(primary: &Host, replica: Host, keys: &[&str], next: &str) -> Host {
+    let replica = replica.lose();
+    primary.set(next);
+    let replica = replica.come_back();
+    assert_have(primary, &replica, &[keys, &[next]].concat());
+    replica
+}
+
+#[test]
+fn replication_goes_on_after_the_primarys_host_was_lost_and_is_back() {
+    let (a, b) = two_hosts();
+    a.set("1");
+    await_step(&a, &b);
+    let a = a.lose();
+    b.pipes.await_line(&["target down", "pipe=\"redis-of-a\""]);
+    b.await_loss_of_primary();
+    assert_eq!(b.ask(&["GET", "1"]), "value", "the replica still answers");
+    let a = a.come_back();
+    a.set("2");
+    assert_have(&a, &b, &["1", "2"]);
+}
+
+#[test]
+fn replication_goes_on_after_the_replicas_host_was_lost_and_is_back() {
+    let (a, b) = two_hosts();
+    a.set("1");
+    lose_the_replica(&a, b, &["1"], "2");
+}
+
+#[test]
+fn with_the_roles_switched_either_host_may_be_lost_and_come_back() {
+    let (a, b) = two_hosts();
+    a.set("1");
+    switch(&a, &b);
+    b.set("2");
+    assert_have(&b, &a, &["1", "2"]);
+    let b = b.lose();
+    a.await_loss_of_primary();
+    let b = b.come_back();
+    b.set("3");
+    assert_have(&b, &a, &["1", "2", "3"]);
+    lose_the_replica(&b, a, &["1", "2", "3"], "4");
+}
+
+#[test]
+fn a_host_that_was_lost_comes_back_as_the_replica_of_the_one_that_took_over() {
+    let (a, b) = two_hosts();
+    a.set("1");
+    await_step(&a, &b);
+    let a = a.lose();
+    assert_eq!(b.ask(&["REPLICAOF", "NO", "ONE"]), "OK");
+    b.remember();
+    b.set("2");
+    a.demote();
+    let a = a.come_back();
+    assert_have(&b, &a, &["1", "2"]);
+    assert_eq!(a.replication("role"), "slave");
+    // And the roles as they were.
+    switch(&b, &a);
+    a.set("3");
+    assert_have(&a, &b, &["1", "2", "3"]);
+}
+
+#[test]
+fn the_tunnel_that_is_not_in_use_is_known_to_be_down_and_up_again() {
+    let (a, b) = two_hosts();
+    let b = b.lose();
+    a.pipes.await_line(&["target down", "pipe=\"redis-of-b\"", "Connection refused"]);
+    let _b = b.come_back();
+    a.pipes.await_line(&["target up again", "pipe=\"redis-of-b\""]);
+}
+
+#[test]
+fn a_primary_sees_its_replica_at_127_0_0_1_and_the_port_that_it_announces() {
+    let (a, _b) = two_hosts();
+    let replica = a.replication("slave0");
+    let expected = format!("ip=127.0.0.1,port={},state=online,", a.port_of_the_other());
+    assert!(replica.starts_with(&expected), "{replica}");
 }
