@@ -29,6 +29,7 @@ mod logs;
 mod many_pipes;
 mod names;
 mod notification;
+mod patterns;
 mod pid_files;
 mod proxies;
 mod redis;

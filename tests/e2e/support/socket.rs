@@ -176,8 +176,7 @@ impl BlackHole {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
         listener.listen(0).expect("the socket is bound");
-        let address =
-            listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound");
+        let address = local_address(&listener);
         let mut queued = Vec::new();
         // The kernel drops a SYN when the queue is full, so the queue is full once an attempt gets no answer.
         while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
@@ -187,8 +186,34 @@ impl BlackHole {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.listener.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound")
+        local_address(&self.listener)
     }
+}
+
+/// A port that no other process gets as long as this lives, for servers that are killed and come back. A server that is told to
+/// can listen there; while none does, connections are refused.
+pub(crate) struct Port(Socket);
+
+impl Port {
+    pub(crate) fn reserve() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        // Linux gives the port to a second socket that wants just this one, if both say so and this one does not listen.
+        socket.set_reuse_address(true).expect("the socket is open");
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+        Self(socket)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        local_address(&self.0)
+    }
+
+    pub(crate) fn number(&self) -> u16 {
+        self.address().port()
+    }
+}
+
+fn local_address(socket: &Socket) -> SocketAddr {
+    socket.local_addr().ok().and_then(|address| address.as_socket()).expect("the socket is bound")
 }
 
 /// A TCP connection over IPv4 as the kernel lists it (proc_pid_net(5)). Both ends are whole addresses: a connection that
