@@ -47,8 +47,61 @@ pub const KEY_NAME: u8 = 0xe6;
 pub struct Told {
     /// Where the client connected from and to. None if the proxy speaks for itself, or does not know.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
-    /// Fields of version 2 that are known, as they came.
+    /// Fields of version 2, as they came: each a type, a length of two bytes and a value.
     pub fields: Vec<u8>,
+}
+
+impl Told {
+    /// What the next one is told of the fields: those that are known, as far as they fit.
+    pub fn passed_on(&self) -> Vec<u8> {
+        let (mut fields, mut known) = (Fields(&self.fields), Vec::new());
+        while let Ok(Some((kind, field))) = fields.next() {
+            if KNOWN.contains(&kind) && known.len() + field.len() <= PASSED_ON_MAX {
+                known.extend_from_slice(field);
+            }
+        }
+        known
+    }
+}
+
+/// One line for each field, for people.
+impl fmt::Display for Told {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.addresses {
+            Some((from, to)) => {
+                let address = |address: SocketAddr| format!("[{}]:{}", address.ip(), address.port());
+                writeln!(formatter, "client {}, which connected to {}", address(from), address(to))?;
+            }
+            None => writeln!(formatter, "no address: the proxy speaks for itself, or does not know")?,
+        }
+        let mut fields = Fields(&self.fields);
+        while let Ok(Some((kind, field))) = fields.next() {
+            let value = field[Fields::HEADER..].escape_ascii();
+            match name(kind) {
+                Some(name) => writeln!(formatter, "{name}: {value}")?,
+                None => writeln!(formatter, "field 0x{kind:02x}: {value}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a field is called.
+fn name(kind: u8) -> Option<&'static str> {
+    Some(match kind {
+        0x01 => "application protocol (ALPN)",
+        0x02 => "host name that the client asked for",
+        CRC32C => "checksum",
+        UNIQUE_ID => "unique id",
+        0x20 => "TLS",
+        0x30 => "network namespace",
+        0xe0 => "Google Cloud",
+        KEY_FINGERPRINT => "fingerprint of the key",
+        KEY_NAME => "name of the key",
+        0xea => "AWS",
+        0xee => "Azure",
+        _ => return None,
+    })
 }
 
 /// Bytes that are no header.
@@ -115,15 +168,12 @@ pub fn parse(header: &[u8]) -> Result<Told, Malformed> {
         return Err(Malformed::Header);
     }
     let addresses = parsed.proxied_address().map(|address| (address.source, address.destination));
-    let mut told = Told { addresses, fields: Vec::new() };
-    let mut fields = Fields(fields_of(header));
+    let told = Told { addresses, fields: fields_of(header).to_vec() };
+    let mut fields = Fields(&told.fields);
     while let Some((kind, field)) = fields.next()? {
         if kind == CRC32C {
             let value = &field[Fields::HEADER..];
             check(header, header.len() - fields.0.len() - value.len(), value)?;
-        }
-        if KNOWN.contains(&kind) && told.fields.len() + field.len() <= PASSED_ON_MAX {
-            told.fields.extend_from_slice(field);
         }
     }
     Ok(told)
@@ -334,14 +384,14 @@ mod tests {
         let known = [&[1, 0, 2, b'h', b'2'][..], &[5, 0, 1, 9], &[0xea, 0, 1, 1]].concat();
         let others = [&[4, 0, 1, 0][..], &[0x30, 0, 1, b'n'], &[0xf0, 0, 0]].concat();
         let (told, _) = read(&v2(&[&known[..], &others].concat())).unwrap();
-        assert_eq!(told.fields, known);
+        assert_eq!(told.passed_on(), known);
     }
 
     #[test]
     fn more_fields_than_may_be_passed_on_are_left_out() {
         let long = |kind: u8| [&[kind, 4, 0][..], &[7; 1024]].concat();
         let (told, _) = read(&v2(&[long(1), long(2), vec![5, 0, 1, 9]].concat())).unwrap();
-        assert_eq!(told.fields, [long(1), vec![5, 0, 1, 9]].concat());
+        assert_eq!(told.passed_on(), [long(1), vec![5, 0, 1, 9]].concat());
     }
 
     #[test]
@@ -403,7 +453,7 @@ mod tests {
         let header = Version::V2.encode(&told, b"id", &[(KEY_NAME, b"web1")]);
         let (read_again, length) = read(&header).unwrap();
         assert_eq!((read_again.addresses, length), (Some(client()), header.len()));
-        assert_eq!(read_again.fields, [1, 0, 2, b'h', b'2', UNIQUE_ID, 0, 2, b'i', b'd']);
+        assert_eq!(read_again.passed_on(), [1, 0, 2, b'h', b'2', UNIQUE_ID, 0, 2, b'i', b'd']);
         assert!(header.ends_with(&[KEY_NAME, 0, 4, b'w', b'e', b'b', b'1']));
         assert_eq!(Version::V1.encode(&told, b"id", &[]), V1);
     }
@@ -420,6 +470,15 @@ mod tests {
         assert_eq!(header[12..16], [PROXY, UNSPECIFIED, 0, 5]);
         assert_eq!(Version::V1.encode(&Told::default(), b"id", &[]), b"PROXY UNKNOWN\r\n");
         assert_eq!(Version::V2.encode_local()[12..], [LOCAL, UNSPECIFIED, 0, 0]);
+    }
+
+    #[test]
+    fn what_is_told_is_shown_line_by_line_and_escaped() {
+        let told = Told { addresses: Some(client()), fields: vec![1, 0, 2, b'h', b'2', 0xf0, 0, 1, 7] };
+        let lines = "client [192.0.2.7]:12345, which connected to [192.0.2.1]:443\napplication protocol (ALPN): h2\n\
+                     field 0xf0: \\x07\n";
+        assert_eq!(told.to_string(), lines);
+        assert!(Told::default().to_string().starts_with("no address"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use spipe::proxy_header::{Version, missing, parse};
+use spipe::proxy_header::{Told, Version, missing, parse};
 
 fuzz_target!(|data: &[u8]| {
     let mut length = 0;
@@ -16,6 +16,8 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let Ok(told) = parse(&data[..length]) else { return };
+    let _for_people = told.to_string();
+    let told = Told { addresses: told.addresses, fields: told.passed_on() };
     let sent = Version::V2.encode(&told, b"id", &[]);
     assert_eq!(missing(&sent), Ok(0));
     let again = parse(&sent).expect("what is sent is a header");

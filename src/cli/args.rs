@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::addr::Target;
+use crate::addr::{Source, Target};
 use crate::config::key_file::KeySource;
 use crate::config::options::{PipeOptions, ServiceOptions};
 
@@ -91,6 +91,15 @@ pub(super) enum Command {
     Check {
         /// The same as for run
         file: PathBuf,
+    },
+    /// Show what a service would see: prints each connection and what it says, and sends that back
+    Echo {
+        /// Where to accept connections
+        #[arg(short, long)]
+        source: Source,
+        /// Read a PROXY header first, from anybody
+        #[arg(long)]
+        accept_proxy: bool,
     },
     /// Show a whole pipe at work on this machine
     Demo {

@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod echo;
 mod serve;
 
 use std::ffi::OsString;
@@ -81,6 +82,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         }
         (Some(Command::Fingerprint { key, insecure_key_permissions }), _) => {
             fingerprint(&key, Permissions::new(insecure_key_permissions, Owners::new(None)))
+        }
+        (Some(Command::Echo { source, accept_proxy }), _) => {
+            echo::serve(&source, accept_proxy).map(|()| ExitCode::SUCCESS)
         }
         (Some(Command::Demo { target }), _) => {
             demo::run(target).map(|()| ExitCode::SUCCESS).map_err(Error::Demo)

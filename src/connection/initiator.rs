@@ -83,13 +83,15 @@ impl Initiator {
         };
         match reached {
             Ok(Reached { tunnel, remote: target, id, in_use, of_source, failed }) => {
-                place.count_at(of_source);
+                if of_source.is_some() {
+                    place.count_at(of_source);
+                }
                 let ends = Ends::Initiator { client: remote, target };
                 Ok(Box::new(Carrying { local, tunnel, ends, id, in_use, started, place, failed }))
             }
-            Err(error) if error.is_bare_probe() => {
+            Err(SetupError::Identify(error)) if error.is_health_check() => {
                 debug!(pipe = self.common.pipe(), client = %remote, "closed without a byte, as a TCP health check does");
-                Err(error)
+                Err(error.into())
             }
             Err(error) => {
                 self.failures.event(error.kind(), || {
@@ -112,8 +114,7 @@ impl Initiator {
         let mut of_source = None;
         match self.gate.as_ref().filter(|gate| gate.is_behind_proxies()) {
             Some(gate) => {
-                let identified = gate.identify(local, *remote).await?;
-                *remote = identified.remote;
+                let identified = gate.identify(local, remote).await?;
                 info.reached = identified.reached;
                 info.proxied = identified.fields;
                 of_source = identified.of_source;

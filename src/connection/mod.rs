@@ -25,7 +25,7 @@ use rand::rngs::SysRng;
 use vec1::Vec1;
 
 use crate::addr::{Name, Target};
-use crate::gate::{Busy, HeaderError, IdentifyError};
+use crate::gate::{Busy, IdentifyError};
 use crate::names::Lookup;
 use crate::proto::cipher::Ciphers;
 use crate::proto::connection_info::ConnectionId;
@@ -34,7 +34,6 @@ use crate::proto::key::Fingerprint;
 use crate::proxy_header::Version;
 use crate::pump::PumpError;
 use crate::stream::Keepalive;
-use crate::tunnel::handshake::Ending;
 use crate::tunnel::{Terms, TunnelError};
 use crate::upstream::{DialError, Targets};
 
@@ -163,24 +162,11 @@ impl SetupError {
             Self::Tunnel(TunnelError::Forged) => Some("wrong key or label"),
             Self::Tunnel(_) => Some("failed handshake"),
             Self::Busy(_) => Some("too many connections"),
-            Self::Identify(IdentifyError::Header(_)) => Some("no PROXY header"),
+            Self::Identify(IdentifyError::Header(_) | IdentifyError::Check) => Some("no PROXY header"),
             Self::Identify(IdentifyError::Denied(_)) => Some("denied"),
             Self::TurnedOut => Some("turned out"),
             Self::Gone => Some("gone"),
             Self::Dial(_) | Self::PassedOver(_) | Self::Down(_) | Self::NoneLeft(_) | Self::Stopped => None,
-        }
-    }
-}
-
-impl SetupError {
-    /// Whether the other side did no more than look whether something listens, as load balancers do every few seconds.
-    fn is_bare_probe(&self) -> bool {
-        match self {
-            Self::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) => {
-                matches!(ending, Ending::Closed | Ending::Broken(_))
-            }
-            Self::Identify(IdentifyError::Header(HeaderError::Nothing)) => true,
-            _ => false,
         }
     }
 }

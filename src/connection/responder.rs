@@ -18,8 +18,9 @@ use crate::proto::frame::AbortReason;
 use crate::proto::key::{Fingerprint, Key};
 use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
 use crate::stats::{Repeated, Usage};
-use crate::stream::Remote;
-use crate::tunnel::Tunnel;
+use crate::stream::{Remote, Stream};
+use crate::tunnel::handshake::Ending;
+use crate::tunnel::{Tunnel, TunnelError};
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
 /// What all connections of a responder share.
@@ -87,10 +88,11 @@ impl Responder {
         self: Arc<Self>,
         stranger: Admitted<LobbyPlace>,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
-        let peer = stranger.remote;
-        self.admit_and_dial(stranger).await.inspect_err(|error| {
+        let Admitted { stream, remote: mut peer, place } = stranger;
+        let admitted = self.admit_and_dial(stream, &mut peer, place).await;
+        admitted.inspect_err(|error| {
             let (pipe, configured) = (self.common.pipe(), &self.common.targets);
-            if error.is_bare_probe() {
+            if is_health_check(error) {
                 self.probes.event(Some("probe"), || {
                     debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
                 });
@@ -104,16 +106,17 @@ impl Responder {
 
     async fn admit_and_dial(
         &self,
-        stranger: Admitted<LobbyPlace>,
+        mut wire: Stream,
+        peer: &mut Remote,
+        mut waiting: LobbyPlace,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
         let started = Instant::now();
-        let Admitted { stream: mut wire, remote: mut peer, place: mut waiting } = stranger;
         if self.gate.is_behind_proxies() {
             let identifying = self.gate.identify(&mut wire, peer);
             let identified = waiting.unless_turned_out(identifying).await.ok_or(SetupError::TurnedOut)??;
-            peer = identified.remote;
-            waiting.count_at(peer, identified.of_source);
+            waiting.count_at(*peer, identified.of_source);
         }
+        let peer = *peer;
         // A proxy's header has a limit of its own.
         let deadline = Instant::now() + self.common.timeout;
         // When the deadline has passed, that is said below.
@@ -229,6 +232,17 @@ impl Responder {
 fn key_name(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.strip_suffix(".key").unwrap_or(name)
+}
+
+/// Whether the peer did no more than look whether something listens, as load balancers do every few seconds.
+fn is_health_check(error: &SetupError) -> bool {
+    match error {
+        SetupError::Identify(error) => error.is_health_check(),
+        SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) => {
+            matches!(ending, Ending::Closed | Ending::Broken(_))
+        }
+        _ => false,
+    }
 }
 
 fn reason_for_the_peer(error: &SetupError) -> AbortReason {

@@ -23,6 +23,7 @@ mod source;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
@@ -36,11 +37,9 @@ pub use self::lobby::{LobbyPlace, Stage};
 use self::per_source::{BySource, Exceeded};
 pub use self::per_source::{OfSource, PerSource};
 pub use self::place::{Connections, Place};
-pub use self::proxied::HeaderError;
-use self::proxied::read_header;
+pub use self::proxied::{HeaderError, read_header};
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
-use crate::proxy_header::Told;
 use crate::stats::Repeated;
 use crate::stream::{Remote, Stream};
 
@@ -48,6 +47,10 @@ use crate::stream::{Remote, Stream};
 /// this, a burst is not served sooner, since the processors are busy: each of its clients only waits longer for an answer, and
 /// all run into their deadlines (`-o`) together. At a round trip of 0.2 s, 256 are 640 connections a second.
 const ESTABLISHING: usize = 256;
+
+/// How long a proxy that speaks for itself may take to close the connection, or to say something, before it is served: its health
+/// checks close at once, and are not worth a connection to the target. Some wait for the service to speak first.
+const CHECK: Duration = Duration::from_millis(100);
 
 /// What a pipe admits: pure data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,15 +102,23 @@ pub enum IdentifyError {
     /// The proxy does not say.
     #[error(transparent)]
     Header(#[from] HeaderError),
+    /// It wanted to know whether something listens.
+    #[error("it was a health check of the proxy")]
+    Check,
     /// It does, and the client may not be here.
     #[error("{0}")]
     Denied(#[from] Denied),
 }
 
-/// Who a connection is from, once a proxy has said so.
+impl IdentifyError {
+    /// Whether a proxy did no more than look whether something listens, as load balancers do every few seconds.
+    pub fn is_health_check(&self) -> bool {
+        matches!(self, Self::Check | Self::Header(HeaderError::Nothing))
+    }
+}
+
+/// What a proxy has said of a connection, besides where that comes from.
 pub struct Identified {
-    /// Where it comes from. If the proxy does not know, or has made it for itself, this is the proxy.
-    pub remote: Remote,
     /// What it was made to, as the proxy says.
     pub reached: Option<SocketAddr>,
     /// What else the proxy has said: fields of the PROXY protocol.
@@ -308,18 +319,27 @@ impl Gate {
         self.proxies.is_some()
     }
 
-    /// Has the proxy that has made the connection at `stream` say who is behind it.
+    /// Has the proxy that has made the connection at `stream`, from `remote`, say who is behind it: that is `remote` from then on.
     ///
     /// # Errors
     /// [`IdentifyError`].
-    pub async fn identify(&self, stream: &mut Stream, proxy: Remote) -> Result<Identified, IdentifyError> {
-        let Told { addresses, fields } = read_header(stream).await?;
-        let (remote, reached) = match addresses {
-            Some((from, to)) => (from.into(), Some(to)),
-            None => (proxy, None),
+    pub async fn identify(
+        &self,
+        stream: &mut Stream,
+        remote: &mut Remote,
+    ) -> Result<Identified, IdentifyError> {
+        let told = read_header(stream).await?;
+        let reached = match told.addresses {
+            Some((from, to)) => {
+                *remote = from.into();
+                Some(to)
+            }
+            // Who only looks whether something listens has closed by then.
+            None if stream.ends_within(CHECK).await => return Err(IdentifyError::Check),
+            None => None,
         };
-        let of_source = self.enter(remote)?;
-        Ok(Identified { remote, reached, fields, of_source })
+        let of_source = self.enter(*remote)?;
+        Ok(Identified { reached, fields: told.passed_on(), of_source })
     }
 
     /// A place for a peer that has proved the key, as soon as there is one. It has left the lobby with `of_source`.

@@ -39,7 +39,7 @@ pub enum HeaderError {
 ///
 /// # Errors
 /// [`HeaderError`].
-pub(super) async fn read_header(stream: &mut Stream) -> Result<Told, HeaderError> {
+pub async fn read_header(stream: &mut Stream) -> Result<Told, HeaderError> {
     let reading = async {
         let (mut reader, _) = stream.split();
         let mut header = Vec::new();

@@ -12,10 +12,12 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use rustix::fd::AsFd;
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready, Stdin, Stdout};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 pub use self::tcp::Keepalive;
 use self::tls::Tls;
@@ -164,6 +166,22 @@ impl Stream {
         };
     }
 
+    /// Whether the other side ends its stream within `limit`, without a byte before.
+    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
+        let _in_time = timeout(limit, self.readable()).await;
+        let looked = match self.socket() {
+            Some(Socket::Tcp(stream)) => {
+                rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)
+            }
+            Some(Socket::Unix(stream)) => {
+                rustix::net::recv(stream, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)
+            }
+            None => return false,
+        };
+        // A reset is an end.
+        looked.map_or_else(|error| error != Errno::WOULDBLOCK, |(count, _)| count == 0)
+    }
+
     /// The same for now, also if the runtime has not been told of it so far.
     pub(crate) fn is_readable(&self) -> bool {
         let peeked = match self.socket() {
@@ -270,7 +288,7 @@ impl Socket<'_> {
         match error {
             // To a reset behind the end of the stream, Linux says that we cannot write any more.
             Ok(Some(error)) if error.kind() != io::ErrorKind::BrokenPipe => error,
-            _ => rustix::io::Errno::CONNRESET.into(),
+            _ => Errno::CONNRESET.into(),
         }
     }
 

@@ -12,8 +12,8 @@ const MESSAGE_1: usize = 32 + (1184 + 16) + (16 + 16);
 const MESSAGE_2: usize = 32 + (1088 + 16) + (16 + 16);
 /// The bytes of a frame besides its payload: length, kind and tag.
 const OVERHEAD: usize = 2 + 1 + 16;
-/// *Open* for a client with an IPv4 address: one field of 3 + 4 + 2 bytes.
-const OPEN: usize = OVERHEAD + 9;
+/// *Open* for a client with an IPv4 address: two fields of 3 + 4 + 2 bytes for addresses, and one of 3 + 8 for an id.
+const OPEN: usize = OVERHEAD + 9 + 9 + 11;
 /// What the client sends, in a separate frame.
 const WORDS: &str = "twenty bytes of text";
 const DATA: usize = OVERHEAD + WORDS.len();

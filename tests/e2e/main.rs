@@ -32,6 +32,7 @@ mod notification;
 mod patterns;
 mod pid_files;
 mod proxies;
+mod proxy_headers;
 mod redis;
 mod reload;
 mod resets;
