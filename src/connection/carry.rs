@@ -70,7 +70,7 @@ impl fmt::Display for Dialed<'_> {
 impl Ends {
     fn addresses(self, configured: &Target) -> Addresses<'_> {
         let dialed = |remote| match remote {
-            Remote::Local => Dialed::AsConfigured(configured),
+            Remote::Process { .. } | Remote::Local => Dialed::AsConfigured(configured),
             Remote::Ip(..) => Dialed::Address(remote),
         };
         match self {

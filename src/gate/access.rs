@@ -43,7 +43,7 @@ impl TrustedProxies {
     pub(super) fn contain(&self, remote: Remote) -> bool {
         match remote {
             Remote::Ip(ip, _) => self.0.contain(ip),
-            Remote::Local => true,
+            Remote::Process { .. } | Remote::Local => true,
         }
     }
 }

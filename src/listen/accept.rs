@@ -60,9 +60,10 @@ impl Listener {
             Socket::Tcp(listener) => listener
                 .poll_accept(context)
                 .map_ok(|(stream, address)| Arrival { stream: Stream::Tcp(stream), remote: address.into() }),
-            Socket::Unix(listener, ..) => listener
-                .poll_accept(context)
-                .map_ok(|(stream, _)| Arrival { stream: Stream::Unix(stream), remote: Remote::Local }),
+            Socket::Unix(listener, ..) => listener.poll_accept(context).map_ok(|(stream, _)| Arrival {
+                remote: Remote::from(&stream),
+                stream: Stream::Unix(stream),
+            }),
         }
     }
 }

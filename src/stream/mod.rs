@@ -28,7 +28,14 @@ use self::tls::Tls;
 pub enum Remote {
     /// An IP address and a port.
     Ip(IpAddr, u16),
-    /// Some process on this host: a Unix-domain socket, or standard input and output.
+    /// The process that has connected to a Unix-domain socket of ours, as the kernel knows it (SO_PEERCRED, unix(7)).
+    Process {
+        /// Its effective user when it connected.
+        uid: u32,
+        /// Its process id; 0 if this process cannot see it.
+        pid: i32,
+    },
+    /// Some other process on this host: a Unix-domain socket, or standard input and output.
     Local,
 }
 
@@ -43,7 +50,16 @@ impl Remote {
     pub fn ip(self) -> Option<SocketAddr> {
         match self {
             Self::Ip(ip, port) => Some(SocketAddr::new(ip, port)),
-            Self::Local => None,
+            Self::Process { .. } | Self::Local => None,
+        }
+    }
+}
+
+impl From<&UnixStream> for Remote {
+    fn from(stream: &UnixStream) -> Self {
+        match stream.peer_cred() {
+            Ok(process) => Self::Process { uid: process.uid(), pid: process.pid().unwrap_or_default() },
+            Err(_) => Self::Local,
         }
     }
 }
@@ -52,6 +68,7 @@ impl fmt::Display for Remote {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(ip, port) => write!(formatter, "[{ip}]:{port}"),
+            Self::Process { uid, pid } => write!(formatter, "local(uid={uid},pid={pid})"),
             Self::Local => formatter.write_str("local"),
         }
     }
