@@ -75,6 +75,11 @@ pub(crate) struct PipeOptions {
     #[serde(default = "default_max_connections")]
     pub(crate) max_connections: usize,
 
+    /// The most connections at a time that are shaking hands. The next ones wait with -e; with -d, a stranger makes room
+    #[arg(long, value_name = "MAX", requires = "source")]
+    #[serde(default)]
+    pub(crate) max_handshakes: Option<NonZero<usize>>,
+
     /// Only clients of these addresses may connect: an address, a network such as 192.0.2.0/24, or file:PATH with one a line.
     /// May be given several times
     #[arg(long, value_name = "NETWORK", requires = "source")]
@@ -288,7 +293,8 @@ impl PipeOptions {
     /// Which connections the pipe admits, by where they come from and besides.
     pub(super) fn rules(&self, access: Access, proxies: Option<TrustedProxies>) -> Rules {
         let per_source = PerSource { connections: self.max_per_source, rate: self.rate_per_source };
-        Rules { max_connections: NonZero::new(self.max_connections), access, per_source, proxies }
+        let (max_connections, max_handshakes) = (NonZero::new(self.max_connections), self.max_handshakes);
+        Rules { max_connections, max_handshakes, access, per_source, proxies }
     }
 }
 

@@ -137,7 +137,7 @@ impl Responder {
         let header = self.header(&info, id, tunnel.key);
         let admitting = async {
             let place = self.gate.admit_peer(of_source, deadline).await?;
-            let dialed = place.unless_cut(pin!(self.dial(&header, deadline))).await;
+            let dialed = place.unless_cut(pin!(self.dial(info.purpose, &header, deadline))).await;
             let (connected, in_use) = dialed.ok_or(SetupError::Stopped)??;
             Ok((connected, in_use, place))
         };
@@ -202,9 +202,17 @@ impl Responder {
     }
 
     /// Connects to a target.
-    async fn dial(&self, header: &[u8], deadline: Instant) -> Result<(Connected, InUse), SetupError> {
+    async fn dial(
+        &self,
+        purpose: Purpose,
+        header: &[u8],
+        deadline: Instant,
+    ) -> Result<(Connected, InUse), SetupError> {
         let mut failures = Vec::new();
-        let mut choice = self.upstream.choose();
+        let mut choice = match purpose {
+            Purpose::Carry => self.upstream.choose(),
+            Purpose::Probe => self.upstream.look(),
+        };
         while let Some(next) = choice.next() {
             let chosen = match next {
                 Next::Try(chosen) => chosen,

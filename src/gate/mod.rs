@@ -57,6 +57,9 @@ const CHECK: Duration = Duration::from_millis(100);
 pub struct Rules {
     /// The most connections at a time (`-n`). None is no limit.
     pub max_connections: Option<NonZero<usize>>,
+    /// The most connections at a time that are shaking hands. None is what the processors can do with (an initiator), and what
+    /// there are descriptors for (a responder, whose process has these places in common).
+    pub max_handshakes: Option<NonZero<usize>>,
     /// Which addresses may connect.
     pub access: Access,
     /// What one source may do.
@@ -74,6 +77,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             max_connections: NonZero::new(Self::MAX_CONNECTIONS),
+            max_handshakes: None,
             access: Access::default(),
             per_source: PerSource::default(),
             proxies: None,
@@ -147,7 +151,7 @@ impl Admissions {
         Self {
             limit: Arc::new(Limit::new(rules.max_connections)),
             by_source: Arc::new(BySource::new(rules.per_source)),
-            establishing: Arc::new(Limit::new(NonZero::new(ESTABLISHING))),
+            establishing: Arc::new(Limit::new(establishing(rules))),
             waiting: watch::Sender::default(),
         }
     }
@@ -155,8 +159,13 @@ impl Admissions {
     /// Has `rules` hold from now on, for what has been admitted as well.
     pub(crate) fn change(&self, rules: &Rules) {
         self.limit.set_max(rules.max_connections);
+        self.establishing.set_max(establishing(rules));
         self.by_source.set_limits(rules.per_source);
     }
+}
+
+fn establishing(rules: &Rules) -> Option<NonZero<usize>> {
+    rules.max_handshakes.or(NonZero::new(ESTABLISHING))
 }
 
 /// A peer that waits for its permits, counted until this is dropped.

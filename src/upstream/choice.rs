@@ -123,13 +123,20 @@ impl Upstream {
 
     /// The targets for one connection, in the order in which to try them.
     pub fn choose(&self) -> Choice<'_> {
+        self.from(self.turn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The same for a look at whether one can be reached. It takes no connection's turn: looks that come between connections would
+    /// give all of these the same target.
+    pub fn look(&self) -> Choice<'_> {
+        self.from(self.turn.load(Ordering::Relaxed))
+    }
+
+    fn from(&self, turn: usize) -> Choice<'_> {
         let count = self.candidates.len();
         let first = match self.balance {
             Balance::Failover => 0,
-            Balance::RoundRobin | Balance::LeastConnections if count == 1 => 0,
-            Balance::RoundRobin | Balance::LeastConnections => {
-                self.turn.fetch_add(1, Ordering::Relaxed) % count
-            }
+            Balance::RoundRobin | Balance::LeastConnections => turn % count,
         };
         let now = Instant::now();
         let mut left: Vec<_> = (first..count)
@@ -364,6 +371,16 @@ mod tests {
         let upstream = upstream(3, Balance::RoundRobin, None);
         let orders = [(); 4].map(|()| order(&upstream));
         assert_eq!(orders, ["abc", "bca", "cab", "abc"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_takes_no_turn() {
+        let upstream = upstream(2, Balance::RoundRobin, None);
+        let orders = [(); 4].map(|()| {
+            assert_eq!(upstream.look().count(), 2);
+            order(&upstream)
+        });
+        assert_eq!(orders, ["ab", "ba", "ab", "ba"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -71,6 +71,31 @@ fn a_client_beyond_the_responders_limit_is_served_when_one_ends_in_time() {
 }
 
 #[test]
+fn a_client_beyond_the_handshakes_of_an_initiator_waits_until_one_is_done() {
+    let silent = Service::start();
+    let initiator =
+        End::initiator(&Key::new(), silent.address()).args(&["--max-handshakes", "1", "-o", "2"]).start();
+    let _clients = [initiator.connect(), initiator.connect()];
+    let first = silent.accept();
+    silent.assert_no_connection();
+    // It is given up, and the next one has its turn.
+    initiator.await_line(&["failed"]);
+    silent.accept();
+    drop(first);
+}
+
+#[test]
+fn strangers_beyond_the_handshakes_of_a_responder_make_room_for_a_key_holder() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).args(&["--max-handshakes", "4"]).start();
+    let strangers: Vec<_> = (0..40).map(|_| responder.connect()).collect();
+    responder.await_line(&["refused", "too many connections are waiting to shake hands"]);
+    let initiator = End::initiator(&key, responder.address()).start();
+    assert_echoes(&mut initiator.connect(), "hello");
+    drop(strangers);
+}
+
+#[test]
 fn a_limit_of_0_is_no_limit() {
     let pipe = Pipe::to(echo()).args(&["-n", "0"]).start();
     // More than the default of 100.
