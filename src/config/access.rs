@@ -9,7 +9,6 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::options::PipeOptions;
 use crate::gate::Access;
 
 /// What marks the name of a file among networks.
@@ -79,12 +78,14 @@ pub enum ListFileError {
     },
 }
 
-/// Which addresses may connect, and the files that this comes from. Relative paths are `beside` the place that names them.
+/// Which addresses may connect by both lists, and the files that this comes from. Relative paths are `beside` the place that
+/// names them.
 ///
 /// # Errors
 /// [`ListFileError`], with the option whose file it is.
 pub(super) fn access(
-    options: &PipeOptions,
+    allow: Option<&[Listed]>,
+    deny: &[Listed],
     beside: &Path,
 ) -> Result<(Access, Vec<PathBuf>), (&'static str, ListFileError)> {
     let mut files = Vec::new();
@@ -102,8 +103,8 @@ pub(super) fn access(
         }
         Ok(networks)
     };
-    let allow = options.allow.as_deref().map(&mut read).transpose().map_err(|error| ("allow", error))?;
-    let deny = read(&options.deny).map_err(|error| ("deny", error))?;
+    let allow = allow.map(&mut read).transpose().map_err(|error| ("allow", error))?;
+    let deny = read(deny).map_err(|error| ("deny", error))?;
     Ok((Access::new(allow, deny), files))
 }
 

@@ -125,7 +125,7 @@ impl Planner {
         })?;
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
-        let (access, lists) = access::access(&options, beside)
+        let (access, lists) = access::access(options.allow.as_deref(), &options.deny, beside)
             .map_err(|(option, source)| PlanError::List { option, source })?;
         let rules = options.rules(access);
         let (common, Keys { keys, mut files }) = self.common(options, beside)?;

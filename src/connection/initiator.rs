@@ -71,7 +71,7 @@ impl Initiator {
         local.arm_reset();
         let reached = {
             let reaching = pin!(self.reach(&mut local, client, establishing, started));
-            place.unless_cut(reaching).await.unwrap_or(Err(SetupError::Stopped))
+            place.unless_cut(reaching).await.unwrap_or_else(|cut| Err(cut.into()))
         };
         match reached {
             Ok(Reached { tunnel, remote, in_use, failed }) => {

@@ -10,7 +10,7 @@ use vec1::Vec1;
 use super::carry::{Carrying, Ends, carry};
 use super::check::hang_up;
 use super::{Common, ConnectionError, NoneLeft, SetupError};
-use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
+use crate::gate::{Admitted, Gate, KeyRefused, LobbyPlace, NotAdmitted, Stage};
 use crate::proto::connection_info::Purpose;
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
@@ -94,8 +94,16 @@ impl Responder {
                     debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
                 });
             } else {
+                let key = match error {
+                    SetupError::NotAdmitted(NotAdmitted::Key { key, .. }) => Some(*key),
+                    _ => None,
+                };
+                let names = &self.common.key_names;
+                let (key_file, key_name) =
+                    (key.and_then(|key| names.file(key)), key.and_then(|key| names.name(key)));
+                let key = key.map(tracing::field::display);
                 self.refusals.event(error.kind(), || {
-                    warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
+                    warn!(pipe, %peer, %configured, key, key_file, key_name, reason = error.to_string(), "refused");
                 });
             }
         })
@@ -123,9 +131,9 @@ impl Responder {
         let of_source = waiting.leave();
         let client = info.client.map(Remote::from);
         let admitting = async {
-            let place = self.gate.admit_peer(of_source, deadline).await?;
+            let place = self.gate.admit_peer(tunnel.key, peer, of_source, deadline).await?;
             let dialed = place.unless_cut(pin!(self.dial(deadline))).await;
-            let (connected, in_use) = dialed.ok_or(SetupError::Stopped)??;
+            let (connected, in_use) = dialed.map_err(SetupError::from)??;
             Ok((connected, in_use, place))
         };
         let admitted = tokio::select! {
@@ -201,7 +209,12 @@ fn is_bare_probe(error: &SetupError) -> bool {
 
 fn reason_for_the_peer(error: &SetupError) -> AbortReason {
     match error {
-        SetupError::Busy(_) => AbortReason::Busy,
+        SetupError::KeyRevoked => AbortReason::KeyRefused,
+        SetupError::NotAdmitted(NotAdmitted::Key { refused, .. }) => match refused {
+            KeyRefused::Connections | KeyRefused::Rate => AbortReason::Busy,
+            KeyRefused::Expired(_) | KeyRefused::Revoked | KeyRefused::Address => AbortReason::KeyRefused,
+        },
+        SetupError::NotAdmitted(NotAdmitted::Busy) => AbortReason::Busy,
         SetupError::Stopped => AbortReason::Shutdown,
         _ => AbortReason::TargetUnreachable,
     }

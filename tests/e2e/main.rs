@@ -23,6 +23,7 @@ mod forward_proxies;
 mod gone;
 mod keepalive;
 mod key_files;
+mod key_tables;
 mod limits;
 mod log_destinations;
 mod logs;
