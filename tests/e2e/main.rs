@@ -35,6 +35,7 @@ mod proxies;
 mod redis;
 mod reload;
 mod resets;
+mod revocation;
 mod sandbox;
 mod secrets;
 mod several_keys;
