@@ -26,7 +26,7 @@
 //! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stream`, `stats`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |
 //! | [`upstream`] | connecting out | `stream`, `names`, `addr` |
-//! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `stats`, `proxy_header`, `addr` |
+//! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `stats`, `proxy_header`, `addr`, `proto` |
 //! | [`listen`] | sources become sockets, sockets become arrivals | `stream`, `stats`, `names`, `addr` |
 //! | [`pump`] | both directions of a connection, and its buffers | `stream`, `proto` |
 //! | [`stream`] | one connected byte stream | |

@@ -74,7 +74,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         .detach(background)?
         .confine(|| options.confinement().apply(&needs))
         .start_runtime()?;
-    let (drain_timeout, confinement) = (options.drain_timeout(), options.confinement());
+    let (policy, confinement) = (options.policy(), options.confinement());
     let served = runtime.block_on(async {
         // Before the log says that we listen: an administrator who has read that may send a signal, and it must stop us in an
         // orderly way and remove the socket file.
@@ -82,9 +82,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         signals.release()?;
         let running = sockets.start(Registry::new(process::descriptors()))?;
         let reader = reader(origin, flags, options, planner);
-        Supervisor::new(running, pipes, reader, drain_timeout, &manager, confinement)
-            .supervise(received)
-            .await;
+        Supervisor::new(running, pipes, reader, policy, &manager, confinement).supervise(received).await;
         // A stop was asked for. The log says how many connections were cut.
         Ok(ExitCode::SUCCESS)
     });
@@ -93,8 +91,8 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     served
 }
 
-/// Reads the configuration at a reload. What concerns the whole process is settled at the start, but for the drain timeout,
-/// which only matters at the end.
+/// Reads the configuration at a reload. What concerns the whole process is settled at the start, but for its
+/// [`Policy`](crate::service::supervisor::Policy).
 fn reader(origin: Origin, flags: ServiceOptions, options: ServiceOptions, planner: Planner) -> Arc<Reader> {
     let planner = Mutex::new(planner);
     Arc::new(move || {
@@ -103,9 +101,7 @@ fn reader(origin: Origin, flags: ServiceOptions, options: ServiceOptions, planne
         let parsed = origin.parse()?;
         let service = flags.clone().or(parsed.service.clone());
         let Configuration { specs, .. } = parsed.plan(&mut planner)?;
-        let drain_timeout = service.drain_timeout();
-        let needs_restart = ServiceOptions { drain_timeout: options.drain_timeout, ..service } != options;
-        Ok(Reread { specs, drain_timeout, needs_restart })
+        Ok(Reread { specs, policy: service.policy(), needs_restart: !service.is_settled_as(&options) })
     })
 }
 

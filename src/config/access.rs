@@ -9,7 +9,6 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::options::PipeOptions;
 use crate::gate::{Access, TrustedProxies};
 
 /// What marks the name of a file among networks.
@@ -79,42 +78,50 @@ pub enum ListFileError {
     },
 }
 
-/// Who may connect, and who may say who it is.
-pub(super) struct Admitting {
-    pub(super) access: Access,
-    pub(super) proxies: Option<TrustedProxies>,
-    /// The files that this comes from.
-    pub(super) files: Vec<PathBuf>,
-}
-
-/// Which addresses may connect. Relative paths are `beside` the place that names them.
+/// Which addresses may connect by both lists, and the files that this comes from. Relative paths are `beside` the place that
+/// names them.
 ///
 /// # Errors
 /// [`ListFileError`], with the option whose file it is.
 pub(super) fn access(
-    options: &PipeOptions,
+    allow: Option<&[Listed]>,
+    deny: &[Listed],
     beside: &Path,
-) -> Result<Admitting, (&'static str, ListFileError)> {
+) -> Result<(Access, Vec<PathBuf>), (&'static str, ListFileError)> {
     let mut files = Vec::new();
-    let mut read = |list: &[Listed]| {
-        let mut networks = Vec::new();
-        for listed in list {
-            match listed {
-                Listed::Network(network) => networks.push(*network),
-                Listed::File(path) => {
-                    let path = beside.join(path);
-                    networks.extend(read_file(&path)?);
-                    files.push(path);
-                }
+    let mut read = |list: &[Listed]| read_list(list, beside, &mut files);
+    let allow = allow.map(&mut read).transpose().map_err(|error| ("allow", error))?;
+    let deny = read(deny).map_err(|error| ("deny", error))?;
+    Ok((Access::new(allow, deny), files))
+}
+
+/// The proxies of `--trust-proxy`, and the files that this comes from.
+///
+/// # Errors
+/// [`ListFileError`].
+pub(super) fn proxies(
+    list: &[Listed],
+    beside: &Path,
+) -> Result<(TrustedProxies, Vec<PathBuf>), ListFileError> {
+    let mut files = Vec::new();
+    let networks = read_list(list, beside, &mut files)?;
+    Ok((TrustedProxies::new(networks), files))
+}
+
+/// The networks of a list, and of its files.
+fn read_list(list: &[Listed], beside: &Path, files: &mut Vec<PathBuf>) -> Result<Vec<IpNet>, ListFileError> {
+    let mut networks = Vec::new();
+    for listed in list {
+        match listed {
+            Listed::Network(network) => networks.push(*network),
+            Listed::File(path) => {
+                let path = beside.join(path);
+                networks.extend(read_file(&path)?);
+                files.push(path);
             }
         }
-        Ok(networks)
-    };
-    let allow = options.allow.as_deref().map(&mut read).transpose().map_err(|error| ("allow", error))?;
-    let deny = read(&options.deny).map_err(|error| ("deny", error))?;
-    let trusted = read(&options.trust_proxy).map_err(|error| ("trust-proxy", error))?;
-    let proxies = options.accept_proxy.then(|| TrustedProxies::new(trusted));
-    Ok(Admitting { access: Access::new(allow, deny), proxies, files })
+    }
+    Ok(networks)
 }
 
 /// The networks of a file: one a line, with comments from `#` to the end of the line.

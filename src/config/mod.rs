@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  command line ─▶ PipeOptions ──┐
-//!                                ├─▶ Plan, with its keys ─▶ pipe
-//!  file.toml ────▶ PipeOptions ──┘
+//!                                ├─▶ Plan, with its keys ─┬─▶ pipe
+//!  file.toml ─┬──▶ PipeOptions ──┘                        │
+//!             └──▶ KeyOptions ────────────────────────────┘
 //! ```
 //!
 //! The command line is a configuration with one pipe: the options are one type, which clap reads and serde reads, so
@@ -11,6 +12,7 @@
 
 mod access;
 pub(crate) mod key_file;
+mod keys;
 pub(crate) mod options;
 pub(crate) mod plan;
 mod targets;
@@ -25,7 +27,7 @@ use thiserror::Error;
 
 use self::options::{PipeOptions, ServiceOptions};
 use self::plan::{Keys, PlanError, Planner};
-use self::toml_file::{File, FileError, PipeTable};
+use self::toml_file::{File, FileError};
 use crate::connection::Common;
 use crate::pipe::Specs;
 use crate::proto::key::Key;
@@ -47,7 +49,7 @@ pub(crate) struct Parsed {
 
 enum ParsedPipes {
     CommandLine(Box<PipeOptions>, PathBuf),
-    File(PathBuf, Vec<PipeTable>),
+    File(PathBuf, File),
 }
 
 /// Why there is no valid configuration.
@@ -81,8 +83,8 @@ impl Origin {
                 Ok(Parsed { service: ServiceOptions::default(), pipes })
             }
             Self::File(path) => {
-                let File { service, pipes } = toml_file::read(path)?;
-                Ok(Parsed { service, pipes: ParsedPipes::File(path.clone(), pipes) })
+                let file = toml_file::read(path)?;
+                Ok(Parsed { service: file.service.clone(), pipes: ParsedPipes::File(path.clone(), file) })
             }
         }
     }
@@ -100,7 +102,7 @@ impl Parsed {
                 let specs = Specs::new(vec![spec]).map_err(|conflict| PlanError::from(conflict.source))?;
                 Ok(Configuration { specs, key_files })
             }
-            ParsedPipes::File(path, pipes) => {
+            ParsedPipes::File(path, File { pipes, keys, .. }) => {
                 let beside = path.parent().unwrap_or(Path::new("/"));
                 let (mut specs, mut key_files) = (Vec::with_capacity(pipes.len()), Vec::new());
                 for pipe in &pipes {
@@ -109,6 +111,7 @@ impl Parsed {
                     specs.push(spec);
                     key_files.extend(files);
                 }
+                key_files.extend(keys::apply(&keys, &mut specs, beside)?);
                 let specs = Specs::new(specs).map_err(|conflict| match pipes.get(conflict.number) {
                     Some(pipe) => pipe.blame(conflict.source.into()),
                     None => FileError::NoPipe(path.clone()),

@@ -14,13 +14,14 @@ use super::targets::Escaped;
 use super::text;
 use crate::addr::{Name, Outgoing, Proxy, Source, Target};
 use crate::connection::Common;
-use crate::gate::{Access, PerSource, Rules, TrustedProxies};
+use crate::gate::{Access, Quota, Rules, TrustedProxies};
 use crate::names::{Family, Lookup};
 use crate::proto::handshake::Label;
 use crate::proxy_header::Version;
 use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
+use crate::service::supervisor::{OnRevoke, Policy};
 use crate::stream::Keepalive;
 use crate::upstream::{Balance, CertificateName, Check, OnDown, Pin};
 
@@ -292,9 +293,9 @@ impl PipeOptions {
 
     /// Which connections the pipe admits, by where they come from and besides.
     pub(super) fn rules(&self, access: Access, proxies: Option<TrustedProxies>) -> Rules {
-        let per_source = PerSource { connections: self.max_per_source, rate: self.rate_per_source };
+        let per_source = Quota { connections: self.max_per_source, rate: self.rate_per_source };
         let (max_connections, max_handshakes) = (NonZero::new(self.max_connections), self.max_handshakes);
-        Rules { max_connections, max_handshakes, access, per_source, proxies }
+        Rules { max_connections, max_handshakes, access, per_source, proxies, ..Rules::default() }
     }
 }
 
@@ -461,6 +462,13 @@ pub(crate) struct ServiceOptions {
     ))]
     pub(crate) drain_timeout: Option<u32>,
 
+    #[arg(long, value_name = "WHAT", help = format!(
+        "What becomes of running connections when a reload takes their key away, or it expires: keep or reset [default: {}]",
+        OnRevoke::default()
+    ))]
+    #[serde(deserialize_with = "text::optional")]
+    pub(crate) on_revoke: Option<OnRevoke>,
+
     /// Do not lock the process in: for finding out whether that is what breaks something
     #[arg(long)]
     pub(crate) no_sandbox: bool,
@@ -478,6 +486,7 @@ impl ServiceOptions {
             pid_file: self.pid_file.or(file.pid_file),
             user: self.user.or(file.user),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            on_revoke: self.on_revoke.or(file.on_revoke),
             no_sandbox: self.no_sandbox || file.no_sandbox,
         }
     }
@@ -490,8 +499,16 @@ impl ServiceOptions {
         }
     }
 
-    pub(crate) fn drain_timeout(&self) -> Duration {
-        Duration::from_secs(self.drain_timeout.unwrap_or(DRAIN_TIMEOUT).into())
+    /// What a reload may change of the process.
+    pub(crate) fn policy(&self) -> Policy {
+        let drain_timeout = Duration::from_secs(self.drain_timeout.unwrap_or(DRAIN_TIMEOUT).into());
+        Policy { drain_timeout, on_revoke: self.on_revoke.unwrap_or_default() }
+    }
+
+    /// Whether both are the same as far as a reload may change nothing.
+    pub(crate) fn is_settled_as(&self, other: &Self) -> bool {
+        let Self { drain_timeout, on_revoke, .. } = *self;
+        Self { drain_timeout, on_revoke, ..other.clone() } == *self
     }
 
     pub(crate) fn confinement(&self) -> Confinement {
@@ -510,6 +527,7 @@ impl ServiceOptions {
             (self.pid_file.is_some(), "-p"),
             (self.user.is_some(), "-u"),
             (self.drain_timeout.is_some(), "--drain-timeout"),
+            (self.on_revoke.is_some(), "--on-revoke"),
         ]
         .into_iter()
         .find_map(|(asked, name)| asked.then_some(name))

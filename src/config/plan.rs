@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vec1::Vec1;
 
-use super::access::{self, Admitting, ListFileError};
+use super::access::{self, ListFileError};
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
 use super::targets::{self, CredentialsError};
@@ -126,11 +126,17 @@ impl Planner {
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
         check_proxies(&options, mode)?;
-        let Admitting { access, proxies, files: lists } = access::access(&options, beside)
+        let (access, lists) = access::access(options.allow.as_deref(), &options.deny, beside)
             .map_err(|(option, source)| PlanError::List { option, source })?;
+        let (proxies, trusted) = options
+            .accept_proxy
+            .then(|| access::proxies(&options.trust_proxy, beside))
+            .transpose()
+            .map_err(|source| PlanError::List { option: "trust-proxy", source })?
+            .unzip();
         let rules = options.rules(access, proxies);
         let (common, Keys { keys, mut files }) = self.common(options, beside)?;
-        files.extend(lists);
+        files.extend(lists.into_iter().chain(trusted.into_iter().flatten()));
         let role = match mode {
             Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0 },
             Mode::Decrypt => Role::Responder { keys },

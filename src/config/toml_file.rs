@@ -1,4 +1,5 @@
-//! The configuration file: TOML, with one `[[pipe]]` table a pipe, and what concerns the whole process before them.
+//! The configuration file: TOML, with one `[[pipe]]` table a pipe, a `[[key]]` table for each key of which there is something to
+//! say, and what concerns the whole process before them.
 
 use std::fmt;
 use std::io;
@@ -6,10 +7,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, ValueDeserializer};
 
+use super::keys::KeyOptions;
 use super::options::{PipeOptions, ServiceOptions};
 use super::plan::PlanError;
 
@@ -65,19 +68,25 @@ impl fmt::Display for Place {
 pub(super) struct File {
     pub(super) service: ServiceOptions,
     /// At least one.
-    pub(super) pipes: Vec<PipeTable>,
+    pub(super) pipes: Vec<Table<PipeOptions>>,
+    pub(super) keys: Vec<Table<KeyOptions>>,
 }
 
-/// One `[[pipe]]`.
-pub(super) struct PipeTable {
-    pub(super) options: PipeOptions,
+/// One `[[pipe]]` or `[[key]]`.
+pub(super) struct Table<O> {
+    pub(super) options: O,
     path: PathBuf,
     line: usize,
     /// Where the table says what.
     lines: Vec<(String, usize)>,
 }
 
-impl PipeTable {
+impl<O> Table<O> {
+    /// The line at which it begins.
+    pub(super) fn line(&self) -> usize {
+        self.line
+    }
+
     /// What `error` is when it is told where in the file its cause is: at the option, or at the table that lacks it.
     pub(super) fn blame(&self, error: PlanError) -> FileError {
         let said = self.lines.iter().find(|(key, _)| key == error.option());
@@ -97,20 +106,24 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
     let text = Text { path, line_ends: &line_ends };
     let document = DeTable::parse(&content).map_err(|error| text.wrong(&error, ""))?;
     let (span, mut document) = (document.span(), document.into_inner());
-    let pipes = match document.remove("pipe").map(|pipes| (pipes.span(), pipes.into_inner())) {
-        None => Vec::new(),
-        Some((_, DeValue::Array(pipes))) => pipes.into_iter().collect(),
-        Some((span, _)) => return Err(text.error(Some(span), "a pipe is a table of a list; write [[pipe]]")),
-    };
+    let pipes = text.list(document.remove("pipe"), "a pipe is a table of a list; write [[pipe]]")?;
+    let keys = text.list(
+        document.remove("key"),
+        "what there is to say of a key is a table of a list, [[key]]; the key of a pipe goes below a [[pipe]]",
+    )?;
     let mut service = ServiceOptions::deserialize(Deserializer::from(Spanned::new(span, document)))
         .map_err(|error| text.wrong(&error, "; what belongs to a pipe goes below a [[pipe]]"))?;
     // As with keys, a relative path is beside the file that names it.
     service.pid_file = service.pid_file.map(|file| path.parent().unwrap_or(Path::new("/")).join(file));
-    let pipes: Vec<_> = pipes.into_iter().map(|pipe| text.pipe(pipe)).collect::<Result<_, _>>()?;
+    let pipes = pipes
+        .into_iter()
+        .map(|pipe| text.table::<PipeOptions>(pipe, "; what concerns the whole process goes above all pipes"))
+        .collect::<Result<Vec<_>, _>>()?;
+    let keys = keys.into_iter().map(|key| text.table::<KeyOptions>(key, "")).collect::<Result<_, _>>()?;
     if pipes.is_empty() {
         return Err(FileError::NoPipe(path.to_owned()));
     }
-    Ok(File { service, pipes })
+    Ok(File { service, pipes, keys })
 }
 
 /// A file's text, in which places can be found.
@@ -122,7 +135,25 @@ struct Text<'t> {
 }
 
 impl Text<'_> {
-    fn pipe(self, table: Spanned<DeValue<'_>>) -> Result<PipeTable, FileError> {
+    /// The tables of a list that may be left out; `otherwise` is what is wrong if it is something else.
+    fn list<'v>(
+        self,
+        value: Option<Spanned<DeValue<'v>>>,
+        otherwise: &str,
+    ) -> Result<Vec<Spanned<DeValue<'v>>>, FileError> {
+        match value.map(|value| (value.span(), value.into_inner())) {
+            None => Ok(Vec::new()),
+            Some((_, DeValue::Array(tables))) => Ok(tables.into_iter().collect()),
+            Some((span, _)) => Err(self.error(Some(span), otherwise)),
+        }
+    }
+
+    /// A table of a list, with `hint` if it has a name that has no meaning there.
+    fn table<O: DeserializeOwned>(
+        self,
+        table: Spanned<DeValue<'_>>,
+        hint: &str,
+    ) -> Result<Table<O>, FileError> {
         let lines = match table.get_ref() {
             DeValue::Table(keys) => {
                 keys.keys().map(|key| (key.get_ref().to_string(), self.line(&key.span()))).collect()
@@ -130,10 +161,9 @@ impl Text<'_> {
             _ => Vec::new(),
         };
         let line = self.line(&table.span());
-        let options = PipeOptions::deserialize(ValueDeserializer::from(table));
-        let options = options
-            .map_err(|error| self.wrong(&error, "; what concerns the whole process goes above all pipes"))?;
-        Ok(PipeTable { options, path: self.path.to_owned(), line, lines })
+        let options =
+            O::deserialize(ValueDeserializer::from(table)).map_err(|error| self.wrong(&error, hint))?;
+        Ok(Table { options, path: self.path.to_owned(), line, lines })
     }
 
     /// `error` in one line, with `hint` if it is about a name that has no meaning where it is.

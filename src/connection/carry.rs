@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use super::Common;
 use super::watch::Watch;
 use crate::addr::Target;
-use crate::gate::Place;
+use crate::gate::{Cut, Place};
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
 use crate::pump::{self, PumpError};
@@ -114,7 +114,12 @@ pub(super) async fn carry(
         let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
             watch.poll(context, &waiting)
         });
-        place.unless_cut(carrying).await.unwrap_or(Err(PumpError::Stopped))
+        place.unless_cut(carrying).await.unwrap_or_else(|cut| {
+            Err(match cut {
+                Cut::Stopped => PumpError::Stopped,
+                Cut::Revoked => PumpError::KeyRevoked,
+            })
+        })
     };
     // The local side learns how it ended before the peer is told, which may take a moment. A stream to it that is complete is
     // delivered also when the other direction has failed; if that takes long, it learns of the failure when it writes.
@@ -122,11 +127,13 @@ pub(super) async fn carry(
         connection.local.disarm();
     }
     drop(connection.local);
-    if let Err(failure @ (PumpError::Local(_) | PumpError::Stopped | PumpError::TargetDown)) = &result {
-        let reason = match failure {
-            PumpError::Stopped => AbortReason::Shutdown,
-            _ => AbortReason::Reset,
-        };
+    let reason = match &result {
+        Err(PumpError::Stopped) => Some(AbortReason::Shutdown),
+        Err(PumpError::KeyRevoked) => Some(AbortReason::KeyRefused),
+        Err(PumpError::Local(_) | PumpError::TargetDown) => Some(AbortReason::Reset),
+        _ => None,
+    };
+    if let Some(reason) = reason {
         Box::pin(connection.tunnel.abort(reason)).await;
     }
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
@@ -152,8 +159,8 @@ fn log_established(common: &Common, connection: &Carrying) {
     let Addresses { client, peer, target, configured } = ends.addresses(in_use.target());
     let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
     let Tunnel { key, cipher, .. } = tunnel;
-    let key_file = common.key_names.of(*key);
-    debug!(pipe, %id, client, %peer, %target, %configured, %key, key_file, %cipher, "established");
+    let (key_file, key_name) = (common.key_names.file(*key), common.key_names.name(*key));
+    debug!(pipe, %id, client, %peer, %target, %configured, %key, key_file, key_name, %cipher, "established");
 }
 
 impl Carried {
@@ -162,11 +169,11 @@ impl Carried {
         let Addresses { client, peer, target, configured } = ends.addresses(configured);
         let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
         let Tunnel { key, cipher, .. } = tunnel;
-        let key_file = common.key_names.of(*key);
+        let (key_file, key_name) = (common.key_names.file(*key), common.key_names.name(*key));
         let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
         macro_rules! log {
             ($level:ident) => {
-                $level!(pipe, %id, client, %peer, %target, %configured, %key, key_file, %cipher, to_target, from_target, seconds, reason, "closed")
+                $level!(pipe, %id, client, %peer, %target, %configured, %key, key_file, key_name, %cipher, to_target, from_target, seconds, reason, "closed")
             };
         }
         match result {

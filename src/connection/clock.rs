@@ -21,7 +21,7 @@ static CLOCK: LazyLock<Option<Handle>> = LazyLock::new(|| {
 });
 
 /// As tokio's, and to be awaited anywhere.
-pub(super) fn sleep(duration: Duration) -> Sleep {
+pub(crate) fn sleep(duration: Duration) -> Sleep {
     let _within = CLOCK.as_ref().map(Handle::enter);
     tokio::time::sleep(duration)
 }

@@ -79,7 +79,7 @@ impl Initiator {
         local.arm_reset();
         let reached = {
             let reaching = Box::pin(self.identify_and_reach(&mut local, &mut remote, establishing));
-            place.unless_cut(reaching).await.unwrap_or(Err(SetupError::Stopped))
+            place.unless_cut(reaching).await.unwrap_or_else(|cut| Err(cut.into()))
         };
         match reached {
             Ok(Reached { tunnel, remote: target, id, in_use, of_source, failed }) => {

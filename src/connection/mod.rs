@@ -7,7 +7,7 @@
 
 mod carry;
 mod check;
-mod clock;
+pub(crate) mod clock;
 mod commit;
 mod initiator;
 mod responder;
@@ -25,7 +25,7 @@ use rand::rngs::SysRng;
 use vec1::Vec1;
 
 use crate::addr::{Name, Target};
-use crate::gate::{Busy, IdentifyError};
+use crate::gate::{Cut, IdentifyError, KeyRefused, NotAdmitted};
 use crate::names::Lookup;
 use crate::proto::cipher::Ciphers;
 use crate::proto::connection_info::ConnectionId;
@@ -37,27 +37,56 @@ use crate::stream::Keepalive;
 use crate::tunnel::{Terms, TunnelError};
 use crate::upstream::{DialError, Targets};
 
-/// What the keys of a pipe are called in the log: where each comes from. Each has a fingerprint of its own, by which the log and
-/// limits tell keys apart.
+/// What the keys of a pipe are called in the log. Each has a fingerprint of its own, by which the log and limits tell keys apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyNames(Vec<(Fingerprint, String)>);
+pub struct KeyNames(Vec<KeyName>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KeyName {
+    key: Fingerprint,
+    /// Where it comes from, as that was written.
+    file: String,
+    /// Whose it is.
+    name: Option<Name>,
+}
 
 impl KeyNames {
-    /// Adds a key.
+    /// Adds a key that comes from `file`.
     ///
     /// # Errors
-    /// The name of the key that has this fingerprint already.
-    pub fn add(&mut self, key: Fingerprint, name: String) -> Result<(), String> {
-        if let Some(first) = self.of(key) {
+    /// The file of the key that has this fingerprint already.
+    pub fn add(&mut self, key: Fingerprint, file: String) -> Result<(), String> {
+        if let Some(first) = self.file(key) {
             return Err(first.to_owned());
         }
-        self.0.push((key, name));
+        self.0.push(KeyName { key, file, name: None });
         Ok(())
     }
 
-    /// What a key is called; none that has no file is.
-    pub fn of(&self, key: Fingerprint) -> Option<&str> {
-        self.0.iter().find(|(other, _)| *other == key).map(|(_, name)| name.as_str())
+    /// Gives a key that is there a name.
+    pub fn set_name(&mut self, key: Fingerprint, name: Name) {
+        if let Some(of_key) = self.0.iter_mut().find(|of_key| of_key.key == key) {
+            of_key.name = Some(name);
+        }
+    }
+
+    /// Where a key comes from.
+    pub fn file(&self, key: Fingerprint) -> Option<&str> {
+        self.find(key).map(|of_key| of_key.file.as_str())
+    }
+
+    /// Whose a key is, if that is said.
+    pub fn name(&self, key: Fingerprint) -> Option<&str> {
+        self.find(key)?.name.as_ref().map(Name::as_str)
+    }
+
+    /// Each key, with its file.
+    pub fn iter(&self) -> impl Iterator<Item = (Fingerprint, &str)> {
+        self.0.iter().map(|of_key| (of_key.key, of_key.file.as_str()))
+    }
+
+    fn find(&self, key: Fingerprint) -> Option<&KeyName> {
+        self.0.iter().find(|of_key| of_key.key == key)
     }
 }
 
@@ -125,9 +154,9 @@ pub enum SetupError {
     /// None of several targets can be used.
     #[error(transparent)]
     NoneLeft(#[from] NoneLeft),
-    /// The peer did, but there are connections enough.
+    /// The peer did, and may not be here, or not now.
     #[error(transparent)]
-    Busy(#[from] Busy),
+    NotAdmitted(#[from] NotAdmitted),
     /// A proxy has not said who is behind it, or that one may not be here.
     #[error(transparent)]
     Identify(#[from] IdentifyError),
@@ -140,6 +169,18 @@ pub enum SetupError {
     /// This process is stopping, and waits no longer.
     #[error("spipe was stopped before the connection was established")]
     Stopped,
+    /// The key is not accepted any more.
+    #[error("its key is not accepted any more (--on-revoke reset)")]
+    KeyRevoked,
+}
+
+impl From<Cut> for SetupError {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Stopped => Self::Stopped,
+            Cut::Revoked => Self::KeyRevoked,
+        }
+    }
 }
 
 impl SetupError {
@@ -147,26 +188,40 @@ impl SetupError {
     fn is_of_the_target(&self) -> bool {
         match self {
             Self::Dial(error) => error.source.is_of_the_target(),
-            Self::Tunnel(TunnelError::Randomness(_)) | Self::Identify(_) | Self::Gone | Self::Stopped => {
-                false
-            }
+            Self::Tunnel(TunnelError::Randomness(_))
+            | Self::Identify(_)
+            | Self::Gone
+            | Self::Stopped
+            | Self::KeyRevoked => false,
             _ => true,
         }
     }
 
-    /// The kind of failure, where strangers or a shortage can bring it about by the thousand: of such a kind, the log has a few
-    /// and the number of the rest. Any other failure is that of a client or of a peer with the key, and has a line of its own.
+    /// The kind of failure, where strangers, a shortage or the limits of a key can bring it about by the thousand: of such a kind,
+    /// the log has a few and the number of the rest. Any other failure is that of a client or of a peer with the key, and has a line of its own.
     fn kind(&self) -> Option<&'static str> {
         match self {
             Self::Tunnel(TunnelError::Incomplete { .. }) => Some("incomplete handshake"),
             Self::Tunnel(TunnelError::Forged) => Some("wrong key or label"),
             Self::Tunnel(_) => Some("failed handshake"),
-            Self::Busy(_) => Some("too many connections"),
+            Self::NotAdmitted(NotAdmitted::Key { refused, .. }) => Some(match refused {
+                KeyRefused::Expired(_) => "expired key",
+                KeyRefused::Address => "key from elsewhere",
+                KeyRefused::Connections => "connections of a key",
+                KeyRefused::Rate => "rate of a key",
+                KeyRefused::Revoked => "revoked key",
+            }),
+            Self::NotAdmitted(_) => Some("too many connections"),
             Self::Identify(IdentifyError::Header(_) | IdentifyError::Check) => Some("no PROXY header"),
             Self::Identify(IdentifyError::Denied(_)) => Some("denied"),
             Self::TurnedOut => Some("turned out"),
             Self::Gone => Some("gone"),
-            Self::Dial(_) | Self::PassedOver(_) | Self::Down(_) | Self::NoneLeft(_) | Self::Stopped => None,
+            Self::Dial(_)
+            | Self::PassedOver(_)
+            | Self::Down(_)
+            | Self::NoneLeft(_)
+            | Self::Stopped
+            | Self::KeyRevoked => None,
         }
     }
 }

@@ -11,7 +11,7 @@ use vec1::Vec1;
 use super::carry::{Carrying, Ends, carry};
 use super::check::hang_up;
 use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
-use crate::gate::{Admitted, Gate, LobbyPlace, Stage};
+use crate::gate::{Admitted, Gate, KeyRefused, LobbyPlace, NotAdmitted, Stage};
 use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
@@ -97,8 +97,16 @@ impl Responder {
                     debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
                 });
             } else {
+                let key = match error {
+                    SetupError::NotAdmitted(NotAdmitted::Key { key, .. }) => Some(*key),
+                    _ => None,
+                };
+                let names = &self.common.key_names;
+                let (key_file, key_name) =
+                    (key.and_then(|key| names.file(key)), key.and_then(|key| names.name(key)));
+                let key = key.map(tracing::field::display);
                 self.refusals.event(error.kind(), || {
-                    warn!(pipe, %peer, %configured, reason = error.to_string(), "refused");
+                    warn!(pipe, %peer, %configured, key, key_file, key_name, reason = error.to_string(), "refused");
                 });
             }
         })
@@ -136,9 +144,9 @@ impl Responder {
         let id = info.id.unwrap_or_else(random_id);
         let header = self.header(&info, id, tunnel.key);
         let admitting = async {
-            let place = self.gate.admit_peer(of_source, deadline).await?;
+            let place = self.gate.admit_peer(tunnel.key, peer, of_source, deadline).await?;
             let dialed = place.unless_cut(pin!(self.dial(info.purpose, &header, deadline))).await;
-            let (connected, in_use) = dialed.ok_or(SetupError::Stopped)??;
+            let (connected, in_use) = dialed.map_err(SetupError::from)??;
             Ok((connected, in_use, place))
         };
         let admitted = tokio::select! {
@@ -194,8 +202,9 @@ impl Responder {
                     info.client.map(|client| (client, info.reached.unwrap_or_else(|| unknown(client))));
                 let told = Told { addresses, fields: info.proxied.clone() };
                 let (id, fingerprint) = (id.to_string(), key.to_string());
-                let name = self.common.key_names.of(key).unwrap_or_default();
-                let own = [(KEY_FINGERPRINT, fingerprint.as_bytes()), (KEY_NAME, key_name(name).as_bytes())];
+                let names = &self.common.key_names;
+                let name = names.name(key).or_else(|| names.file(key).map(base_name)).unwrap_or_default();
+                let own = [(KEY_FINGERPRINT, fingerprint.as_bytes()), (KEY_NAME, name.as_bytes())];
                 version.encode(&told, id.as_bytes(), &own)
             }
         }
@@ -236,8 +245,8 @@ impl Responder {
     }
 }
 
-/// A key's name: that of its file, as far as that is its own.
-fn key_name(file: &str) -> &str {
+/// What a key is called that has no other name than that of its file.
+fn base_name(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.strip_suffix(".key").unwrap_or(name)
 }
@@ -255,7 +264,12 @@ fn is_health_check(error: &SetupError) -> bool {
 
 fn reason_for_the_peer(error: &SetupError) -> AbortReason {
     match error {
-        SetupError::Busy(_) => AbortReason::Busy,
+        SetupError::KeyRevoked => AbortReason::KeyRefused,
+        SetupError::NotAdmitted(NotAdmitted::Key { refused, .. }) => match refused {
+            KeyRefused::Connections | KeyRefused::Rate => AbortReason::Busy,
+            KeyRefused::Expired(_) | KeyRefused::Revoked | KeyRefused::Address => AbortReason::KeyRefused,
+        },
+        SetupError::NotAdmitted(NotAdmitted::Busy) => AbortReason::Busy,
         SetupError::Stopped => AbortReason::Shutdown,
         _ => AbortReason::TargetUnreachable,
     }

@@ -13,13 +13,16 @@
 
 mod access;
 mod budget;
+mod by_key;
 mod limit;
 mod lobby;
 mod per_source;
 mod place;
 mod proxied;
+mod quota;
 mod source;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::Arc;
@@ -29,17 +32,24 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
+use vec1::Vec1;
 
 pub use self::access::{Access, TrustedProxies};
 pub(crate) use self::budget::Budget;
+use self::by_key::Entered;
+pub(crate) use self::by_key::OfKey;
+pub use self::by_key::{KeyRefused, KeyRules};
 use self::limit::{Limit, Permit};
 pub use self::lobby::{LobbyPlace, Stage};
-use self::per_source::{BySource, Exceeded};
-pub use self::per_source::{OfSource, PerSource};
-pub use self::place::{Connections, Place};
+use self::per_source::BySource;
+pub use self::per_source::OfSource;
+pub use self::place::{Connections, Cut, Place};
 pub use self::proxied::{HeaderError, read_header};
+use self::quota::Exceeded;
+pub use self::quota::Quota;
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
+use crate::proto::key::Fingerprint;
 use crate::stats::Repeated;
 use crate::stream::{Remote, Stream};
 
@@ -62,8 +72,10 @@ pub struct Rules {
     pub max_handshakes: Option<NonZero<usize>>,
     /// Which addresses may connect.
     pub access: Access,
-    /// What one source may do.
-    pub per_source: PerSource,
+    /// What one source may have.
+    pub per_source: Quota,
+    /// What the holders of its keys may do, where that is said.
+    pub of_keys: HashMap<Fingerprint, KeyRules>,
     /// If there are any, connections come from these, which say first who is behind them (`--accept-proxy`).
     pub proxies: Option<TrustedProxies>,
 }
@@ -79,7 +91,8 @@ impl Default for Rules {
             max_connections: NonZero::new(Self::MAX_CONNECTIONS),
             max_handshakes: None,
             access: Access::default(),
-            per_source: PerSource::default(),
+            per_source: Quota::default(),
+            of_keys: HashMap::new(),
             proxies: None,
         }
     }
@@ -131,10 +144,22 @@ pub struct Identified {
     pub of_source: Option<OfSource>,
 }
 
-/// A peer that has proved the key, and no connection has ended in time to make room for it.
+/// Why a peer that has proved a key is not admitted.
 #[derive(Debug, Error)]
-#[error("no connection ended in time to make room for this one; raise -n")]
-pub struct Busy;
+#[non_exhaustive]
+pub enum NotAdmitted {
+    /// No connection has ended in time.
+    #[error("no connection ended in time to make room for this one; raise -n")]
+    Busy,
+    /// The holders of this key may not do this.
+    #[error("{refused}")]
+    Key {
+        /// Which key.
+        key: Fingerprint,
+        /// Why.
+        refused: KeyRefused,
+    },
+}
 
 /// What the pipes at some sources have admitted. It belongs to the sources and not to a pipe, so that it outlives a reload.
 pub(crate) struct Admissions {
@@ -186,20 +211,17 @@ impl Drop for Waiting<'_> {
 
 /// What a connection holds as long as it runs.
 pub struct Permits {
+    key: Fingerprint,
     _limits: OfLimits,
     source: Option<OfSource>,
+    /// None for a client, which has no key.
+    _entered: Option<Entered>,
 }
 
 /// What a connection holds of the limits, before it is known where it comes from.
 struct OfLimits {
     _pipe: Permit,
     _process: Permit,
-}
-
-impl OfLimits {
-    fn permits(self, of_source: Option<OfSource>) -> Permits {
-        Permits { _limits: self, source: of_source }
-    }
 }
 
 /// What a client of an initiator holds while it is being connected on.
@@ -220,6 +242,8 @@ pub struct Gate {
     sources: Sources,
     access: Access,
     proxies: Option<TrustedProxies>,
+    /// Those that a responder accepts, or the one that an initiator proves.
+    keys: Vec1<(Fingerprint, Arc<OfKey>)>,
     admissions: Arc<Admissions>,
     connections: Connections,
     saturation: Arc<Repeated>,
@@ -231,6 +255,7 @@ impl Gate {
         name: Option<Name>,
         sources: Sources,
         rules: Rules,
+        keys: Vec1<(Fingerprint, Arc<OfKey>)>,
         admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
@@ -249,7 +274,7 @@ impl Gate {
                 kind, more, "clients waited at further times in the last minute"
             );
         });
-        Self { name, sources, access, proxies, admissions, connections, saturation, denials }
+        Self { name, sources, access, proxies, keys, admissions, connections, saturation, denials }
     }
 
     /// An initiator's next client. Its permits come before it is accepted: a client beyond the limits waits in the kernel's queue,
@@ -257,8 +282,15 @@ impl Gate {
     pub async fn next_client(&self, listeners: &mut Listeners) -> Admitted<ClientPlace> {
         let limits = self.limits().await;
         let establishing = self.admissions.establishing.take().await;
-        let (Arrival { stream, remote }, of_source) = self.next_arrival(listeners, || {}).await;
-        let place = self.connections.place(Some(limits.permits(of_source)));
+        let (key, of_key) = self.keys.first();
+        let enter = |remote| match of_key.check() {
+            Ok(()) => self.arrive(remote),
+            // The peer would refuse it, and could not be told from one that fails.
+            Err(_) => Err(Denied("the key of the pipe has expired (expires)")),
+        };
+        let (Arrival { stream, remote }, source) = self.next_arrival(listeners, enter, || {}).await;
+        let permits = Permits { key: *key, _limits: limits, source, _entered: None };
+        let place = self.connections.place(Some(permits));
         let place = ClientPlace { place, establishing: Some(Establishing(establishing)) };
         Admitted { stream, remote, place }
     }
@@ -272,7 +304,7 @@ impl Gate {
         let _sender_lives = waiting.wait_for(|waiting| *waiting < waiting_max).await.map(drop);
         lobby.room().await;
         let (Arrival { stream, remote }, of_source) =
-            self.next_arrival(listeners, || lobby.turn_one_out()).await;
+            self.next_arrival(listeners, |remote| self.arrive(remote), || lobby.turn_one_out()).await;
         Admitted { stream, remote, place: lobby.enter(remote, of_source) }
     }
 
@@ -281,16 +313,12 @@ impl Gate {
     async fn next_arrival(
         &self,
         listeners: &mut Listeners,
+        enter: impl Fn(Remote) -> Result<Option<OfSource>, Denied>,
         relieve: impl Fn(),
     ) -> (Arrival, Option<OfSource>) {
         loop {
             let arrival = listeners.accept(&relieve).await;
-            let entered = match &self.proxies {
-                None => self.enter(arrival.remote),
-                Some(proxies) if proxies.contain(arrival.remote) => Ok(None),
-                Some(_) => Err(Denied("it is no proxy that may tell who is behind it (--trust-proxy)")),
-            };
-            match entered {
+            match enter(arrival.remote) {
                 Ok(of_source) => return (arrival, of_source),
                 Err(Denied(denied)) => {
                     arrival.stream.arm_reset();
@@ -302,6 +330,18 @@ impl Gate {
             }
             // One that is denied is cheap, and there may be many.
             tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Counts a connection at its source, if that is known already: proxies still have to say.
+    ///
+    /// # Errors
+    /// Why it may not be here.
+    fn arrive(&self, remote: Remote) -> Result<Option<OfSource>, Denied> {
+        match &self.proxies {
+            None => self.enter(remote),
+            Some(proxies) if proxies.contain(remote) => Ok(None),
+            Some(_) => Err(Denied("it is no proxy that may tell who is behind it (--trust-proxy)")),
         }
     }
 
@@ -351,14 +391,32 @@ impl Gate {
         Ok(Identified { reached, fields: told.passed_on(), of_source })
     }
 
-    /// A place for a peer that has proved the key, as soon as there is one. It has left the lobby with `of_source`.
+    /// A place for a peer at `remote` that has proved `key`, as soon as there is one. It has left the lobby with `of_source`.
     ///
     /// # Errors
-    /// [`Busy`], when there is none until `deadline`.
-    pub async fn admit_peer(&self, of_source: Option<OfSource>, deadline: Instant) -> Result<Place, Busy> {
+    /// [`NotAdmitted`], when the key's holders may not have it, or there is none until `deadline`.
+    ///
+    /// # Panics
+    /// If the key is none of those that the gate was made for.
+    pub async fn admit_peer(
+        &self,
+        key: Fingerprint,
+        remote: Remote,
+        of_source: Option<OfSource>,
+        deadline: Instant,
+    ) -> Result<Place, NotAdmitted> {
+        let refused = |refused| NotAdmitted::Key { key, refused };
+        let of_key = self.keys.iter().find(|(other, _)| *other == key).map(|(_, of_key)| of_key);
+        let of_key = of_key.expect("a responder's gate has the keys that the responder accepts");
+        // First, so that a key that has enough takes no place from the others, not even one to wait in.
+        let entered = of_key.enter(remote).map_err(refused)?;
         let _waiting = Waiting::count(&self.admissions.waiting);
-        let limits = timeout_at(deadline, self.limits()).await.map_err(|_| Busy)?;
-        Ok(self.connections.place(Some(limits.permits(of_source))))
+        let limits = timeout_at(deadline, self.limits()).await.map_err(|_| NotAdmitted::Busy)?;
+        let permits = Permits { key, _limits: limits, source: of_source, _entered: Some(entered) };
+        let place = self.connections.place(Some(permits));
+        // Who revokes the key meanwhile finds the place, or is found here.
+        of_key.check().map_err(refused)?;
+        Ok(place)
     }
 
     async fn limits(&self) -> OfLimits {

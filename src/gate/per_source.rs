@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
+use super::quota::{Exceeded, Quota, Spent};
 use super::source::Source;
 use crate::stream::Remote;
 
@@ -14,59 +14,26 @@ use crate::stream::Remote;
 /// of one second's connections to each: an attacker with so many addresses has these anyway.
 const REMEMBERED: usize = 16 * 1024;
 
-/// What one source may do: pure data. None is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PerSource {
-    /// The most connections at a time.
-    pub connections: Option<NonZero<u32>>,
-    /// The most new connections a second. As many may come at once.
-    pub rate: Option<NonZero<u32>>,
-}
-
-/// Why a source may not have one more connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exceeded {
-    Connections,
-    Rate,
-}
-
 /// What the sources of a pipe's connections have.
 #[derive(Default)]
 pub(super) struct BySource(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    limits: PerSource,
-    sources: HashMap<IpAddr, Had>,
-}
-
-/// What one source has had.
-struct Had {
-    connections: u32,
-    /// New connections that it may have at `at`; more with each second.
-    allowance: f64,
-    at: Instant,
-}
-
-impl Had {
-    /// The allowance of a source as of `now`.
-    fn refill(&mut self, rate: u32, now: Instant) {
-        let rate = f64::from(rate);
-        self.allowance = (self.allowance + (now - self.at).as_secs_f64() * rate).min(rate);
-        self.at = now;
-    }
+    limits: Quota,
+    sources: HashMap<IpAddr, Spent>,
 }
 
 impl BySource {
-    pub(super) fn new(limits: PerSource) -> Self {
+    pub(super) fn new(limits: Quota) -> Self {
         Self(Mutex::new(State { limits, sources: HashMap::new() }))
     }
 
     /// Has `limits` hold from now on, for the connections that are there as well.
-    pub(super) fn set_limits(&self, limits: PerSource) {
+    pub(super) fn set_limits(&self, limits: Quota) {
         let mut state = self.state();
         state.limits = limits;
-        state.sources.retain(|_, had| had.connections > 0);
+        state.sources.retain(|_, spent| spent.has_connections());
     }
 
     /// Counts one more connection of `remote`, until what is given is dropped. None where nothing is limited.
@@ -77,27 +44,14 @@ impl BySource {
         let mut state = self.state();
         let State { limits, sources } = &mut *state;
         let Some(source) = Source::of(remote).host() else { return Ok(None) };
-        if *limits == PerSource::default() {
+        if *limits == Quota::default() {
             return Ok(None);
         }
         let now = Instant::now();
         if sources.len() >= REMEMBERED && !sources.contains_key(&source) {
             forget(sources, *limits, now);
         }
-        let rate = limits.rate.map(NonZero::get);
-        let new = || Had { connections: 0, allowance: rate.map_or(0.0, f64::from), at: now };
-        let had = sources.entry(source).or_insert_with(new);
-        if limits.connections.is_some_and(|max| had.connections >= max.get()) {
-            return Err(Exceeded::Connections);
-        }
-        if let Some(rate) = rate {
-            had.refill(rate, now);
-            if had.allowance < 1.0 {
-                return Err(Exceeded::Rate);
-            }
-            had.allowance -= 1.0;
-        }
-        had.connections += 1;
+        sources.entry(source).or_insert_with(|| Spent::new(*limits, now)).take(*limits, now)?;
         Ok(Some(OfSource { by_source: Arc::clone(self), source }))
     }
 
@@ -109,16 +63,10 @@ impl BySource {
 
 /// Makes room for one more source: forgets those about which there is nothing to know, and if that is not enough, all that have
 /// no connection.
-fn forget(sources: &mut HashMap<IpAddr, Had>, limits: PerSource, now: Instant) {
-    sources.retain(|_, had| {
-        let is_refilled = limits.rate.is_none_or(|rate| {
-            had.refill(rate.get(), now);
-            had.allowance >= f64::from(rate.get())
-        });
-        had.connections > 0 || !is_refilled
-    });
+fn forget(sources: &mut HashMap<IpAddr, Spent>, limits: Quota, now: Instant) {
+    sources.retain(|_, spent| spent.has_connections() || !spent.is_refilled(limits, now));
     if sources.len() >= REMEMBERED {
-        sources.retain(|_, had| had.connections > 0);
+        sources.retain(|_, spent| spent.has_connections());
     }
 }
 
@@ -132,9 +80,9 @@ impl Drop for OfSource {
     fn drop(&mut self) {
         let mut state = self.by_source.state();
         let needs_rate = state.limits.rate.is_some();
-        if let Some(had) = state.sources.get_mut(&self.source) {
-            had.connections -= 1;
-            if had.connections == 0 && !needs_rate {
+        if let Some(spent) = state.sources.get_mut(&self.source) {
+            spent.give_back();
+            if !spent.has_connections() && !needs_rate {
                 state.sources.remove(&self.source);
             }
         }
@@ -143,12 +91,13 @@ impl Drop for OfSource {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZero;
     use std::time::Duration;
 
     use super::*;
 
     fn limits(connections: u32, rate: u32) -> Arc<BySource> {
-        let limits = PerSource { connections: NonZero::new(connections), rate: NonZero::new(rate) };
+        let limits = Quota { connections: NonZero::new(connections), rate: NonZero::new(rate) };
         Arc::new(BySource::new(limits))
     }
 
@@ -194,7 +143,7 @@ mod tests {
     async fn a_changed_limit_counts_the_connections_that_are_there() {
         let by_source = limits(5, 0);
         let _three = [(); 3].map(|()| enter(&by_source, "192.0.2.1").unwrap());
-        by_source.set_limits(PerSource { connections: NonZero::new(3), rate: None });
+        by_source.set_limits(Quota { connections: NonZero::new(3), rate: None });
         assert!(enter(&by_source, "192.0.2.1").is_err());
     }
 

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::limit::Limit;
 use super::lobby::Lobby;
 use super::{Budget, OfSource, Permits};
+use crate::proto::key::Fingerprint;
 
 /// How long all connections together may take to tell their peers that they are cut short.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -34,17 +35,38 @@ struct Shared {
     waiting_max: AtomicUsize,
     /// All tasks, those with strangers included.
     tasks: TaskTracker,
-    /// The connections that count, each by what wakes its task. A cancellation token would do the same for 90 bytes more a
-    /// connection, and take a lock of all connections whenever bytes come.
-    running: Mutex<Slab<Waker>>,
+    /// The connections that count. A cancellation token for each would do the same for 90 bytes more a connection, and take a
+    /// lock of all connections whenever bytes come.
+    running: Mutex<Slab<Running>>,
     /// Set once all are to end.
     is_cut: AtomicBool,
+    /// How many have been told to end because of their key and have not ended yet. As long as there is none, nobody asks for the
+    /// lock.
+    revoked: AtomicUsize,
     /// Told when the last one has ended.
     none_left: Notify,
 }
 
+/// One of them.
+struct Running {
+    /// What wakes its task.
+    waker: Waker,
+    /// None for the one connection of a process that has no other.
+    key: Option<Fingerprint>,
+    is_revoked: bool,
+}
+
+/// Why a connection has to end before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The process stops.
+    Stopped,
+    /// Its key is not accepted any more.
+    Revoked,
+}
+
 impl Shared {
-    fn running(&self) -> MutexGuard<'_, Slab<Waker>> {
+    fn running(&self) -> MutexGuard<'_, Slab<Running>> {
         // A panic elsewhere leaves the list whole: every change to it is one call.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,8 +101,10 @@ impl Connections {
     /// Counts a connection as running, and keeps its `permits`, for as long as what is returned lives. A stranger has no place:
     /// until a peer has proved the key, there is nothing that could be finished.
     pub fn place(&self, permits: Option<Permits>) -> Place {
-        let key = self.0.running().insert(Waker::noop().clone());
-        Place { shared: Arc::clone(&self.0), key, permits }
+        let key = permits.as_ref().map(|permits| permits.key);
+        let running = Running { waker: Waker::noop().clone(), key, is_revoked: false };
+        let number = self.0.running().insert(running);
+        Place { shared: Arc::clone(&self.0), number, permits }
     }
 
     /// How many are running.
@@ -94,10 +118,25 @@ impl Connections {
         self.0.tasks.wait().await;
     }
 
+    /// Tells the connections to end whose key is one of those that `are_revoked`. Gives how many these are.
+    pub(crate) fn revoke(&self, are_revoked: impl Fn(Fingerprint) -> bool) -> usize {
+        let mut wakers = Vec::new();
+        for (_, running) in self.0.running().iter_mut() {
+            if !running.is_revoked && running.key.is_some_and(&are_revoked) {
+                running.is_revoked = true;
+                self.0.revoked.fetch_add(1, Ordering::SeqCst);
+                wakers.push(running.waker.clone());
+            }
+        }
+        let count = wakers.len();
+        wakers.into_iter().for_each(Waker::wake);
+        count
+    }
+
     /// Tells all connections to end, and waits for a moment until they have told their peers. Gives how many were running.
     pub(crate) async fn cut_short(&self) -> usize {
         self.0.is_cut.store(true, Ordering::SeqCst);
-        let wakers: Vec<_> = self.0.running().iter().map(|(_, waker)| waker.clone()).collect();
+        let wakers: Vec<_> = self.0.running().iter().map(|(_, running)| running.waker.clone()).collect();
         let count = wakers.len();
         wakers.into_iter().for_each(Waker::wake);
         let ended = async {
@@ -113,7 +152,8 @@ impl Connections {
 /// One connection's place among those that run, free again when this is dropped.
 pub struct Place {
     shared: Arc<Shared>,
-    key: usize,
+    /// Which of those that run.
+    number: usize,
     /// None where nothing is counted.
     permits: Option<Permits>,
 }
@@ -126,25 +166,33 @@ impl Place {
         }
     }
 
-    /// Does `work`, unless the connection has to end before that is done: then there is no result.
+    /// Does `work`, unless the connection has to end before that is done: then there is only the reason.
     pub(crate) fn unless_cut<T>(
         &self,
         mut work: impl Future<Output = T> + Unpin,
-    ) -> impl Future<Output = Option<T>> {
+    ) -> impl Future<Output = Result<T, Cut>> {
         let mut is_registered = false;
         // Not an async fn, whose future would keep the work twice.
         poll_fn(move |context| {
             if !is_registered {
                 // Once is enough: a task has the same waker all its life.
                 is_registered = true;
-                self.shared.running()[self.key].clone_from(context.waker());
+                self.shared.running()[self.number].waker.clone_from(context.waker());
             }
             match Pin::new(&mut work).poll(context) {
-                Poll::Ready(result) => Poll::Ready(Some(result)),
-                Poll::Pending if self.shared.is_cut.load(Ordering::SeqCst) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+                Poll::Ready(result) => Poll::Ready(Ok(result)),
+                Poll::Pending => self.cut().map_or(Poll::Pending, |cut| Poll::Ready(Err(cut))),
             }
         })
+    }
+
+    /// Why the connection has to end, if it has to.
+    fn cut(&self) -> Option<Cut> {
+        if self.shared.is_cut.load(Ordering::SeqCst) {
+            return Some(Cut::Stopped);
+        }
+        let some_are_revoked = self.shared.revoked.load(Ordering::SeqCst) > 0;
+        (some_are_revoked && self.shared.running()[self.number].is_revoked).then_some(Cut::Revoked)
     }
 }
 
@@ -152,7 +200,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let is_last = {
             let mut running = self.shared.running();
-            running.remove(self.key);
+            if running.remove(self.number).is_revoked {
+                self.shared.revoked.fetch_sub(1, Ordering::SeqCst);
+            }
             running.is_empty()
         };
         if is_last {
@@ -172,7 +222,7 @@ mod tests {
         let work = tokio::spawn(async move { place.unless_cut(std::future::pending::<()>()).await });
         tokio::task::yield_now().await;
         assert_eq!(connections.cut_short().await, 1);
-        assert_eq!(work.await.unwrap(), None);
+        assert_eq!(work.await.unwrap(), Err(Cut::Stopped));
     }
 
     #[tokio::test]
@@ -180,14 +230,14 @@ mod tests {
         let connections = Connections::default();
         connections.cut_short().await;
         let place = connections.place(None);
-        assert_eq!(place.unless_cut(std::future::pending::<()>()).await, None);
+        assert_eq!(place.unless_cut(std::future::pending::<()>()).await, Err(Cut::Stopped));
     }
 
     #[tokio::test]
     async fn work_that_is_done_is_not_cut() {
         let connections = Connections::default();
         connections.cut_short().await;
-        assert_eq!(connections.place(None).unless_cut(std::future::ready(7)).await, Some(7));
+        assert_eq!(connections.place(None).unless_cut(std::future::ready(7)).await, Ok(7));
     }
 
     #[tokio::test(start_paused = true)]

@@ -91,7 +91,8 @@ impl Reception {
         let connections = registry.connections.clone();
         let name = common.name.clone();
         let upstream = registry.upstream(&sources, &common);
-        let gate = Arc::new(Gate::new(name, sources, rules, admissions, connections.clone()));
+        let keys = registry.keys(&role, &rules);
+        let gate = Arc::new(Gate::new(name, sources, rules, keys, admissions, connections.clone()));
         let usage = Arc::clone(&registry.usage);
         let (life, checks) = match role {
             Role::Initiator { key } => {

@@ -5,6 +5,7 @@
 //! the same source takes the socket over with all connections that wait in its queue.
 
 mod accepting;
+mod expiries;
 pub mod heartbeat;
 mod loops;
 mod registry;
@@ -15,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use tracing::{info, warn};
 
 use self::accepting::Accepting;
+pub use self::expiries::{Expiries, Expiry, Stage};
 pub use self::registry::Registry;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
@@ -112,7 +114,7 @@ fn log_listening(spec: &Spec, listener: &Listener) {
     let Spec { role, common, .. } = spec;
     let keys: Vec<_> = role.keys().iter().map(|key| key.fingerprint().to_string()).collect();
     let key_files: Vec<_> =
-        role.keys().iter().filter_map(|key| common.key_names.of(key.fingerprint())).collect();
+        role.keys().iter().filter_map(|key| common.key_names.file(key.fingerprint())).collect();
     let key_file = Some(key_files.join(",")).filter(|files| !files.is_empty());
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
     let (configured, ciphers) = (&common.targets, common.terms.ciphers);
@@ -160,6 +162,11 @@ impl Pipes {
     /// The sources whose names do not resolve so far.
     pub fn unresolved(&self) -> impl Iterator<Item = &Source> {
         self.serving.iter().flat_map(|serving| &serving.unresolved)
+    }
+
+    /// When keys of the pipes expire.
+    pub fn expiries(&self) -> Expiries {
+        Expiries::of(self.serving.iter().map(|serving| &serving.spec))
     }
 
     /// The pipes as they are, to be put in their own place once more of their sources can be listened on.

@@ -1,16 +1,19 @@
 //! What outlives a reload, by what it is: the registry belongs to the process and not to a pipe.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
+use vec1::Vec1;
 
 use super::heartbeat::Heartbeat;
 use super::spec::{Role, Spec, Specs};
 use crate::addr::{Sources, Target};
 use crate::connection::Common;
-use crate::gate::{Admissions, Budget, Connections, Rules};
+use crate::gate::{Admissions, Budget, Connections, OfKey, Rules};
 use crate::names::Names;
+use crate::proto::key::Fingerprint;
 use crate::stats::Usage;
 use crate::upstream::{Candidate, Dialer, Known, Route, Upstream};
 
@@ -28,6 +31,8 @@ pub struct Registry {
     pub heartbeat: Arc<Heartbeat>,
     /// What is known of each pipe, by its sources as they were written.
     by_sources: Mutex<HashMap<Sources, Memory>>,
+    /// What the holders of each key have been admitted to, whichever pipe accepts it.
+    by_key: Mutex<HashMap<Fingerprint, Arc<OfKey>>>,
 }
 
 /// What is known of one pipe.
@@ -56,6 +61,7 @@ impl Registry {
             names: Arc::default(),
             heartbeat: Arc::default(),
             by_sources: Mutex::default(),
+            by_key: Mutex::default(),
         }
     }
 
@@ -100,6 +106,29 @@ impl Registry {
         admissions
     }
 
+    /// What the holders of the keys of `role` have been admitted to, from now on by `rules`.
+    pub(super) fn keys(&self, role: &Role, rules: &Rules) -> Vec1<(Fingerprint, Arc<OfKey>)> {
+        let mut by_key = self.by_key();
+        let keys = role.keys().iter().map(|key| {
+            let key = key.fingerprint();
+            let rules = rules.of_keys.get(&key).cloned().unwrap_or_default();
+            match by_key.entry(key) {
+                Entry::Occupied(known) => {
+                    known.get().accept(rules);
+                    (key, Arc::clone(known.get()))
+                }
+                Entry::Vacant(new) => (key, Arc::clone(new.insert(Arc::new(OfKey::new(rules))))),
+            }
+        });
+        Vec1::try_from_vec(keys.collect()).expect("either role has a key")
+    }
+
+    /// Ends the connections of the keys that `are_revoked`, also those that are being set up. Gives how many these are.
+    pub(crate) fn revoke(&self, are_revoked: impl Fn(Fingerprint) -> bool) -> usize {
+        self.by_key().iter().filter(|(key, _)| are_revoked(**key)).for_each(|(_, of_key)| of_key.revoke());
+        self.connections.revoke(are_revoked)
+    }
+
     /// The targets of the pipe at `sources`, to be chosen from as `common` says.
     pub(super) fn upstream(&self, sources: &Sources, common: &Common) -> Upstream {
         let mut by_sources = self.by_sources();
@@ -117,7 +146,8 @@ impl Registry {
         })
     }
 
-    /// Forgets the sources at which no pipe is left, the targets that a pipe has no longer, and their names.
+    /// Forgets the sources at which no pipe is left, the targets that a pipe has no longer, and their names; and keys that no
+    /// pipe has and no connection.
     pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = &'s Spec>) {
         let used: HashMap<_, _> = used.map(|spec| (&spec.sources, &spec.common.targets)).collect();
         let routes = used.values().flat_map(|targets| targets.routes().iter());
@@ -127,6 +157,12 @@ impl Registry {
             memory.targets.retain(|target, _| targets.routes().iter().any(|route| route.target() == target));
             true
         });
+        self.by_key().retain(|_, of_key| Arc::strong_count(of_key) > 1);
+    }
+
+    fn by_key(&self) -> MutexGuard<'_, HashMap<Fingerprint, Arc<OfKey>>> {
+        // A panic elsewhere leaves the map whole: every change to it is one call.
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn by_sources(&self) -> MutexGuard<'_, HashMap<Sources, Memory>> {

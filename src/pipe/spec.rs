@@ -187,7 +187,7 @@ impl Specs {
                 let (first, in_first) = *keys.entry(fingerprint).or_insert((key, spec));
                 if !first.is_same(key) {
                     let name =
-                        |spec: &Spec| spec.common.key_names.of(fingerprint).unwrap_or_default().to_owned();
+                        |spec: &Spec| spec.common.key_names.file(fingerprint).unwrap_or_default().to_owned();
                     let (first, second) = (name(in_first), name(spec));
                     return Err(conflict(SpecsError::SharedFingerprint { first, second, fingerprint }));
                 }

@@ -113,6 +113,8 @@ pub enum AbortReason {
     Busy,
     /// The peer is shutting down.
     Shutdown,
+    /// The peer does not accept the key that both hold, or not any more, or not from the address of this end.
+    KeyRefused,
     /// A code of a later version.
     Other(u8),
 }
@@ -124,6 +126,7 @@ impl AbortReason {
             Self::TargetUnreachable => 2,
             Self::Busy => 3,
             Self::Shutdown => 4,
+            Self::KeyRefused => 5,
             Self::Other(code) => code,
         }
     }
@@ -134,6 +137,7 @@ impl AbortReason {
             2 => Self::TargetUnreachable,
             3 => Self::Busy,
             4 => Self::Shutdown,
+            5 => Self::KeyRefused,
             code => Self::Other(code),
         }
     }

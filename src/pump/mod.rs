@@ -77,14 +77,26 @@ pub enum PumpError {
     /// Checks have found that the target is down.
     #[error("the target went down (--on-down reset)")]
     TargetDown,
+    /// The key of the connection is not accepted any more.
+    #[error("its key is not accepted any more (--on-revoke reset)")]
+    KeyRevoked,
 }
 
 fn describe(reason: AbortReason) -> String {
     match reason {
         AbortReason::Reset => "the connection at the other end was reset".into(),
         AbortReason::TargetUnreachable => "the other end cannot reach its target; its log says why".into(),
-        AbortReason::Busy => "the other end has as many connections as it may; raise its -n".into(),
+        AbortReason::Busy => {
+            "the other end has as many connections as it may; raise its -n, or the limits of \
+                              this key there"
+                .into()
+        }
         AbortReason::Shutdown => "the other end was shut down".into(),
+        AbortReason::KeyRefused => {
+            "the other end does not accept this key any more, or not from this address; its log says \
+                                    why"
+            .into()
+        }
         AbortReason::Other(code) => format!("the other end gave up with code {code}"),
     }
 }

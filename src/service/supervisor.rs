@@ -1,8 +1,10 @@
 //! The process at work: obeys signals, reloads, drains, and tells the service manager.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use super::sandbox::Confinement;
 use super::signals::{Signal, Signals};
 use crate::addr::{Endpoint, Source};
 use crate::names;
-use crate::pipe::{self, Listening, Pipes, Specs};
+use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Specs, Stage};
 use crate::proto::key::Fingerprint;
 use crate::stats::Usage;
 
@@ -29,10 +31,50 @@ pub type ReloadError = Box<dyn Error + Send + Sync>;
 pub struct Reread {
     /// The pipes that there are to be.
     pub specs: Specs,
-    /// How long connections may go on after a stop.
-    pub drain_timeout: Duration,
+    /// How connections are treated.
+    pub policy: Policy,
     /// Whether something has changed that only a restart can bring into force.
     pub needs_restart: bool,
+}
+
+/// How connections are treated that run, when something about the process or their key changes.
+#[derive(Clone, Copy)]
+pub struct Policy {
+    /// How long they may go on after a stop.
+    pub drain_timeout: Duration,
+    /// What becomes of them when their key is not accepted any more.
+    pub on_revoke: OnRevoke,
+}
+
+/// What becomes of running connections when a reload takes their key away, or when it expires (`--on-revoke`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRevoke {
+    /// They go on: a key is changed more often than it is lost.
+    #[default]
+    Keep,
+    /// They are reset.
+    Reset,
+}
+
+impl FromStr for OnRevoke {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "reset" => Ok(Self::Reset),
+            _ => Err(format!("'{text}' is not what can be done; write keep or reset")),
+        }
+    }
+}
+
+impl fmt::Display for OnRevoke {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Keep => "keep",
+            Self::Reset => "reset",
+        })
+    }
 }
 
 /// Reads the configuration again. It may block.
@@ -43,16 +85,17 @@ struct Reloaded {
     listening: Listening,
     pipes: usize,
     /// The keys that new connections may have.
-    accepted: Vec<Fingerprint>,
-    drain_timeout: Duration,
+    accepted: HashSet<Fingerprint>,
+    policy: Policy,
     needs_restart: bool,
 }
 
 /// The process at work.
 pub struct Supervisor<'m> {
     pipes: Pipes,
+    expiries: Expiries,
     reader: Arc<Reader>,
-    drain_timeout: Duration,
+    policy: Policy,
     manager: &'m Manager,
     confined: Confinement,
     status: Status,
@@ -64,14 +107,15 @@ impl<'m> Supervisor<'m> {
         pipes: Pipes,
         count: usize,
         reader: Arc<Reader>,
-        drain_timeout: Duration,
+        policy: Policy,
         manager: &'m Manager,
         confined: Confinement,
     ) -> Self {
         let usage = Arc::clone(&pipes.registry().usage);
         let text = Mutex::new(Text { note: "", pipes: count });
         let status = Status(Arc::new(StatusText { usage, text }));
-        Self { pipes, reader, drain_timeout, manager, confined, status }
+        let expiries = pipes.expiries();
+        Self { pipes, expiries, reader, policy, manager, confined, status }
     }
 
     /// Obeys signals until all connections have ended, or may go on no longer.
@@ -94,6 +138,10 @@ impl<'m> Supervisor<'m> {
                 },
                 () = await_names(self.pipes.unresolved()) => {
                     self.listen_at_resolved_names().await;
+                    continue;
+                }
+                expiry = self.expiries.next() => {
+                    self.obey_calendar(&expiry);
                     continue;
                 }
             }
@@ -125,6 +173,23 @@ impl<'m> Supervisor<'m> {
         self.drain(signals).await;
     }
 
+    /// A key expires soon, or now.
+    fn obey_calendar(&self, Expiry { key, file, name, expires, stage }: &Expiry) {
+        let (key_file, key_name) = (file.as_deref(), name.as_deref());
+        match (stage, self.policy.on_revoke) {
+            (Stage::Soon, _) => {
+                warn!(%key, key_file, key_name, %expires, "the key expires soon: give its holder a new one");
+            }
+            (Stage::Now, OnRevoke::Keep) => {
+                warn!(%key, key_file, key_name, %expires, "the key has expired: new connections are refused, running ones go on");
+            }
+            (Stage::Now, OnRevoke::Reset) => {
+                let ended = self.pipes.registry().revoke(|other| other == *key);
+                warn!(%key, key_file, key_name, %expires, ended, "the key has expired: new connections are refused, running ones end");
+            }
+        }
+    }
+
     /// Listens at the sources whose names resolve by now.
     async fn listen_at_resolved_names(&mut self) {
         let (held, specs) = (self.pipes.held(), self.pipes.specs());
@@ -147,26 +212,34 @@ impl<'m> Supervisor<'m> {
     fn read_again(&self) -> impl Future<Output = Result<Reloaded, ReloadError>> + use<> {
         let (reader, held) = (Arc::clone(&self.reader), self.pipes.held());
         let reading = spawn_blocking(move || {
-            let Reread { specs, drain_timeout, needs_restart } = reader()?;
+            let Reread { specs, policy, needs_restart } = reader()?;
             let keys = specs.iter().flat_map(|spec| spec.role.keys());
             let accepted = keys.map(|key| key.fingerprint()).collect();
             let pipes = specs.iter().len();
             let listening = pipe::listen_besides(&held, specs)?;
-            Ok(Reloaded { listening, pipes, accepted, drain_timeout, needs_restart })
+            Ok(Reloaded { listening, pipes, accepted, policy, needs_restart })
         });
         async move { reading.await.unwrap_or_else(|panic| Err(panic.into())) }
     }
 
     /// Puts what was read into force for new connections.
     async fn replace(&mut self, reloaded: Reloaded) -> Result<(), ReloadError> {
-        let Reloaded { listening, pipes, accepted, drain_timeout, needs_restart } = reloaded;
+        let Reloaded { listening, pipes, accepted, policy, needs_restart } = reloaded;
         self.pipes.replace(listening).await?;
         self.status.set_pipes(pipes);
-        self.drain_timeout = drain_timeout;
+        self.policy = policy;
+        self.expiries = self.pipes.expiries();
         info!(pipes, "reloaded: new connections are served by it, running ones go on");
-        for (key, connections) in self.pipes.registry().usage.by_key() {
+        let registry = self.pipes.registry();
+        for (key, connections) in registry.usage.by_key() {
             if !accepted.contains(&key) {
                 info!(%key, connections, "running connections have a key that new ones cannot use any more");
+            }
+        }
+        if policy.on_revoke == OnRevoke::Reset {
+            let ended = registry.revoke(|key| !accepted.contains(&key));
+            if ended > 0 {
+                warn!(ended, "ending running connections: their keys are not accepted any more");
             }
         }
         if needs_restart {
@@ -179,7 +252,7 @@ impl<'m> Supervisor<'m> {
         self.status.set_note("stopping; ");
         let cut = async {
             tokio::select! {
-                () = sleep(self.drain_timeout) => {}
+                () = sleep(self.policy.drain_timeout) => {}
                 () = signals.stop() => {}
             }
         };
@@ -187,7 +260,7 @@ impl<'m> Supervisor<'m> {
         tokio::select! {
             // The manager first: it has to know how long this may take.
             biased;
-            () = self.manager.stopping(&status, self.drain_timeout) => unreachable!("it goes on for ever"),
+            () = self.manager.stopping(&status, self.policy.drain_timeout) => unreachable!("it goes on for ever"),
             _logged = self.pipes.drain(cut) => {}
         }
     }
