@@ -13,7 +13,7 @@ use super::key_file::KeySource;
 use super::targets::Escaped;
 use super::text;
 use crate::addr::{Name, Outgoing, Proxy, Source, Target};
-use crate::connection::Common;
+use crate::connection::{Common, Limits};
 use crate::gate::{Access, PerSource, Rules};
 use crate::names::{Family, Lookup};
 use crate::proto::handshake::Label;
@@ -221,6 +221,12 @@ pub(crate) struct PipeOptions {
     #[serde(default = "default_dead_after")]
     pub(crate) dead_after: DeadAfter,
 
+    /// End a connection that carries no byte in either direction for this long. Bytes that wait for a reader who has stalled do
+    /// not count [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) idle_timeout: Option<TimeLimit>,
+
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]
     #[serde(default)]
@@ -273,6 +279,11 @@ impl PipeOptions {
         let per_source = PerSource { connections: self.max_per_source, rate: self.rate_per_source };
         Rules { max_connections: NonZero::new(self.max_connections), access, per_source }
     }
+
+    /// How long a connection may go on.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { idle: self.idle_timeout.map(Into::into) }
+    }
 }
 
 fn default_max_connections() -> usize {
@@ -302,6 +313,9 @@ impl std::str::FromStr for Mode {
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
 pub(crate) struct Seconds<const MIN: u64, const MAX: u64>(u64);
+
+/// How long a connection may go on, up to a year.
+pub(crate) type TimeLimit = Seconds<1, 31_536_000>;
 
 /// `-o`, up to a day.
 pub(crate) type Timeout = Seconds<1, 86_400>;

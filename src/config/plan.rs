@@ -186,6 +186,7 @@ impl Planner {
         let keys = Vec1::try_from_vec(keys).map_err(|_| {
             PlanError::contradiction("key", "the key is missing; write the name of a key file")
         })?;
+        let limits = options.limits();
         let common = Common {
             name: options.name,
             key_names,
@@ -194,6 +195,7 @@ impl Planner {
             timeout: options.timeout.into(),
             keepalive,
             lookup,
+            limits,
         };
         Ok((common, Keys { keys, files }))
     }

@@ -10,7 +10,7 @@ use super::watch::Watch;
 use crate::addr::Target;
 use crate::gate::Place;
 use crate::proto::frame::AbortReason;
-use crate::pump::{self, PumpError};
+use crate::pump::{self, PumpError, TimeLimit};
 use crate::stats::Usage;
 use crate::stream::{Remote, Stream};
 use crate::tunnel::Tunnel;
@@ -107,7 +107,7 @@ pub(super) async fn carry(
     } else {
         let Carrying { local, tunnel, place, in_use, .. } = &mut *connection;
         let Tunnel { seal, open, wire, .. } = tunnel;
-        let mut watch = Watch::new(common.keepalive, in_use.down());
+        let mut watch = Watch::new(common, in_use.down());
         let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
             watch.poll(context, &waiting)
         });
@@ -119,11 +119,9 @@ pub(super) async fn carry(
         connection.local.disarm();
     }
     drop(connection.local);
-    if let Err(failure @ (PumpError::Local(_) | PumpError::Stopped | PumpError::TargetDown)) = &result {
-        let reason = match failure {
-            PumpError::Stopped => AbortReason::Shutdown,
-            _ => AbortReason::Reset,
-        };
+    if let Err(failure) = &result
+        && let Some(reason) = reason_for_the_peer(failure)
+    {
         Box::pin(connection.tunnel.abort(reason)).await;
     }
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
@@ -142,6 +140,16 @@ pub(super) async fn carry(
         Box::pin(connection.tunnel.await_close()).await;
     }
     carried.result
+}
+
+/// None where the peer has failed itself, or cannot be told.
+fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
+    match failure {
+        PumpError::Local(_) | PumpError::TargetDown => Some(AbortReason::Reset),
+        PumpError::Stopped => Some(AbortReason::Shutdown),
+        PumpError::TimeLimit(TimeLimit::Idle(_)) => Some(AbortReason::Idle),
+        _ => None,
+    }
 }
 
 fn log_established(common: &Common, connection: &Carrying) {
@@ -167,9 +175,14 @@ impl Carried {
             };
         }
         match result {
-            // Resets are everyday life.
+            // Resets are everyday life, and limits on time are there to be reached.
             Ok(())
-            | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset) | PumpError::Abandoned) => {
+            | Err(
+                PumpError::Local(_)
+                | PumpError::TimeLimit(_)
+                | PumpError::Aborted(AbortReason::Reset | AbortReason::Idle)
+                | PumpError::Abandoned,
+            ) => {
                 log!(info);
             }
             Err(_) => log!(warn),

@@ -10,6 +10,7 @@ mod check;
 mod clock;
 mod commit;
 mod initiator;
+mod limits;
 mod responder;
 mod watch;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use self::check::Checks;
 pub use self::initiator::Initiator;
+pub use self::limits::Limits;
 pub use self::responder::Responder;
 use vec1::Vec1;
 
@@ -74,6 +76,8 @@ pub struct Common {
     pub keepalive: Keepalive,
     /// How the names of the targets are treated.
     pub lookup: Lookup,
+    /// How long a connection may go on.
+    pub limits: Limits,
 }
 
 impl Common {
@@ -95,6 +99,7 @@ impl Common {
             timeout: Self::TIMEOUT,
             keepalive: Keepalive::default(),
             lookup: Lookup::default(),
+            limits: Limits::default(),
         }
     }
 }

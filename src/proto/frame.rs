@@ -113,6 +113,8 @@ pub enum AbortReason {
     Busy,
     /// The peer is shutting down.
     Shutdown,
+    /// The connection carried nothing for longer than the peer allows.
+    Idle,
     /// A code of a later version.
     Other(u8),
 }
@@ -124,6 +126,7 @@ impl AbortReason {
             Self::TargetUnreachable => 2,
             Self::Busy => 3,
             Self::Shutdown => 4,
+            Self::Idle => 5,
             Self::Other(code) => code,
         }
     }
@@ -134,6 +137,7 @@ impl AbortReason {
             2 => Self::TargetUnreachable,
             3 => Self::Busy,
             4 => Self::Shutdown,
+            5 => Self::Idle,
             code => Self::Other(code),
         }
     }

@@ -17,6 +17,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use thiserror::Error;
@@ -77,6 +78,17 @@ pub enum PumpError {
     /// Checks have found that the target is down.
     #[error("the target went down (--on-down reset)")]
     TargetDown,
+    /// It took more time than it may.
+    #[error(transparent)]
+    TimeLimit(#[from] TimeLimit),
+}
+
+/// A limit on the time of a connection, which nothing else is wrong with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TimeLimit {
+    /// Nothing was carried for so long.
+    #[error("idle: no byte was carried for {} s (--idle-timeout)", .0.as_secs())]
+    Idle(Duration),
 }
 
 fn describe(reason: AbortReason) -> String {
@@ -85,6 +97,7 @@ fn describe(reason: AbortReason) -> String {
         AbortReason::TargetUnreachable => "the other end cannot reach its target; its log says why".into(),
         AbortReason::Busy => "the other end has as many connections as it may; raise its -n".into(),
         AbortReason::Shutdown => "the other end was shut down".into(),
+        AbortReason::Idle => "the other end ended the connection, since it was idle".into(),
         AbortReason::Other(code) => format!("the other end gave up with code {code}"),
     }
 }
@@ -97,6 +110,8 @@ pub struct Waiting<'r, L, W> {
     pub local_has_ended: bool,
     /// The connection to the peer.
     pub wire: &'r W,
+    /// Payload bytes so far, of both directions: those that were read, whether they could be written yet or not.
+    pub carried: u64,
 }
 
 /// A watch that notices nothing, for streams that have nothing to watch.
@@ -143,7 +158,12 @@ pub fn run<S: Seal, O: Open, L: ReadVectored, W: AsyncRead + Unpin>(
         if opened && let Poll::Ready(error) = open.poll_hangup(context, &mut wire_reader) {
             return Poll::Ready(Err(error));
         }
-        let waiting = Waiting { local: &local_reader, local_has_ended: sealed, wire: &wire_reader };
+        let waiting = Waiting {
+            local: &local_reader,
+            local_has_ended: sealed,
+            wire: &wire_reader,
+            carried: seal.bytes() + open.bytes(),
+        };
         watch(context, waiting).map(Err)
     })
 }
