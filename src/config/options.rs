@@ -227,6 +227,11 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) idle_timeout: Option<TimeLimit>,
 
+    /// The same for a connection of which one direction has ended; it takes the place of --idle-timeout then [default: as before]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) half_close_timeout: Option<TimeLimit>,
+
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]
     #[serde(default)]
@@ -282,7 +287,10 @@ impl PipeOptions {
 
     /// How long a connection may go on.
     pub(super) fn limits(&self) -> Limits {
-        Limits { idle: self.idle_timeout.map(Into::into) }
+        Limits {
+            idle: self.idle_timeout.map(Into::into),
+            half_closed: self.half_close_timeout.map(Into::into),
+        }
     }
 }
 

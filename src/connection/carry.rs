@@ -147,7 +147,7 @@ fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
     match failure {
         PumpError::Local(_) | PumpError::TargetDown => Some(AbortReason::Reset),
         PumpError::Stopped => Some(AbortReason::Shutdown),
-        PumpError::TimeLimit(TimeLimit::Idle(_)) => Some(AbortReason::Idle),
+        PumpError::TimeLimit(TimeLimit::Idle(_) | TimeLimit::HalfClosed(_)) => Some(AbortReason::Idle),
         _ => None,
     }
 }

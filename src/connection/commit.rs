@@ -81,6 +81,7 @@ impl FirstBytes {
                 local: &client.reader,
                 local_has_ended: has_ended,
                 wire: &wire_reader,
+                wire_has_ended: false,
                 carried: seal.bytes() + open.bytes(),
             };
             watch.poll(context, &waiting).map(Err)

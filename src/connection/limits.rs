@@ -14,6 +14,8 @@ use crate::pump::{TimeLimit, Waiting};
 pub struct Limits {
     /// Without a byte of either direction (`--idle-timeout`).
     pub idle: Option<Duration>,
+    /// The same, once one direction has ended (`--half-close-timeout`). None is the same as before.
+    pub half_closed: Option<Duration>,
 }
 
 /// The limits of one connection, and how far it is.
@@ -24,6 +26,8 @@ pub(super) struct Timekeeper {
     limits: Limits,
     /// Bytes that were carried when last looked.
     carried: u64,
+    /// Whether one direction had ended.
+    is_half_closed: bool,
     /// Since when no more were.
     quiet_since: Instant,
     alarm: Option<Pin<Box<Sleep>>>,
@@ -33,7 +37,10 @@ impl Timekeeper {
     /// None without a limit, so that nothing has to be looked at.
     pub(super) fn of(limits: Limits) -> Option<Box<Self>> {
         let is_limited = limits != Limits::default();
-        is_limited.then(|| Box::new(Self { limits, carried: 0, quiet_since: Instant::now(), alarm: None }))
+        is_limited.then(|| {
+            let quiet_since = Instant::now();
+            Box::new(Self { limits, carried: 0, is_half_closed: false, quiet_since, alarm: None })
+        })
     }
 
     /// Gives the limit that is reached. To be polled whenever the connection has done what there was to do.
@@ -45,6 +52,12 @@ impl Timekeeper {
         if self.carried != waiting.carried {
             self.carried = waiting.carried;
             self.quiet_since = Instant::now();
+        }
+        if !self.is_half_closed && (waiting.local_has_ended || waiting.wire_has_ended) {
+            // An end is a word, too. The limit that counts from here on may be the shorter one.
+            self.is_half_closed = true;
+            self.quiet_since = Instant::now();
+            self.alarm = None;
         }
         loop {
             let Some((due, limit)) = self.next() else { return Poll::Pending };
@@ -61,6 +74,11 @@ impl Timekeeper {
 
     /// The limit that comes next, and when.
     fn next(&self) -> Option<(Instant, TimeLimit)> {
-        self.limits.idle.map(|idle| (self.quiet_since + idle, TimeLimit::Idle(idle)))
+        let Limits { idle, half_closed } = self.limits;
+        let (quiet, limit) = match half_closed.filter(|_| self.is_half_closed) {
+            Some(half_closed) => (half_closed, TimeLimit::HalfClosed(half_closed)),
+            None => idle.map(|idle| (idle, TimeLimit::Idle(idle)))?,
+        };
+        Some((self.quiet_since + quiet, limit))
     }
 }

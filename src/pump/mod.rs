@@ -89,6 +89,9 @@ pub enum TimeLimit {
     /// Nothing was carried for so long.
     #[error("idle: no byte was carried for {} s (--idle-timeout)", .0.as_secs())]
     Idle(Duration),
+    /// One direction had ended, and the other carried nothing for so long.
+    #[error("idle: it was half-closed, and no byte was carried for {} s (--half-close-timeout)", .0.as_secs())]
+    HalfClosed(Duration),
 }
 
 fn describe(reason: AbortReason) -> String {
@@ -110,6 +113,8 @@ pub struct Waiting<'r, L, W> {
     pub local_has_ended: bool,
     /// The connection to the peer.
     pub wire: &'r W,
+    /// Whether the peer's direction has ended, and the local side is told.
+    pub wire_has_ended: bool,
     /// Payload bytes so far, of both directions: those that were read, whether they could be written yet or not.
     pub carried: u64,
 }
@@ -162,6 +167,7 @@ pub fn run<S: Seal, O: Open, L: ReadVectored, W: AsyncRead + Unpin>(
             local: &local_reader,
             local_has_ended: sealed,
             wire: &wire_reader,
+            wire_has_ended: opened,
             carried: seal.bytes() + open.bytes(),
         };
         watch(context, waiting).map(Err)

@@ -1,7 +1,7 @@
 //! Connections that nothing is wrong with, and that take more time than they may.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::support::pipe::{Key, Pipe, stdio};
 use crate::support::process::Process;
 use crate::support::site::Site;
-use crate::support::socket::{Service, assert_echoes, assert_reads, assert_reset, echo};
+use crate::support::socket::{Service, assert_echoes, assert_ends, assert_reads, assert_reset, echo};
 
 const IDLE: [&str; 2] = ["--idle-timeout", "1"];
 const IDLE_HERE: &str = "idle: no byte was carried for 1 s (--idle-timeout)";
@@ -72,6 +72,88 @@ fn bytes_of_one_direction_keep_a_connection() {
         served.write_all(b".").expect("the connection lives");
         assert_reads(&mut client, ".");
     }
+}
+
+const HALF_CLOSE: [&str; 2] = ["--half-close-timeout", "1"];
+const HALF_CLOSED_HERE: &str =
+    "idle: it was half-closed, and no byte was carried for 1 s (--half-close-timeout)";
+
+#[test]
+fn a_half_closed_connection_that_is_idle_is_reset() {
+    for end in [Shutdown::Write, Shutdown::Read] {
+        let service = Service::start();
+        let pipe = Pipe::to(service.address()).initiator_args(&HALF_CLOSE).start();
+        let (mut client, mut served) = conversation(&pipe, &service);
+        // Either side may be the one that has said all.
+        let (ending, silent) = match end {
+            Shutdown::Write => (&mut client, &mut served),
+            _ => (&mut served, &mut client),
+        };
+        ending.shutdown(Shutdown::Write).expect("the stream is connected");
+        assert_ends(silent);
+        pipe.initiator.await_line(&["closed", HALF_CLOSED_HERE]);
+        // The reset comes behind the end of the stream.
+        assert_reset(ending);
+    }
+}
+
+#[test]
+fn a_half_closed_connection_is_reset_by_a_responder_with_a_limit() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).responder_args(&HALF_CLOSE).start();
+    let (mut client, mut served) = conversation(&pipe, &service);
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut served);
+    assert_reset(&mut client);
+    pipe.responder.await_line(&["closed", HALF_CLOSED_HERE]);
+    pipe.initiator.await_line(&["closed", IDLE_THERE]);
+}
+
+#[test]
+fn a_connection_with_both_directions_open_is_not_half_closed() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).args(&HALF_CLOSE).start();
+    let (mut client, mut served) = conversation(&pipe, &service);
+    let (mut ending, _ended) = conversation(&pipe, &service);
+    ending.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_reset(&mut ending);
+    served.write_all(b"still here").expect("the connection lives");
+    assert_reads(&mut client, "still here");
+}
+
+#[test]
+fn a_half_closed_connection_that_carries_bytes_lives() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).args(&["--half-close-timeout", "3"]).start();
+    let (mut client, mut served) = conversation(&pipe, &service);
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut served);
+    // The subject of this test: an age beyond the limit, in pauses that are shorter.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(200));
+        served.write_all(b".").expect("the connection lives");
+        assert_reads(&mut client, ".");
+    }
+    served.shutdown(Shutdown::Write).expect("the connection lives");
+    assert_ends(&mut client);
+    pipe.initiator.await_line(&["closed", "finished"]);
+}
+
+#[test]
+fn half_closed_a_connection_may_be_idle_for_longer() {
+    let service = Service::start();
+    let pipe =
+        Pipe::to(service.address()).initiator_args(&IDLE).args(&["--half-close-timeout", "3600"]).start();
+    let (mut client, mut served) = conversation(&pipe, &service);
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut served);
+    let (mut idle, _served) = conversation(&pipe, &service);
+    assert_reset(&mut idle);
+    served.write_all(b"answer").expect("the connection lives");
+    drop(served);
+    assert_reads(&mut client, "answer");
+    assert_ends(&mut client);
 }
 
 #[test]
