@@ -232,6 +232,12 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) half_close_timeout: Option<TimeLimit>,
 
+    /// End a connection at this age, whatever it carries. Each gets 90 to 100 % of it, at random, so that those that began together do
+    /// not end together [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) max_lifetime: Option<TimeLimit>,
+
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]
     #[serde(default)]
@@ -290,6 +296,7 @@ impl PipeOptions {
         Limits {
             idle: self.idle_timeout.map(Into::into),
             half_closed: self.half_close_timeout.map(Into::into),
+            lifetime: self.max_lifetime.map(Into::into),
         }
     }
 }

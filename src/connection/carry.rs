@@ -105,9 +105,9 @@ pub(super) async fn carry(
     let result = if let Some(failed) = connection.failed.take() {
         Err(failed)
     } else {
-        let Carrying { local, tunnel, place, in_use, .. } = &mut *connection;
+        let Carrying { local, tunnel, place, in_use, started, .. } = &mut *connection;
         let Tunnel { seal, open, wire, .. } = tunnel;
-        let mut watch = Watch::new(common, in_use.down());
+        let mut watch = Watch::new(common, *started, in_use.down());
         let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
             watch.poll(context, &waiting)
         });
@@ -148,6 +148,7 @@ fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
         PumpError::Local(_) | PumpError::TargetDown => Some(AbortReason::Reset),
         PumpError::Stopped => Some(AbortReason::Shutdown),
         PumpError::TimeLimit(TimeLimit::Idle(_) | TimeLimit::HalfClosed(_)) => Some(AbortReason::Idle),
+        PumpError::TimeLimit(TimeLimit::Lifetime) => Some(AbortReason::Expired),
         _ => None,
     }
 }
@@ -180,7 +181,7 @@ impl Carried {
             | Err(
                 PumpError::Local(_)
                 | PumpError::TimeLimit(_)
-                | PumpError::Aborted(AbortReason::Reset | AbortReason::Idle)
+                | PumpError::Aborted(AbortReason::Reset | AbortReason::Idle | AbortReason::Expired)
                 | PumpError::Abandoned,
             ) => {
                 log!(info);

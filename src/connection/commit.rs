@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
 
 use super::Common;
 use super::watch::Watch;
@@ -42,12 +43,13 @@ pub(super) enum Committed {
 
 impl FirstBytes {
     /// Carries `local` to the responder behind `tunnel` until it is known whether the client stays there. What was kept from
-    /// earlier responders goes first.
+    /// earlier responders goes first. The connection was admitted when it `started`.
     pub(super) async fn commit(
         &mut self,
         local: &mut Stream,
         tunnel: &mut Tunnel,
         common: &Common,
+        started: Instant,
     ) -> Committed {
         let Tunnel { seal, open, wire, features, .. } = tunnel;
         let (reader, _writer) = local.split();
@@ -55,7 +57,7 @@ impl FirstBytes {
         let full = if features.have(Features::ACKNOWLEDGEMENT) { Full::Waits } else { Full::GivesUp };
         let kept = self.bytes.len();
         let mut client = Copying { reader, first: self, replayed: 0, full, has_given_up: false };
-        let mut watch = Watch::new(common, None);
+        let mut watch = Watch::new(common, started, None);
         let (mut begun, mut has_ended) = (false, false);
         let opened = poll_fn(|context| {
             if !begun {

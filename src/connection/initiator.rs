@@ -127,7 +127,7 @@ impl Initiator {
                     // An older responder may keep the client here until the client has its answer.
                     drop(establishing.take());
                     let began = Instant::now();
-                    match Box::pin(first.commit(local, &mut tunnel, &self.common)).await {
+                    match Box::pin(first.commit(local, &mut tunnel, &self.common, started)).await {
                         Committed::Yes => {
                             return Ok(Reached { tunnel, remote, in_use: chosen.worked(), failed: None });
                         }

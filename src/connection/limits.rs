@@ -4,6 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rand::TryRng;
+use rand::rngs::SysRng;
 use tokio::time::{Instant, Sleep};
 
 use super::clock::sleep;
@@ -16,6 +18,8 @@ pub struct Limits {
     pub idle: Option<Duration>,
     /// The same, once one direction has ended (`--half-close-timeout`). None is the same as before.
     pub half_closed: Option<Duration>,
+    /// From its admission on (`--max-lifetime`), less up to a tenth.
+    pub lifetime: Option<Duration>,
 }
 
 /// The limits of one connection, and how far it is.
@@ -24,6 +28,8 @@ pub struct Limits {
 /// So there is one timer, and at most one wake-up in the time of the limit.
 pub(super) struct Timekeeper {
     limits: Limits,
+    /// When its lifetime is over.
+    expires: Option<Instant>,
     /// Bytes that were carried when last looked.
     carried: u64,
     /// Whether one direction had ended.
@@ -34,12 +40,13 @@ pub(super) struct Timekeeper {
 }
 
 impl Timekeeper {
-    /// None without a limit, so that nothing has to be looked at.
-    pub(super) fn of(limits: Limits) -> Option<Box<Self>> {
+    /// None without a limit, so that nothing has to be looked at. The connection was admitted when it `started`.
+    pub(super) fn of(limits: Limits, started: Instant) -> Option<Box<Self>> {
         let is_limited = limits != Limits::default();
         is_limited.then(|| {
+            let expires = limits.lifetime.map(|lifetime| started + shortened(lifetime));
             let quiet_since = Instant::now();
-            Box::new(Self { limits, carried: 0, is_half_closed: false, quiet_since, alarm: None })
+            Box::new(Self { limits, expires, carried: 0, is_half_closed: false, quiet_since, alarm: None })
         })
     }
 
@@ -74,11 +81,42 @@ impl Timekeeper {
 
     /// The limit that comes next, and when.
     fn next(&self) -> Option<(Instant, TimeLimit)> {
-        let Limits { idle, half_closed } = self.limits;
-        let (quiet, limit) = match half_closed.filter(|_| self.is_half_closed) {
-            Some(half_closed) => (half_closed, TimeLimit::HalfClosed(half_closed)),
-            None => idle.map(|idle| (idle, TimeLimit::Idle(idle)))?,
+        let Limits { idle, half_closed, .. } = self.limits;
+        let quiet = match half_closed.filter(|_| self.is_half_closed) {
+            Some(half_closed) => Some((half_closed, TimeLimit::HalfClosed(half_closed))),
+            None => idle.map(|idle| (idle, TimeLimit::Idle(idle))),
         };
-        Some((self.quiet_since + quiet, limit))
+        let quiet = quiet.map(|(time, limit)| (self.quiet_since + time, limit));
+        let expires = self.expires.map(|expires| (expires, TimeLimit::Lifetime));
+        quiet.into_iter().chain(expires).min_by_key(|(due, _)| *due)
+    }
+}
+
+/// 90 to 100 % of `lifetime`, at random. Connections that began together, as they do when a service has been restarted, would else
+/// end together, and come back together, for ever.
+fn shortened(lifetime: Duration) -> Duration {
+    // Without randomness, all of it: that is no reason to have no limit.
+    let random = SysRng.try_next_u32().unwrap_or(u32::MAX);
+    lifetime.mul_f64(0.9 + 0.1 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_spread_over_the_last_tenth() {
+        let whole = Duration::from_secs(1_000);
+        let mut times: Vec<_> = (0..1_000).map(|_| shortened(whole).as_secs()).collect();
+        times.sort_unstable();
+        assert!(times[0] >= 900 && times[999] <= 1_000, "{} to {}", times[0], times[999]);
+        times.dedup();
+        // Of the hundred seconds, as good as each has one.
+        assert!(times.len() > 90, "only {} different seconds", times.len());
+    }
+
+    #[test]
+    fn without_a_limit_there_is_nothing_to_keep() {
+        assert!(Timekeeper::of(Limits::default(), Instant::now()).is_none());
     }
 }

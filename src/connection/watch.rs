@@ -35,10 +35,14 @@ pub(super) struct Watch<'s> {
 }
 
 impl<'s> Watch<'s> {
-    /// A watch that also ends the connection when `down` does.
-    pub(super) fn new(common: &'s Common, down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) -> Self {
+    /// A watch on a connection that was admitted when it `started`. It also ends the connection when `down` does.
+    pub(super) fn new(
+        common: &'s Common,
+        started: Instant,
+        down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    ) -> Self {
         let (local, wire) = (Unanswered(0), Unanswered(0));
-        let (keepalive, time) = (&common.keepalive, Timekeeper::of(common.limits));
+        let (keepalive, time) = (&common.keepalive, Timekeeper::of(common.limits, started));
         Self { keepalive, down, reset: None, step: None, time, is_stirred: false, local, wire }
     }
 

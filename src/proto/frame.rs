@@ -115,6 +115,8 @@ pub enum AbortReason {
     Shutdown,
     /// The connection carried nothing for longer than the peer allows.
     Idle,
+    /// The connection has lasted for as long as the peer allows.
+    Expired,
     /// A code of a later version.
     Other(u8),
 }
@@ -127,6 +129,7 @@ impl AbortReason {
             Self::Busy => 3,
             Self::Shutdown => 4,
             Self::Idle => 5,
+            Self::Expired => 6,
             Self::Other(code) => code,
         }
     }
@@ -138,6 +141,7 @@ impl AbortReason {
             3 => Self::Busy,
             4 => Self::Shutdown,
             5 => Self::Idle,
+            6 => Self::Expired,
             code => Self::Other(code),
         }
     }

@@ -92,6 +92,9 @@ pub enum TimeLimit {
     /// One direction had ended, and the other carried nothing for so long.
     #[error("idle: it was half-closed, and no byte was carried for {} s (--half-close-timeout)", .0.as_secs())]
     HalfClosed(Duration),
+    /// Its age.
+    #[error("expired: it has lasted for as long as it may (--max-lifetime)")]
+    Lifetime,
 }
 
 fn describe(reason: AbortReason) -> String {
@@ -101,6 +104,9 @@ fn describe(reason: AbortReason) -> String {
         AbortReason::Busy => "the other end has as many connections as it may; raise its -n".into(),
         AbortReason::Shutdown => "the other end was shut down".into(),
         AbortReason::Idle => "the other end ended the connection, since it was idle".into(),
+        AbortReason::Expired => {
+            "the other end ended the connection, since it has lasted for as long as it may".into()
+        }
         AbortReason::Other(code) => format!("the other end gave up with code {code}"),
     }
 }

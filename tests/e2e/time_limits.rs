@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::pipe::{Key, Pipe, stdio};
+use crate::support::pipe::{End, Key, Pipe, field, stdio};
 use crate::support::process::Process;
 use crate::support::site::Site;
-use crate::support::socket::{Service, assert_echoes, assert_ends, assert_reads, assert_reset, echo};
+use crate::support::socket::{
+    BlackHole, Service, assert_echoes, assert_ends, assert_reads, assert_reset, echo,
+};
 
 const IDLE: [&str; 2] = ["--idle-timeout", "1"];
 const IDLE_HERE: &str = "idle: no byte was carried for 1 s (--idle-timeout)";
@@ -156,6 +158,65 @@ fn half_closed_a_connection_may_be_idle_for_longer() {
     assert_ends(&mut client);
 }
 
+const EXPIRED_HERE: &str = "expired: it has lasted for as long as it may (--max-lifetime)";
+const EXPIRED_THERE: &str = "the other end ended the connection, since it has lasted for as long as it may";
+
+/// Says something and reads it again, until the connection ends; gives the error.
+fn talk_to_the_end(client: &mut TcpStream) -> std::io::ErrorKind {
+    let mut talk = || client.write_all(b"x").and_then(|()| client.read_exact(&mut [0]));
+    loop {
+        if let Err(error) = talk() {
+            return error.kind();
+        }
+    }
+}
+
+#[test]
+fn a_busy_connection_ends_at_its_age() {
+    let pipe = Pipe::to(echo()).initiator_args(&["--max-lifetime", "2"]).start();
+    let start = Instant::now();
+    let mut client = pipe.connect();
+    assert_eq!(talk_to_the_end(&mut client), std::io::ErrorKind::ConnectionReset);
+    assert!(start.elapsed() >= Duration::from_millis(1_800), "it took only {:?}", start.elapsed());
+    pipe.initiator.await_line(&["INFO", "closed", EXPIRED_HERE]);
+    pipe.responder.await_line(&["INFO", "closed", EXPIRED_THERE]);
+}
+
+#[test]
+fn a_responder_ends_a_connection_at_its_age() {
+    let pipe = Pipe::to(echo()).responder_args(&["--max-lifetime", "1"]).start();
+    assert_eq!(talk_to_the_end(&mut pipe.connect()), std::io::ErrorKind::ConnectionReset);
+    pipe.responder.await_line(&["closed", EXPIRED_HERE]);
+    pipe.initiator.await_line(&["closed", EXPIRED_THERE]);
+}
+
+#[test]
+fn connections_that_began_together_do_not_end_together() {
+    let pipe = Pipe::to(echo()).args(&["-n", "0"]).initiator_args(&["--max-lifetime", "10"]).start();
+    let crowd: Vec<_> = (0..100).map(|_| pipe.connect()).collect();
+    let lines = pipe.initiator.process.await_lines(100, "(--max-lifetime)");
+    let ages = lines.iter().map(|line| field(line, "seconds").parse::<f64>().expect("a number"));
+    let (first, last) =
+        ages.fold((f64::MAX, 0.0), |(first, last): (f64, f64), age| (first.min(age), last.max(age)));
+    println!("100 connections ended over {:.2} s", last - first);
+    assert!(first >= 9.0 && last - first > 0.5, "{first} s to {last} s");
+    drop(crowd);
+}
+
+#[test]
+fn a_connection_that_still_waits_for_its_responder_ends_at_its_age() {
+    let (key, never) = (Key::new(), BlackHole::start());
+    // The responder shakes hands, and its target never answers.
+    let responder = End::responder(&key, never.address()).args(&["-o", "3600"]).start();
+    let initiator = End::initiator(&key, responder.address())
+        .args(&["-t", &responder.address().to_string().replace("127.0.0.1", "localhost")])
+        .args(&["--max-lifetime", "1"])
+        .start();
+    let mut client = initiator.connect();
+    assert_reset(&mut client);
+    initiator.await_line(&["closed", EXPIRED_HERE]);
+}
+
 #[test]
 fn bytes_that_wait_for_a_reader_who_has_stalled_keep_no_connection() {
     let service = Service::start();
@@ -222,7 +283,7 @@ fn a_crowd_of_idle_connections_is_reset_and_a_busy_one_lives() {
 #[test]
 fn standard_input_and_output_that_are_idle_fail_with_the_reason() {
     let (key, service) = (Key::new(), Service::start());
-    let responder = crate::support::pipe::End::responder(&key, service.address()).start();
+    let responder = End::responder(&key, service.address()).start();
     let mut command = stdio(responder.address().to_string(), &key.path());
     command.args(IDLE).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::start_piped(&mut command);

@@ -63,10 +63,9 @@ fn the_responders_stream_arrives_whole() {
 
 #[test]
 fn every_abort_reason_has_its_own_code_on_the_wire() {
-    use AbortReason::{Busy, Idle, Other, Reset, Shutdown, TargetUnreachable};
-    for (reason, code) in
-        [(Reset, 1), (TargetUnreachable, 2), (Busy, 3), (Shutdown, 4), (Idle, 5), (Other(200), 200)]
-    {
+    use AbortReason::{Busy, Expired, Idle, Other, Reset, Shutdown, TargetUnreachable};
+    let known = [(Reset, 1), (TargetUnreachable, 2), (Busy, 3), (Shutdown, 4), (Idle, 5), (Expired, 6)];
+    for (reason, code) in known.into_iter().chain([(Other(200), 200)]) {
         let connection = connect(Cipher::Aes256Gcm, 1);
         let frame = abort_frame(connection.responder, reason);
         assert_eq!(frame, raw_frame(Cipher::Aes256Gcm, &connection.keys.to_initiator, 0, &[code, ABORT]));
