@@ -13,7 +13,7 @@ use super::key_file::KeySource;
 use super::targets::Escaped;
 use super::text;
 use crate::addr::{Name, Outgoing, Proxy, Source, Target};
-use crate::connection::Common;
+use crate::connection::{Common, Limits};
 use crate::gate::{Access, Quota, Rules, TrustedProxies};
 use crate::names::{Family, Lookup};
 use crate::proto::handshake::Label;
@@ -244,6 +244,23 @@ pub(crate) struct PipeOptions {
     #[serde(default = "default_dead_after")]
     pub(crate) dead_after: DeadAfter,
 
+    /// End a connection that carries no byte in either direction for this long. Bytes that wait for a reader who has stalled do
+    /// not count [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) idle_timeout: Option<TimeLimit>,
+
+    /// The same for a connection of which one direction has ended; it takes the place of --idle-timeout then [default: as before]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) half_close_timeout: Option<TimeLimit>,
+
+    /// End a connection at this age, whatever it carries. Each gets 90 to 100 % of it, at random, so that those that began together do
+    /// not end together [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(default)]
+    pub(crate) max_lifetime: Option<TimeLimit>,
+
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]
     #[serde(default)]
@@ -297,6 +314,15 @@ impl PipeOptions {
         let (max_connections, max_handshakes) = (NonZero::new(self.max_connections), self.max_handshakes);
         Rules { max_connections, max_handshakes, access, per_source, proxies, ..Rules::default() }
     }
+
+    /// How long a connection may go on.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            idle: self.idle_timeout.map(Into::into),
+            half_closed: self.half_close_timeout.map(Into::into),
+            lifetime: self.max_lifetime.map(Into::into),
+        }
+    }
 }
 
 fn default_max_connections() -> usize {
@@ -326,6 +352,9 @@ impl std::str::FromStr for Mode {
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
 pub(crate) struct Seconds<const MIN: u64, const MAX: u64>(u64);
+
+/// How long a connection may go on, up to a year.
+pub(crate) type TimeLimit = Seconds<1, 31_536_000>;
 
 /// `-o`, up to a day.
 pub(crate) type Timeout = Seconds<1, 86_400>;

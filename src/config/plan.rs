@@ -193,6 +193,7 @@ impl Planner {
         let keys = Vec1::try_from_vec(keys).map_err(|_| {
             PlanError::contradiction("key", "the key is missing; write the name of a key file")
         })?;
+        let limits = options.limits();
         let common = Common {
             name: options.name,
             key_names,
@@ -202,6 +203,7 @@ impl Planner {
             keepalive,
             lookup,
             send_proxy: options.send_proxy,
+            limits,
         };
         Ok((common, Keys { keys, files }))
     }

@@ -11,7 +11,7 @@ use crate::addr::Target;
 use crate::gate::{Cut, Place};
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
-use crate::pump::{self, PumpError};
+use crate::pump::{self, PumpError, TimeLimit};
 use crate::stats::Usage;
 use crate::stream::{Remote, Stream};
 use crate::tunnel::Tunnel;
@@ -108,9 +108,9 @@ pub(super) async fn carry(
     let result = if let Some(failed) = connection.failed.take() {
         Err(failed)
     } else {
-        let Carrying { local, tunnel, place, in_use, .. } = &mut *connection;
+        let Carrying { local, tunnel, place, in_use, started, .. } = &mut *connection;
         let Tunnel { seal, open, wire, .. } = tunnel;
-        let mut watch = Watch::new(common.keepalive, in_use.down());
+        let mut watch = Watch::new(common, *started, in_use.down());
         let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
             watch.poll(context, &waiting)
         });
@@ -127,13 +127,9 @@ pub(super) async fn carry(
         connection.local.disarm();
     }
     drop(connection.local);
-    let reason = match &result {
-        Err(PumpError::Stopped) => Some(AbortReason::Shutdown),
-        Err(PumpError::KeyRevoked) => Some(AbortReason::KeyRefused),
-        Err(PumpError::Local(_) | PumpError::TargetDown) => Some(AbortReason::Reset),
-        _ => None,
-    };
-    if let Some(reason) = reason {
+    if let Err(failure) = &result
+        && let Some(reason) = reason_for_the_peer(failure)
+    {
         Box::pin(connection.tunnel.abort(reason)).await;
     }
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
@@ -152,6 +148,18 @@ pub(super) async fn carry(
         Box::pin(connection.tunnel.await_close()).await;
     }
     carried.result
+}
+
+/// None where the peer has failed itself, or cannot be told.
+fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
+    match failure {
+        PumpError::Local(_) | PumpError::TargetDown => Some(AbortReason::Reset),
+        PumpError::Stopped => Some(AbortReason::Shutdown),
+        PumpError::KeyRevoked => Some(AbortReason::KeyRefused),
+        PumpError::TimeLimit(TimeLimit::Idle(_) | TimeLimit::HalfClosed(_)) => Some(AbortReason::Idle),
+        PumpError::TimeLimit(TimeLimit::Lifetime) => Some(AbortReason::Expired),
+        _ => None,
+    }
 }
 
 fn log_established(common: &Common, connection: &Carrying) {
@@ -177,9 +185,14 @@ impl Carried {
             };
         }
         match result {
-            // Resets are everyday life.
+            // Resets are everyday life, and limits on time are there to be reached.
             Ok(())
-            | Err(PumpError::Local(_) | PumpError::Aborted(AbortReason::Reset) | PumpError::Abandoned) => {
+            | Err(
+                PumpError::Local(_)
+                | PumpError::TimeLimit(_)
+                | PumpError::Aborted(AbortReason::Reset | AbortReason::Idle | AbortReason::Expired)
+                | PumpError::Abandoned,
+            ) => {
                 log!(info);
             }
             Err(_) => log!(warn),

@@ -11,12 +11,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
 
+use super::Common;
 use super::watch::Watch;
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
 use crate::pump::{PumpError, Waiting};
-use crate::stream::{Keepalive, ReadVectored, Reader, Stream};
+use crate::stream::{ReadVectored, Reader, Stream};
 use crate::tunnel::Tunnel;
 
 /// The most bytes of a client that are kept: more than a request, and as much as a new TCP connection brings before it is
@@ -41,12 +43,13 @@ pub(super) enum Committed {
 
 impl FirstBytes {
     /// Carries `local` to the responder behind `tunnel` until it is known whether the client stays there. What was kept from
-    /// earlier responders goes first.
+    /// earlier responders goes first. The connection was admitted when it `started`.
     pub(super) async fn commit(
         &mut self,
         local: &mut Stream,
         tunnel: &mut Tunnel,
-        keepalive: Keepalive,
+        common: &Common,
+        started: Instant,
     ) -> Committed {
         let Tunnel { seal, open, wire, features, .. } = tunnel;
         let (reader, _writer) = local.split();
@@ -54,7 +57,7 @@ impl FirstBytes {
         let full = if features.have(Features::ACKNOWLEDGEMENT) { Full::Waits } else { Full::GivesUp };
         let kept = self.bytes.len();
         let mut client = Copying { reader, first: self, replayed: 0, full, has_given_up: false };
-        let mut watch = Watch::new(keepalive, None);
+        let mut watch = Watch::new(common, started, None);
         let (mut begun, mut has_ended) = (false, false);
         let opened = poll_fn(|context| {
             if !begun {
@@ -76,7 +79,13 @@ impl FirstBytes {
             if client.has_given_up {
                 return Poll::Ready(Ok(()));
             }
-            let waiting = Waiting { local: &client.reader, local_has_ended: has_ended, wire: &wire_reader };
+            let waiting = Waiting {
+                local: &client.reader,
+                local_has_ended: has_ended,
+                wire: &wire_reader,
+                wire_has_ended: false,
+                carried: seal.bytes() + open.bytes(),
+            };
             watch.poll(context, &waiting).map(Err)
         })
         .await;

@@ -78,7 +78,7 @@ impl Initiator {
         // Whatever goes wrong, the client sees a reset and not an empty answer.
         local.arm_reset();
         let reached = {
-            let reaching = Box::pin(self.identify_and_reach(&mut local, &mut remote, establishing));
+            let reaching = Box::pin(self.identify_and_reach(&mut local, &mut remote, establishing, started));
             place.unless_cut(reaching).await.unwrap_or_else(|cut| Err(cut.into()))
         };
         match reached {
@@ -109,6 +109,7 @@ impl Initiator {
         local: &mut Stream,
         remote: &mut Remote,
         establishing: Option<Establishing>,
+        started: Instant,
     ) -> Result<Reached, SetupError> {
         let mut info = ConnectionInfo { id: Some(random_id()), ..ConnectionInfo::default() };
         let mut of_source = None;
@@ -122,7 +123,7 @@ impl Initiator {
             None => info.reached = local.local_address(),
         }
         info.client = remote.ip();
-        let reached = self.reach(local, &info, establishing).await?;
+        let reached = self.reach(local, &info, establishing, started).await?;
         Ok(Reached { of_source, ..reached })
     }
 
@@ -133,6 +134,7 @@ impl Initiator {
         local: &mut Stream,
         info: &ConnectionInfo,
         establishing: Option<Establishing>,
+        started: Instant,
     ) -> Result<Reached, SetupError> {
         // A responder that was upgraded is noticed by the next client.
         let is_of_use = self.upstream.has_several() || self.upstream.check().is_some();
@@ -163,8 +165,7 @@ impl Initiator {
                     // An older responder may keep the client here until the client has its answer.
                     drop(establishing.take());
                     let began = Instant::now();
-                    let keepalive = self.common.keepalive;
-                    match Box::pin(first.commit(local, &mut tunnel, keepalive)).await {
+                    match Box::pin(first.commit(local, &mut tunnel, &self.common, started)).await {
                         Committed::Yes => {
                             return Ok(Reached::new(info, tunnel, remote, chosen.worked()));
                         }

@@ -10,6 +10,7 @@ mod check;
 pub(crate) mod clock;
 mod commit;
 mod initiator;
+mod limits;
 mod responder;
 mod watch;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use self::check::Checks;
 pub use self::initiator::Initiator;
+pub use self::limits::Limits;
 pub use self::responder::Responder;
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -109,6 +111,8 @@ pub struct Common {
     pub lookup: Lookup,
     /// Whether targets are told of the client first, and how.
     pub send_proxy: Option<Version>,
+    /// How long a connection may go on.
+    pub limits: Limits,
 }
 
 impl Common {
@@ -131,6 +135,7 @@ impl Common {
             keepalive: Keepalive::default(),
             lookup: Lookup::default(),
             send_proxy: None,
+            limits: Limits::default(),
         }
     }
 }

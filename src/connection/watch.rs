@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep};
 
+use super::Common;
 use super::clock::sleep;
+use super::limits::Timekeeper;
 use crate::pump::{PumpError, Waiting};
 use crate::stream::{Answer, Keepalive, Reader, Socket};
 
@@ -17,13 +19,15 @@ const LOOKS: u8 = 6;
 
 /// The watch on one connection. Idle, it costs neither memory of its own nor wake-ups.
 pub(super) struct Watch<'s> {
-    keepalive: Keepalive,
+    keepalive: &'s Keepalive,
     /// Ends when the connection is to be reset, since its target is down. None for most connections.
     down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Ends when the local side is reset; made when nobody reads that any more. In a box, since few connections need it.
     reset: Option<Pin<Box<dyn Future<Output = ()> + Send + 's>>>,
     /// Until the next look. None while nothing is under way.
     step: Option<Pin<Box<Sleep>>>,
+    /// None without a limit on the connection's time. In a box, since few pipes have one.
+    time: Option<Box<Timekeeper>>,
     /// Whether something has happened since the last look.
     is_stirred: bool,
     local: Unanswered,
@@ -31,10 +35,15 @@ pub(super) struct Watch<'s> {
 }
 
 impl<'s> Watch<'s> {
-    /// A watch that also ends the connection when `down` does.
-    pub(super) fn new(keepalive: Keepalive, down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>) -> Self {
+    /// A watch on a connection that was admitted when it `started`. It also ends the connection when `down` does.
+    pub(super) fn new(
+        common: &'s Common,
+        started: Instant,
+        down: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    ) -> Self {
         let (local, wire) = (Unanswered(0), Unanswered(0));
-        Self { keepalive, down, reset: None, step: None, is_stirred: false, local, wire }
+        let (keepalive, time) = (&common.keepalive, Timekeeper::of(common.limits, started));
+        Self { keepalive, down, reset: None, step: None, time, is_stirred: false, local, wire }
     }
 
     /// To be polled whenever the connection has done what there was to do.
@@ -47,6 +56,11 @@ impl<'s> Watch<'s> {
             && down.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(PumpError::TargetDown);
+        }
+        if let Some(time) = &mut self.time
+            && let Poll::Ready(limit) = time.poll(context, waiting)
+        {
+            return Poll::Ready(limit.into());
         }
         let (local, wire) = (waiting.local.socket(), waiting.wire.socket());
         if waiting.local_has_ended

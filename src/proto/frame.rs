@@ -115,6 +115,10 @@ pub enum AbortReason {
     Shutdown,
     /// The peer does not accept the key that both hold, or not any more, or not from the address of this end.
     KeyRefused,
+    /// The connection carried nothing for longer than the peer allows.
+    Idle,
+    /// The connection has lasted for as long as the peer allows.
+    Expired,
     /// A code of a later version.
     Other(u8),
 }
@@ -127,6 +131,8 @@ impl AbortReason {
             Self::Busy => 3,
             Self::Shutdown => 4,
             Self::KeyRefused => 5,
+            Self::Idle => 6,
+            Self::Expired => 7,
             Self::Other(code) => code,
         }
     }
@@ -138,6 +144,8 @@ impl AbortReason {
             3 => Self::Busy,
             4 => Self::Shutdown,
             5 => Self::KeyRefused,
+            6 => Self::Idle,
+            7 => Self::Expired,
             code => Self::Other(code),
         }
     }

@@ -17,6 +17,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use thiserror::Error;
@@ -80,6 +81,23 @@ pub enum PumpError {
     /// The key of the connection is not accepted any more.
     #[error("its key is not accepted any more (--on-revoke reset)")]
     KeyRevoked,
+    /// It took more time than it may.
+    #[error(transparent)]
+    TimeLimit(#[from] TimeLimit),
+}
+
+/// A limit on the time of a connection, which nothing else is wrong with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TimeLimit {
+    /// Nothing was carried for so long.
+    #[error("idle: no byte was carried for {} s (--idle-timeout)", .0.as_secs())]
+    Idle(Duration),
+    /// One direction had ended, and the other carried nothing for so long.
+    #[error("idle: it was half-closed, and no byte was carried for {} s (--half-close-timeout)", .0.as_secs())]
+    HalfClosed(Duration),
+    /// Its age.
+    #[error("expired: it has lasted for as long as it may (--max-lifetime)")]
+    Lifetime,
 }
 
 fn describe(reason: AbortReason) -> String {
@@ -93,9 +111,12 @@ fn describe(reason: AbortReason) -> String {
         }
         AbortReason::Shutdown => "the other end was shut down".into(),
         AbortReason::KeyRefused => {
-            "the other end does not accept this key any more, or not from this address; its log says \
-                                    why"
-            .into()
+            "the other end does not accept this key any more, or not from this address; its log says why"
+                .into()
+        }
+        AbortReason::Idle => "the other end ended the connection, since it was idle".into(),
+        AbortReason::Expired => {
+            "the other end ended the connection, since it has lasted for as long as it may".into()
         }
         AbortReason::Other(code) => format!("the other end gave up with code {code}"),
     }
@@ -109,6 +130,10 @@ pub struct Waiting<'r, L, W> {
     pub local_has_ended: bool,
     /// The connection to the peer.
     pub wire: &'r W,
+    /// Whether the peer's direction has ended, and the local side is told.
+    pub wire_has_ended: bool,
+    /// Payload bytes so far, of both directions: those that were read, whether they could be written yet or not.
+    pub carried: u64,
 }
 
 /// A watch that notices nothing, for streams that have nothing to watch.
@@ -155,7 +180,13 @@ pub fn run<S: Seal, O: Open, L: ReadVectored, W: AsyncRead + Unpin>(
         if opened && let Poll::Ready(error) = open.poll_hangup(context, &mut wire_reader) {
             return Poll::Ready(Err(error));
         }
-        let waiting = Waiting { local: &local_reader, local_has_ended: sealed, wire: &wire_reader };
+        let waiting = Waiting {
+            local: &local_reader,
+            local_has_ended: sealed,
+            wire: &wire_reader,
+            wire_has_ended: opened,
+            carried: seal.bytes() + open.bytes(),
+        };
         watch(context, waiting).map(Err)
     })
 }

@@ -46,6 +46,7 @@ mod signals;
 mod stdio;
 mod storm;
 mod strangers;
+mod time_limits;
 mod tls_targets;
 mod unix_sockets;
 mod users;

@@ -63,10 +63,10 @@ fn the_responders_stream_arrives_whole() {
 
 #[test]
 fn every_abort_reason_has_its_own_code_on_the_wire() {
-    use AbortReason::{Busy, KeyRefused, Other, Reset, Shutdown, TargetUnreachable};
-    let codes =
-        [(Reset, 1), (TargetUnreachable, 2), (Busy, 3), (Shutdown, 4), (KeyRefused, 5), (Other(200), 200)];
-    for (reason, code) in codes {
+    use AbortReason::{Busy, Expired, Idle, KeyRefused, Other, Reset, Shutdown, TargetUnreachable};
+    let first = [(Reset, 1), (TargetUnreachable, 2), (Busy, 3), (Shutdown, 4)];
+    let later = [(KeyRefused, 5), (Idle, 6), (Expired, 7), (Other(200), 200)];
+    for (reason, code) in first.into_iter().chain(later) {
         let connection = connect(Cipher::Aes256Gcm, 1);
         let frame = abort_frame(connection.responder, reason);
         assert_eq!(frame, raw_frame(Cipher::Aes256Gcm, &connection.keys.to_initiator, 0, &[code, ABORT]));
