@@ -78,6 +78,9 @@ pub(super) enum Command {
         /// Accept a key file that others can read or own, and a directory of keys that others can write to
         #[arg(long)]
         insecure_key_permissions: bool,
+        /// Say when each key was last used, as a process has noted in its --state-directory
+        #[arg(long, value_name = "DIR")]
+        state_directory: Option<PathBuf>,
     },
     /// Serve all pipes of a configuration file
     Run {

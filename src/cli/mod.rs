@@ -21,10 +21,12 @@ use crate::config::plan::{PlanError, Planner};
 use crate::config::{ConfigError, Configuration, Origin};
 use crate::connection::ConnectionError;
 use crate::listen::ListenError;
+use crate::proto::key::Fingerprint;
 use crate::service::daemon::DaemonError;
 use crate::service::log::one_line;
 use crate::service::privileges::Identity;
 use crate::service::startup::StartupError;
+use crate::service::state::{Ago, StateDirectory, StateError};
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
 #[derive(Debug, Error)]
@@ -42,6 +44,9 @@ pub enum Error {
     /// It cannot go into the background.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The source cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -80,8 +85,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
             key_file::generate_to_stdout()?;
             Ok(ExitCode::SUCCESS)
         }
-        (Some(Command::Fingerprint { key, insecure_key_permissions }), _) => {
-            fingerprint(&key, Permissions::new(insecure_key_permissions, Owners::new(None)))
+        (Some(Command::Fingerprint { key, insecure_key_permissions, state_directory }), _) => {
+            let permissions = Permissions::new(insecure_key_permissions, Owners::new(None));
+            fingerprint(&key, permissions, state_directory.as_deref())
         }
         (Some(Command::Echo { source, accept_proxy }), _) => {
             echo::serve(&source, accept_proxy).map(|()| ExitCode::SUCCESS)
@@ -129,18 +135,35 @@ fn say(line: &str) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The fingerprint of a key; of a directory, one a line with the file's name.
-fn fingerprint(source: &KeySource, permissions: Permissions) -> Result<ExitCode, Error> {
+/// The fingerprint of a key; of a directory, one a line with the file's name. With a state directory, when the key was last used.
+fn fingerprint(
+    source: &KeySource,
+    permissions: Permissions,
+    state: Option<&Path>,
+) -> Result<ExitCode, Error> {
+    let read = |path: &Path| {
+        let last_used = StateDirectory::find(Some(path))?.map(|state| state.last_used()).transpose();
+        last_used.map_err(|source| Error::System { doing: "read when keys were last used", source })
+    };
+    let last_used = state.map(read).transpose()?.flatten();
+    let used = |key: Fingerprint| match last_used.as_ref().map(|last_used| last_used.get(&key)) {
+        None => String::new(),
+        Some(None) => "  no use known".to_owned(),
+        Some(Some(time)) => format!("  last used {time}, {} ago", Ago::since(*time)),
+    };
     match source {
         KeySource::File(path) if path.is_dir() => {
             let keys = key_file::read_all(path, permissions)?;
             let lines = keys.iter().map(|(file, key)| {
                 let name = file.file_name().unwrap_or(file.as_os_str()).display();
-                format!("{}  {name}", key.fingerprint())
+                format!("{}  {name}{}", key.fingerprint(), used(key.fingerprint()))
             });
             say(&lines.collect::<Vec<_>>().join("\n"))
         }
-        _ => say(&key_file::read(source, permissions)?.fingerprint().to_string()),
+        _ => {
+            let key = key_file::read(source, permissions)?.fingerprint();
+            say(&format!("{key}{}", used(key)))
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::service::process;
 use crate::service::sandbox::Needs;
 use crate::service::signals::Signals;
 use crate::service::startup::{Service, Started, StartupError};
+use crate::service::state::{Keeper, StateDirectory};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
 use crate::stream::{Remote, Stream};
 use crate::upstream::Upstream;
@@ -64,6 +65,12 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     if let Some(path) = &options.pid_file {
         needs.pid_file(path);
     }
+    let state = StateDirectory::find(options.state_directory.as_deref())?;
+    let registry = Registry::new(process::descriptors());
+    if let Some(state) = &state {
+        needs.state_directory(state.path());
+        registry.usage.remember(state.last_used_or_nothing());
+    }
     needs.log_to(options.log_destination());
     let pipes = specs.iter().len();
     let manager = Manager::from_env();
@@ -79,10 +86,16 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         // Before the log says that we listen: an administrator who has read that may send a signal, and it must stop us in an
         // orderly way and remove the socket file.
         let received = Signals::new().map_err(|source| Error::System { doing: "receive signals", source })?;
+        let usage = Arc::clone(&registry.usage);
+        let keeper = state.map(|state| Keeper::start(state, usage)).transpose();
+        let keeper = keeper.map_err(|source| Error::System { doing: "start a thread", source })?;
         signals.release()?;
-        let running = sockets.start(Registry::new(process::descriptors()))?;
+        let running = sockets.start(registry)?;
         let reader = reader(origin, flags, options, planner);
         Supervisor::new(running, pipes, reader, policy, &manager, confinement).supervise(received).await;
+        if let Some(keeper) = keeper {
+            keeper.finish();
+        }
         // A stop was asked for. The log says how many connections were cut.
         Ok(ExitCode::SUCCESS)
     });

@@ -498,6 +498,10 @@ pub(crate) struct ServiceOptions {
     #[serde(deserialize_with = "text::optional")]
     pub(crate) on_revoke: Option<OnRevoke>,
 
+    /// Keep in this directory when each key was last used; without it, in the one of systemd's StateDirectory=, if there is one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_directory: Option<PathBuf>,
+
     /// Do not lock the process in: for finding out whether that is what breaks something
     #[arg(long)]
     pub(crate) no_sandbox: bool,
@@ -516,6 +520,7 @@ impl ServiceOptions {
             user: self.user.or(file.user),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             on_revoke: self.on_revoke.or(file.on_revoke),
+            state_directory: self.state_directory.or(file.state_directory),
             no_sandbox: self.no_sandbox || file.no_sandbox,
         }
     }
@@ -557,6 +562,7 @@ impl ServiceOptions {
             (self.user.is_some(), "-u"),
             (self.drain_timeout.is_some(), "--drain-timeout"),
             (self.on_revoke.is_some(), "--on-revoke"),
+            (self.state_directory.is_some(), "--state-directory"),
         ]
         .into_iter()
         .find_map(|(asked, name)| asked.then_some(name))

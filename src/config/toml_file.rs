@@ -114,7 +114,9 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
     let mut service = ServiceOptions::deserialize(Deserializer::from(Spanned::new(span, document)))
         .map_err(|error| text.wrong(&error, "; what belongs to a pipe goes below a [[pipe]]"))?;
     // As with keys, a relative path is beside the file that names it.
-    service.pid_file = service.pid_file.map(|file| path.parent().unwrap_or(Path::new("/")).join(file));
+    let beside = path.parent().unwrap_or(Path::new("/"));
+    service.pid_file = service.pid_file.map(|file| beside.join(file));
+    service.state_directory = service.state_directory.map(|directory| beside.join(directory));
     let pipes = pipes
         .into_iter()
         .map(|pipe| text.table::<PipeOptions>(pipe, "; what concerns the whole process goes above all pipes"))

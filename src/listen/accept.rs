@@ -32,6 +32,8 @@ pub struct Listener {
     socket: Socket,
     local: Endpoint,
     source: Source,
+    /// Connections at the front of its queue that were there before it was set up, and have inherited nothing of that.
+    early: u32,
 }
 
 pub(super) enum Socket {
@@ -42,7 +44,7 @@ pub(super) enum Socket {
 
 impl Listener {
     pub(super) fn new(socket: Socket, local: Endpoint, source: Source) -> Self {
-        Self { socket, local, source }
+        Self { socket, local, source, early: 0 }
     }
 
     /// Where it listens.
@@ -73,21 +75,24 @@ pub struct Listeners {
     sockets: Vec<Listener>,
     /// The one to ask first, so that a busy socket does not keep the others waiting.
     first: usize,
+    keepalive: Keepalive,
     shortage: Arc<Repeated>,
 }
 
 impl Listeners {
     /// Those of `sockets`, whose connections are kept alive as `keepalive` says.
-    pub fn new(sockets: Vec<Listener>, keepalive: Keepalive) -> Self {
-        for socket in &sockets {
-            if let Socket::Tcp(listener) = &socket.socket {
+    pub fn new(mut sockets: Vec<Listener>, keepalive: Keepalive) -> Self {
+        for Listener { socket, early, .. } in &mut sockets {
+            if let Socket::Tcp(listener) = socket {
                 stream::set_up(listener, keepalive);
+                // Such as the one for which systemd has started this process. Asked afterwards, so that none is missed.
+                *early = stream::queued(listener);
             }
         }
         let shortage = Repeated::new(|_kind, more| {
             warn!(more, "cannot accept connections: further times in the last minute");
         });
-        Self { sockets, first: 0, shortage }
+        Self { sockets, first: 0, keepalive, shortage }
     }
 
     /// The sockets; they still listen.
@@ -113,7 +118,16 @@ impl Listeners {
             })
             .await;
             match accepted {
-                Ok(arrival) => return arrival,
+                Ok(arrival) => {
+                    let early = &mut self.sockets[listener].early;
+                    if *early > 0
+                        && let Stream::Tcp(stream) = &arrival.stream
+                    {
+                        *early -= 1;
+                        stream::set_up(stream, self.keepalive);
+                    }
+                    return arrival;
+                }
                 // accept(2): errors that belong to the one connection.
                 Err(error)
                     if matches!(
@@ -141,6 +155,29 @@ impl Listeners {
                     pause = (pause * 2).min(BACK_OFF_MAX);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::listen::{Passed, listen};
+
+    #[tokio::test]
+    async fn connections_that_came_before_the_accept_loop_are_kept_alive_too() {
+        let bound = listen(&"127.0.0.1:0".parse().unwrap(), &mut Passed::default()).unwrap().remove(0);
+        let &Endpoint::Ip(address) = bound.local() else { panic!("it listens on a port") };
+        let _early = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        let mut listeners = Listeners::new(vec![bound.into_listener().unwrap()], Keepalive::default());
+        let _later = TcpStream::connect(address).await.unwrap();
+        for _ in 0..3 {
+            let Stream::Tcp(accepted) = listeners.accept(|| {}).await.stream else { panic!("it is TCP") };
+            let socket = SockRef::from(&accepted);
+            assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
         }
     }
 }

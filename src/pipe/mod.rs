@@ -20,8 +20,10 @@ pub use self::expiries::{Expiries, Expiry, Stage};
 pub use self::registry::Registry;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
+use crate::connection::KeyNames;
 use crate::listen::{self, Bound, ListenError, Listener, Passed};
 use crate::names::Unresolved;
+use crate::proto::key::Fingerprint;
 
 /// Pipes whose sockets listen.
 pub struct Listening {
@@ -162,6 +164,14 @@ impl Pipes {
     /// The sources whose names do not resolve so far.
     pub fn unresolved(&self) -> impl Iterator<Item = &Source> {
         self.serving.iter().flat_map(|serving| &serving.unresolved)
+    }
+
+    /// The keys that peers may have, each with what the log calls it; one of several pipes comes several times.
+    pub fn accepted_keys(&self) -> impl Iterator<Item = (Fingerprint, &KeyNames)> {
+        let specs = self.serving.iter().map(|serving| &serving.spec);
+        let responders = specs.filter(|spec| matches!(spec.role, Role::Responder { .. }));
+        responders
+            .flat_map(|spec| spec.role.keys().iter().map(|key| (key.fingerprint(), &spec.common.key_names)))
     }
 
     /// When keys of the pipes expire.

@@ -1,6 +1,7 @@
 //! From the bytes of a key file to the pre-shared key of the handshake (PROTOCOL.md, section 2).
 
 use std::fmt;
+use std::str::FromStr;
 
 use hkdf::{Hkdf, HkdfExtract};
 use sha2::Sha256;
@@ -129,9 +130,37 @@ impl fmt::Display for Fingerprint {
     }
 }
 
+/// A text that is no [`Fingerprint`].
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("a fingerprint is written as 7f3a-19c2")]
+pub struct NotAFingerprint;
+
+impl FromStr for Fingerprint {
+    type Err = NotAFingerprint;
+
+    fn from_str(text: &str) -> Result<Self, NotAFingerprint> {
+        let (first, second) = text.split_once('-').ok_or(NotAFingerprint)?;
+        let half = |text: &str| {
+            let is_hexadecimal = text.len() == 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_hexadecimal.then(|| u16::from_str_radix(text, 16).ok()).flatten().ok_or(NotAFingerprint)
+        };
+        let ([a, b], [c, d]) = (half(first)?.to_be_bytes(), half(second)?.to_be_bytes());
+        Ok(Self([a, b, c, d]))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fingerprint_is_read_as_it_is_written() {
+        let fingerprint = Key::from_bytes(&[7; 32]).unwrap().fingerprint();
+        assert_eq!(fingerprint.to_string().parse(), Ok(fingerprint));
+        for text in ["", "-", "7f3a19c2", "7f3a-19c", "7f3a-19c2-", "+f3a-19c2", "7f3a-19cz"] {
+            assert_eq!(text.parse::<Fingerprint>(), Err(NotAFingerprint), "{text}");
+        }
+    }
 
     #[test]
     fn thirty_one_bytes_are_refused() {

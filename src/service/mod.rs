@@ -11,4 +11,5 @@ pub mod runtime;
 pub mod sandbox;
 pub mod signals;
 pub mod startup;
+pub mod state;
 pub mod supervisor;

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use super::notify::Manager;
 use super::sandbox::Confinement;
 use super::signals::{Signal, Signals};
+use super::state::Ago;
 use crate::addr::{Endpoint, Source};
 use crate::names;
 use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Specs, Stage};
@@ -23,6 +24,9 @@ use crate::stats::Usage;
 
 /// The pause before the names of sources that do not resolve are looked up again.
 const NAMES_AGAIN: Duration = Duration::from_secs(2);
+
+/// After so many days without use, a key may be one that nobody has any more.
+const IDLE_DAYS: i64 = 7;
 
 /// Why a reload failed. It ends as one line in the log.
 pub type ReloadError = Box<dyn Error + Send + Sync>;
@@ -130,6 +134,7 @@ impl<'m> Supervisor<'m> {
 
     async fn obey(mut self, mut signals: Signals) {
         self.manager.ready(&self.status.to_string());
+        self.tell_idle_keys();
         loop {
             tokio::select! {
                 signal = signals.next() => match signal {
@@ -171,6 +176,20 @@ impl<'m> Supervisor<'m> {
             self.manager.ready(&self.status.to_string());
         }
         self.drain(signals).await;
+    }
+
+    /// Tells of keys that may have to be removed.
+    fn tell_idle_keys(&self) {
+        let mut last_used = self.pipes.registry().usage.last_used();
+        for (key, names) in self.pipes.accepted_keys() {
+            // Once, also when several pipes have it.
+            let Some(then) = last_used.remove(&key) else { continue };
+            let ago = Ago::since(then);
+            if ago.days() >= IDLE_DAYS {
+                let (key_file, key_name) = (names.file(key), names.name(key));
+                info!(%key, key_file, key_name, last_used = %then, "nobody has used this key for {ago}");
+            }
+        }
     }
 
     /// A key expires soon, or now.
@@ -242,6 +261,7 @@ impl<'m> Supervisor<'m> {
                 warn!(ended, "ending running connections: their keys are not accepted any more");
             }
         }
+        self.tell_idle_keys();
         if needs_restart {
             warn!("what concerns the whole process has changed in the configuration; that takes a restart");
         }

@@ -1,12 +1,15 @@
-//! How many connections each key carries at this moment.
+//! How many connections each key carries at this moment, and when it last carried one.
 //!
 //! It is what an administrator has to know before an old key is taken away, and the log cannot tell it: a connection is
 //! in the log when it has ended.
 
 mod repeated;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
 
 pub use self::repeated::Repeated;
 use crate::proto::key::Fingerprint;
@@ -16,7 +19,12 @@ use crate::proto::key::Fingerprint;
 pub struct Usage {
     /// Only the keys that are in use, in the order in which they came to be. A list, since they are few.
     by_key: Mutex<Vec<(Fingerprint, usize)>>,
+    /// When the last connection of a key ended.
+    last_used: Mutex<LastUsed>,
 }
+
+/// When keys were last used, as far as is known.
+pub type LastUsed = HashMap<Fingerprint, Timestamp>;
 
 impl Usage {
     /// Counts a connection until what is returned is dropped.
@@ -32,6 +40,24 @@ impl Usage {
     /// The keys in use, each with how many connections it has.
     pub fn by_key(&self) -> Vec<(Fingerprint, usize)> {
         self.lock().clone()
+    }
+
+    /// What is known from another process, before this one has connections.
+    pub fn remember(&self, last_used: LastUsed) {
+        self.ends().extend(last_used);
+    }
+
+    /// When each key was last used: now, for those that are in use.
+    pub fn last_used(&self) -> LastUsed {
+        let now = Timestamp::now();
+        let mut last_used = self.ends().clone();
+        last_used.extend(self.by_key().into_iter().map(|(key, _)| (key, now)));
+        last_used
+    }
+
+    fn ends(&self) -> MutexGuard<'_, LastUsed> {
+        // A panic elsewhere leaves the map whole: every change to it is one call.
+        self.last_used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Fingerprint, usize)>> {
@@ -69,6 +95,8 @@ impl Drop for Counted<'_> {
             *connections -= 1;
         }
         by_key.retain(|(_, connections)| *connections > 0);
+        drop(by_key);
+        self.usage.ends().insert(self.key, Timestamp::now());
     }
 }
 
@@ -91,6 +119,20 @@ mod tests {
         drop((first, third));
         assert_eq!(usage.to_string(), format!("1 connection ({new}: 1)"));
         assert_eq!(usage.by_key(), [(new, 1)]);
+    }
+
+    #[test]
+    fn a_key_that_carries_was_last_used_now_and_any_other_when_its_last_connection_ended() {
+        let (usage, old, new, idle) = (Usage::default(), fingerprint(1), fingerprint(2), fingerprint(3));
+        usage.remember([(old, Timestamp::UNIX_EPOCH), (idle, Timestamp::UNIX_EPOCH)].into());
+        let start = Timestamp::now();
+        drop(usage.count(old));
+        let end = Timestamp::now();
+        let _running = usage.count(new);
+        let last_used = usage.last_used();
+        assert!((start..=end).contains(&last_used[&old]));
+        assert!(last_used[&new] >= end);
+        assert_eq!(last_used[&idle], Timestamp::UNIX_EPOCH);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 pub use self::tcp::Keepalive;
+pub(crate) use self::tcp::queued;
 use self::tls::Tls;
 
 /// The address at the other side of a stream, for the log and for the peer. Without the scope of an IPv6 address: each idle

@@ -98,6 +98,12 @@ pub(super) fn answer(socket: &TcpStream, within: Duration) -> Answer {
     }
 }
 
+/// How many connections wait to be accepted at a socket that listens.
+pub(crate) fn queued(listener: &impl AsFd) -> u32 {
+    // Of such a socket, this field is the length of the queue (tcp_get_info() in Linux).
+    getsockopt(listener, Info).map_or(0, |info| info.tcpi_unacked)
+}
+
 /// States of `include/net/tcp_states.h` in which our end of the stream is sent and not yet acknowledged.
 const FIN_WAIT1: u8 = 4;
 const LAST_ACK: u8 = 9;

@@ -24,6 +24,7 @@ mod gone;
 mod keepalive;
 mod key_files;
 mod key_tables;
+mod last_used;
 mod limits;
 mod log_destinations;
 mod logs;

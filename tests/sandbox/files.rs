@@ -58,6 +58,31 @@ fn readable_files_cannot_be_written() {
 }
 
 #[test]
+fn files_can_be_made_and_replaced_in_the_state_directory_and_nowhere_else() {
+    isolated(|directory| {
+        let (state, key) = (directory.join("state"), file(directory, "keys/key"));
+        fs::create_dir(&state).unwrap();
+        let mut needs = Needs::new();
+        needs.state_directory(&state);
+        needs.key(&key);
+        enter_sandbox(&needs);
+        for content in ["first", "second"] {
+            fs::write(state.join("new"), content).unwrap();
+            fs::rename(state.join("new"), state.join("it")).unwrap();
+        }
+        // What was written there before is of no use to a process that has it in memory.
+        assert_denied(fs::read(state.join("it")));
+        for elsewhere in [directory.join("keys/new"), directory.join("new"), "/tmp/new".into()] {
+            assert_denied(File::create(elsewhere));
+        }
+        assert_denied(fs::write(&key, "replaced"));
+        fs::write(state.join("new"), "third").unwrap();
+        assert!(fs::rename(state.join("new"), &key).is_err());
+        assert_eq!(fs::read_to_string(key).unwrap(), "keys/key");
+    });
+}
+
+#[test]
 fn no_file_can_be_created_moved_or_changed_anywhere() {
     isolated(|directory| {
         let socket: spipe::addr::Source = directory.join("sockets/s").to_str().unwrap().parse().unwrap();

@@ -32,6 +32,8 @@ pub(super) enum Right {
     Remove,
     /// Make and remove sockets.
     Sockets,
+    /// Make files, and put them in the place of others.
+    Replace,
 }
 
 /// TCP ports.
@@ -174,6 +176,16 @@ impl Needs {
     /// The pid file is removed at the end.
     pub fn pid_file(&mut self, path: &Path) {
         self.change_directory(directory_of(&absolutely(path)), Right::Remove);
+    }
+
+    /// The state is written there again and again.
+    pub fn state_directory(&mut self, path: &Path) {
+        self.change_directory(absolutely(path), Right::Replace);
+    }
+
+    /// Whether files are made.
+    pub(super) fn makes_files(&self) -> bool {
+        self.files.iter().any(|(_, right)| *right == Right::Replace)
     }
 
     /// The log goes there.

@@ -167,8 +167,10 @@ const CLONE_MASK: u64 = CLONE_THREAD
 /// What socket(2) takes as the type, without the flags beside it.
 const TYPE_MASK: u64 = 0xf;
 
-/// No file is made. (Sockets are, by bind(2).) O_TMPFILE without the bit that says that it is for directories.
-const CREATE: u64 = flags(libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY));
+/// No file is made, unless there is a state directory. (Sockets are, by bind(2).)
+const CREATE: u64 = flags(libc::O_CREAT);
+/// Without the bit that says that it is for directories.
+const NAMELESS: u64 = flags(libc::O_TMPFILE & !libc::O_DIRECTORY);
 
 const WRITE: u64 = flags(libc::PROT_WRITE);
 const EXECUTE: u64 = flags(libc::PROT_EXEC);
@@ -226,9 +228,16 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     // types at it, is what is kept out.
     let requests = [libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD, libc::TCGETS, libc::SIOCGIFINDEX];
     allow(libc::SYS_ioctl, any(1, requests.map(request))?);
-    allow(libc::SYS_openat, vec![all([none_of(2, CREATE)?])?]);
+    let never = if needs.makes_files() { NAMELESS } else { CREATE | NAMELESS };
+    allow(libc::SYS_openat, vec![all([none_of(2, never)?])?]);
     #[cfg(target_arch = "x86_64")]
-    allow(libc::SYS_open, vec![all([none_of(1, CREATE)?])?]);
+    allow(libc::SYS_open, vec![all([none_of(1, never)?])?]);
+    if needs.makes_files() {
+        // Where files may be is landlock's affair.
+        #[cfg(target_arch = "x86_64")]
+        allow(libc::SYS_rename, Vec::new());
+        allow(libc::SYS_renameat, Vec::new());
+    }
     // No AT_REMOVEDIR.
     allow(libc::SYS_unlinkat, vec![all([is(2, 0)?])?]);
     allow(libc::SYS_clone, vec![all([condition(0, Qword, MaskedEq(CLONE_MASK), CLONE_THREAD)?])?]);
