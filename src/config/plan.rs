@@ -62,7 +62,12 @@ impl From<SpecsError> for PlanError {
         let option = match error {
             SpecsError::SharedName(_) => "name",
             SpecsError::SharedFingerprint { .. } => "key",
-            SpecsError::SharedSource(_) | SpecsError::None => "source",
+            SpecsError::SharedSource(_)
+            | SpecsError::SharedWithoutName(_)
+            | SpecsError::SharedWithoutAgreement(_)
+            | SpecsError::TooManyKeys(..)
+            | SpecsError::None => "source",
+            SpecsError::SharedDoor { .. } => "label",
             SpecsError::LeadsToItself(_) | SpecsError::LeadIntoEachOther(_) => "target",
         };
         Self::contradiction(option, error.to_string())

@@ -111,6 +111,14 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
         document.remove("key"),
         "what there is to say of a key is a table of a list, [[key]]; the key of a pipe goes below a [[pipe]]",
     )?;
+    let defaults = match document.remove("defaults").map(|defaults| (defaults.span(), defaults.into_inner()))
+    {
+        None => DeTable::new(),
+        Some((_, DeValue::Table(defaults))) => defaults,
+        Some((span, _)) => {
+            return Err(text.error(Some(span), "what pipes have in common is one table; write [defaults]"));
+        }
+    };
     let mut service = ServiceOptions::deserialize(Deserializer::from(Spanned::new(span, document)))
         .map_err(|error| text.wrong(&error, "; what belongs to a pipe goes below a [[pipe]]"))?;
     // As with keys, a relative path is beside the file that names it.
@@ -119,13 +127,30 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
     service.state_directory = service.state_directory.map(|directory| beside.join(directory));
     let pipes = pipes
         .into_iter()
-        .map(|pipe| text.table::<PipeOptions>(pipe, "; what concerns the whole process goes above all pipes"))
+        .map(|pipe| {
+            let pipe = with_defaults(pipe, &defaults);
+            text.table::<PipeOptions>(pipe, "; what concerns the whole process goes above all pipes")
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let keys = keys.into_iter().map(|key| text.table::<KeyOptions>(key, "")).collect::<Result<_, _>>()?;
     if pipes.is_empty() {
         return Err(FileError::NoPipe(path.to_owned()));
     }
     Ok(File { service, pipes, keys })
+}
+
+/// The table of a pipe, with what it does not say itself. What is wrong with a default is found at the first pipe that takes it, and
+/// told of with the default's line.
+fn with_defaults<'v>(pipe: Spanned<DeValue<'v>>, defaults: &DeTable<'v>) -> Spanned<DeValue<'v>> {
+    let (span, mut pipe) = (pipe.span(), pipe.into_inner());
+    if let DeValue::Table(own) = &mut pipe {
+        for (name, value) in defaults {
+            if !own.contains_key(name) {
+                own.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    Spanned::new(span, pipe)
 }
 
 /// A file's text, in which places can be found.

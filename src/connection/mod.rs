@@ -9,6 +9,7 @@ mod carry;
 mod check;
 pub(crate) mod clock;
 mod commit;
+mod front;
 mod initiator;
 mod limits;
 mod responder;
@@ -19,6 +20,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::check::Checks;
+pub use self::front::Front;
 pub use self::initiator::Initiator;
 pub use self::limits::Limits;
 pub use self::responder::Responder;

@@ -4,34 +4,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
-use tracing::{debug, warn};
+use tokio::time::Instant;
+use tracing::debug;
 use vec1::Vec1;
 
-use super::carry::{Carrying, Ends, carry};
+use super::carry::{Carrying, Ends};
 use super::check::hang_up;
-use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
-use crate::gate::{Admitted, Gate, KeyRefused, LobbyPlace, NotAdmitted, Stage};
+use super::{Common, NoneLeft, SetupError, random_id};
+use crate::gate::{Gate, KeyRefused, LobbyPlace, NotAdmitted};
 use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
 use crate::proto::key::{Fingerprint, Key};
 use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
-use crate::stats::{Repeated, Usage};
-use crate::stream::{Remote, Stream};
-use crate::tunnel::handshake::Ending;
-use crate::tunnel::{Tunnel, TunnelError};
+use crate::stats::Usage;
+use crate::stream::Remote;
+use crate::tunnel::{Answered, Door};
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
 /// What all connections of a responder share.
 pub struct Responder {
     pub(super) common: Arc<Common>,
     keys: Vec1<Arc<Key>>,
-    gate: Arc<Gate>,
+    pub(super) gate: Arc<Gate>,
     pub(super) upstream: Upstream,
-    usage: Arc<Usage>,
-    refusals: Arc<Repeated>,
-    probes: Arc<Repeated>,
+    pub(super) usage: Arc<Usage>,
 }
 
 impl Responder {
@@ -45,98 +42,24 @@ impl Responder {
         usage: Arc<Usage>,
     ) -> Self {
         let common = Arc::new(common);
-        let refusals = Repeated::new({
-            let common = Arc::clone(&common);
-            move |kind, more| {
-                warn!(pipe = common.pipe(), kind, more, "refused: further connections in the last minute");
-            }
-        });
-        let probes = Repeated::new({
-            let common = Arc::clone(&common);
-            move |_kind, more| {
-                debug!(
-                    pipe = common.pipe(),
-                    more, "closed without a byte: further connections in the last minute"
-                );
-            }
-        });
-        Self { common, keys, gate, upstream, usage, refusals, probes }
+        Self { common, keys, gate, upstream, usage }
     }
 
-    /// Carries `stranger` from here to its end, if it proves a key.
-    ///
-    /// # Errors
-    /// Why it failed, which is in the log as well.
-    pub fn carry(
-        self: Arc<Self>,
-        stranger: Admitted<LobbyPlace>,
-    ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
-        let (common, usage) = (Arc::clone(&self.common), Arc::clone(&self.usage));
-        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it. Nor does it
-        // keep the keys, which a reload may take out of memory.
-        let establishing = Box::pin(self.establish(stranger));
-        async move {
-            match establishing.await? {
-                Some(established) => Ok(carry(&common, &usage, established).await?),
-                None => Ok(()),
-            }
-        }
+    /// What opens message 1 of its peers.
+    pub(super) fn door(&self) -> Door<'_, Arc<Key>> {
+        self.common.terms.door(&self.keys)
     }
 
-    /// None for a probe, which carries nothing.
-    async fn establish(
-        self: Arc<Self>,
-        stranger: Admitted<LobbyPlace>,
-    ) -> Result<Option<Box<Carrying>>, SetupError> {
-        let Admitted { stream, remote: mut peer, place } = stranger;
-        let admitted = self.admit_and_dial(stream, &mut peer, place).await;
-        admitted.inspect_err(|error| {
-            let (pipe, configured) = (self.common.pipe(), &self.common.targets);
-            if is_health_check(error) {
-                self.probes.event(Some("probe"), || {
-                    debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
-                });
-            } else {
-                let key = match error {
-                    SetupError::NotAdmitted(NotAdmitted::Key { key, .. }) => Some(*key),
-                    _ => None,
-                };
-                let names = &self.common.key_names;
-                let (key_file, key_name) =
-                    (key.and_then(|key| names.file(key)), key.and_then(|key| names.name(key)));
-                let key = key.map(tracing::field::display);
-                self.refusals.event(error.kind(), || {
-                    warn!(pipe, %peer, %configured, key, key_file, key_name, reason = error.to_string(), "refused");
-                });
-            }
-        })
-    }
-
-    async fn admit_and_dial(
+    /// Goes on with a peer that has answered at its door, and has come at the time `started`. None for a probe, which carries
+    /// nothing.
+    pub(super) async fn go_on(
         &self,
-        mut wire: Stream,
-        peer: &mut Remote,
-        mut waiting: LobbyPlace,
+        answered: Answered,
+        peer: Remote,
+        waiting: LobbyPlace,
+        started: Instant,
+        deadline: Instant,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
-        let started = Instant::now();
-        if self.gate.is_behind_proxies() {
-            let identifying = self.gate.identify(&mut wire, peer);
-            let identified = waiting.unless_turned_out(identifying).await.ok_or(SetupError::TurnedOut)??;
-            waiting.count_at(*peer, identified.of_source);
-        }
-        let peer = *peer;
-        // A proxy's header has a limit of its own.
-        let deadline = Instant::now() + self.common.timeout;
-        // When the deadline has passed, that is said below.
-        let speaking = timeout_at(deadline, wire.readable());
-        // A process that is short of time must not turn out those that it has not yet listened to.
-        if waiting.unless_turned_out(speaking).await.is_none() && !wire.is_readable() {
-            return Err(SetupError::TurnedOut);
-        }
-        waiting.advance(Stage::Speaking);
-        let answering = Tunnel::answer(wire, &self.keys, &self.common.terms, deadline);
-        let answered = waiting.unless_turned_out(answering).await.ok_or(SetupError::TurnedOut)??;
-        waiting.advance(Stage::Answered);
         let proving = answered.prove(deadline);
         let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         let of_source = waiting.leave();
@@ -249,17 +172,6 @@ impl Responder {
 fn base_name(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.strip_suffix(".key").unwrap_or(name)
-}
-
-/// Whether the peer did no more than look whether something listens, as load balancers do every few seconds.
-fn is_health_check(error: &SetupError) -> bool {
-    match error {
-        SetupError::Identify(error) => error.is_health_check(),
-        SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) => {
-            matches!(ending, Ending::Closed | Ending::Broken(_))
-        }
-        _ => false,
-    }
 }
 
 fn reason_for_the_peer(error: &SetupError) -> AbortReason {

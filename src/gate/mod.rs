@@ -81,6 +81,11 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Whether both decide the same before it is known which key a connection has.
+    pub(crate) fn agree_before_the_key(&self, other: &Self) -> bool {
+        self.access == other.access && self.per_source == other.per_source && self.proxies == other.proxies
+    }
+
     /// `-n` by default, as spiped has it.
     pub const MAX_CONNECTIONS: usize = 100;
 }
@@ -244,6 +249,8 @@ pub struct Gate {
     proxies: Option<TrustedProxies>,
     /// Those that a responder accepts, or the one that an initiator proves.
     keys: Vec1<(Fingerprint, Arc<OfKey>)>,
+    /// Whether other pipes have the same sources.
+    is_shared: bool,
     admissions: Arc<Admissions>,
     connections: Connections,
     saturation: Arc<Repeated>,
@@ -256,6 +263,7 @@ impl Gate {
         sources: Sources,
         rules: Rules,
         keys: Vec1<(Fingerprint, Arc<OfKey>)>,
+        is_shared: bool,
         admissions: Arc<Admissions>,
         connections: Connections,
     ) -> Self {
@@ -274,7 +282,7 @@ impl Gate {
                 kind, more, "clients waited at further times in the last minute"
             );
         });
-        Self { name, sources, access, proxies, keys, admissions, connections, saturation, denials }
+        Self { name, sources, access, proxies, keys, is_shared, admissions, connections, saturation, denials }
     }
 
     /// An initiator's next client. Its permits come before it is accepted: a client beyond the limits waits in the kernel's queue,
@@ -299,9 +307,11 @@ impl Gate {
     pub async fn next_stranger(&self, listeners: &mut Listeners) -> Admitted<LobbyPlace> {
         let lobby = self.connections.lobby();
         // As long as enough key holders wait, one more would wait as well, and longer.
-        let waiting_max = self.connections.waiting_max();
-        let mut waiting = self.admissions.waiting.subscribe();
-        let _sender_lives = waiting.wait_for(|waiting| *waiting < waiting_max).await.map(drop);
+        if !self.is_shared {
+            let waiting_max = self.connections.waiting_max();
+            let mut waiting = self.admissions.waiting.subscribe();
+            let _sender_lives = waiting.wait_for(|waiting| *waiting < waiting_max).await.map(drop);
+        }
         lobby.room().await;
         let (Arrival { stream, remote }, of_source) =
             self.next_arrival(listeners, |remote| self.arrive(remote), || lobby.turn_one_out()).await;
@@ -410,6 +420,10 @@ impl Gate {
         let of_key = of_key.expect("a responder's gate has the keys that the responder accepts");
         // First, so that a key that has enough takes no place from the others, not even one to wait in.
         let entered = of_key.enter(remote).map_err(refused)?;
+        // Where accepting cannot pause for a pipe that is full, because others have the same source.
+        if self.is_shared && *self.admissions.waiting.borrow() >= self.connections.waiting_max() {
+            return Err(NotAdmitted::Busy);
+        }
         let _waiting = Waiting::count(&self.admissions.waiting);
         let limits = timeout_at(deadline, self.limits()).await.map_err(|_| NotAdmitted::Busy)?;
         let permits = Permits { key, _limits: limits, source: of_source, _entered: Some(entered) };

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
+use vec1::Vec1;
 
 use super::registry::Registry;
-use super::spec::{Role, Spec};
-use crate::connection::{Checks, Initiator, Responder};
+use super::spec::{Group, Role, Spec};
+use crate::connection::{Checks, Front, Initiator, Responder};
 use crate::gate::{Connections, Gate};
 use crate::listen::{Listener, Listeners};
 
@@ -23,10 +24,10 @@ pub(super) struct Accepting {
 }
 
 impl Accepting {
-    /// Starts to accept at `listeners` what `spec` says. The connections live on when this is stopped.
-    pub(super) fn start(spec: Spec, listeners: Vec<Listener>, registry: &Registry) -> Self {
-        let keepalive = spec.common.keepalive;
-        let reception = Reception::new(spec, registry);
+    /// Starts to accept at `listeners` what the pipes of `group` say. The connections live on when this is stopped.
+    pub(super) fn start(group: Group, listeners: Vec<Listener>, registry: &Registry) -> Self {
+        let keepalive = group.first().common.keepalive;
+        let reception = Reception::new(group, registry);
         let stop = CancellationToken::new();
         let (stopped, heartbeat) = (stop.clone(), Arc::clone(&registry.heartbeat));
         let mut listeners = Listeners::new(listeners, keepalive);
@@ -71,42 +72,52 @@ impl Accepting {
     }
 }
 
-/// What becomes of the arrivals at one pipe.
+/// What becomes of the arrivals at the sources of one pipe, or of several responders.
 struct Reception {
+    /// That of the pipe; of the first one, if there are several: what it decides is the same for all.
     gate: Arc<Gate>,
     life: Life,
     connections: Connections,
-    _checks: Checks,
+    _checks: Vec<Checks>,
 }
 
 enum Life {
     Initiator(Arc<Initiator>),
-    Responder(Arc<Responder>),
+    Responders(Arc<Front>),
 }
 
 impl Reception {
-    fn new(spec: Spec, registry: &Registry) -> Self {
-        let Spec { sources, rules, role, common } = spec;
-        let admissions = registry.admissions(&sources, &rules);
+    fn new(group: Group, registry: &Registry) -> Self {
         let connections = registry.connections.clone();
-        let name = common.name.clone();
-        let upstream = registry.upstream(&sources, &common);
-        let keys = registry.keys(&role, &rules);
-        let gate = Arc::new(Gate::new(name, sources, rules, keys, admissions, connections.clone()));
-        let usage = Arc::clone(&registry.usage);
-        let (life, checks) = match role {
-            Role::Initiator { key } => {
-                let initiator =
-                    Arc::new(Initiator::new(common, key, Some(Arc::clone(&gate)), upstream, usage));
-                let checks = initiator.checks();
-                (Life::Initiator(initiator), checks)
+        let (mut gates, mut responders, mut checks) = (Vec::new(), Vec::new(), Vec::new());
+        let is_shared = group.is_shared();
+        for (identity, Spec { sources, rules, role, common }) in group.into_identified() {
+            let admissions = registry.admissions(&identity, &rules);
+            let upstream = registry.upstream(&identity, &common);
+            let keys = registry.keys(&role, &rules);
+            let (name, connections) = (common.name.clone(), connections.clone());
+            let gate =
+                Arc::new(Gate::new(name, sources, rules, keys, is_shared, admissions, connections.clone()));
+            let usage = Arc::clone(&registry.usage);
+            match role {
+                Role::Initiator { key } => {
+                    let initiator =
+                        Arc::new(Initiator::new(common, key, Some(Arc::clone(&gate)), upstream, usage));
+                    checks.push(initiator.checks());
+                    return Self { gate, life: Life::Initiator(initiator), connections, _checks: checks };
+                }
+                Role::Responder { keys } => {
+                    let responder =
+                        Arc::new(Responder::new(common, keys, Arc::clone(&gate), upstream, usage));
+                    checks.push(responder.checks());
+                    responders.push(responder);
+                    gates.push(gate);
+                }
             }
-            Role::Responder { keys } => {
-                let responder = Arc::new(Responder::new(common, keys, Arc::clone(&gate), upstream, usage));
-                let checks = responder.checks();
-                (Life::Responder(responder), checks)
-            }
-        };
+        }
+        let responders = Vec1::try_from_vec(responders).expect("a group has a pipe");
+        let life = Life::Responders(Arc::new(Front::new(responders)));
+        let gate = gates.swap_remove(0);
         Self { gate, life, connections, _checks: checks }
     }
 
@@ -121,9 +132,9 @@ impl Reception {
                     let client = self.gate.next_client(listeners).await;
                     self.connections.spawn(Arc::clone(initiator).carry(client));
                 }
-                Life::Responder(responder) => {
+                Life::Responders(front) => {
                     let stranger = self.gate.next_stranger(listeners).await;
-                    self.connections.spawn(Arc::clone(responder).carry(stranger));
+                    self.connections.spawn(Arc::clone(front).carry(stranger));
                 }
             }
             if accepted.is_multiple_of(ACCEPTED_AT_A_TIME) {

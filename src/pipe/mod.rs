@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use self::accepting::Accepting;
 pub use self::expiries::{Expiries, Expiry, Stage};
 pub use self::registry::Registry;
+use self::spec::Group;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
 use crate::connection::KeyNames;
@@ -54,9 +55,10 @@ pub fn listen_besides(held: &Held, specs: Specs) -> Result<Listening, ListenErro
 }
 
 fn bind(specs: &Specs, held: &HashSet<Source>, passed: &mut Passed) -> Result<Vec<Bound>, ListenError> {
-    let mut bound = Vec::new();
+    let (mut bound, mut seen) = (Vec::new(), HashSet::new());
     for spec in specs.iter() {
-        for source in spec.sources.iter().filter(|source| !held.contains(*source)) {
+        // Pipes may share it.
+        for source in spec.sources.iter().filter(|source| !held.contains(*source) && seen.insert(*source)) {
             match listen::listen(source, passed) {
                 Ok(sockets) => bound.extend(sockets),
                 Err(ListenError::Unresolved { .. }) if spec.common.lookup.sources == Unresolved::Waits => {}
@@ -81,12 +83,12 @@ impl Listening {
         let mut sockets = by_source(into_listeners(self.bound)?);
         registry.share_out(&self.specs);
         let mut pipes = Pipes { serving: Vec::new(), registry };
-        for spec in self.specs.into_vec() {
-            let listeners = take(&mut sockets, &spec);
+        for group in self.specs.into_groups() {
+            let listeners = take(&mut sockets, &group);
             for listener in &listeners {
-                log_listening(&spec, listener);
+                group.iter().for_each(|spec| log_listening(spec, listener));
             }
-            pipes.serve(spec, listeners, &HashSet::new());
+            pipes.serve(group, listeners, &HashSet::new());
         }
         Ok(pipes)
     }
@@ -107,9 +109,9 @@ fn by_source(listeners: Vec<Listener>) -> Sockets {
     sockets
 }
 
-/// Those of `sockets` that `spec` listens on.
-fn take(sockets: &mut Sockets, spec: &Spec) -> Vec<Listener> {
-    spec.sources.iter().filter_map(|source| sockets.remove(source)).flatten().collect()
+/// Those of `sockets` that the pipes of `group` listen on.
+fn take(sockets: &mut Sockets, group: &Group) -> Vec<Listener> {
+    group.sources().iter().filter_map(|source| sockets.remove(source)).flatten().collect()
 }
 
 fn log_listening(spec: &Spec, listener: &Listener) {
@@ -138,9 +140,9 @@ pub struct Pipes {
     registry: Registry,
 }
 
-/// One of them.
+/// One of them, or several with the same sources.
 struct Serving {
-    spec: Spec,
+    group: Group,
     accepting: Accepting,
     /// Those of its sources whose names do not resolve so far.
     unresolved: Vec<Source>,
@@ -155,8 +157,8 @@ impl Pipes {
     /// The sources that are listened on. Not those whose accept loop has died: they are to be bound anew.
     pub fn held(&self) -> Held {
         let alive = self.serving.iter().filter(|serving| !serving.accepting.has_died());
-        let held = alive.flat_map(|Serving { spec, unresolved, .. }| {
-            spec.sources.iter().filter(|source| !unresolved.contains(source))
+        let held = alive.flat_map(|Serving { group, unresolved, .. }| {
+            group.sources().iter().filter(|source| !unresolved.contains(source))
         });
         Held(held.cloned().collect())
     }
@@ -168,7 +170,7 @@ impl Pipes {
 
     /// The keys that peers may have, each with what the log calls it; one of several pipes comes several times.
     pub fn accepted_keys(&self) -> impl Iterator<Item = (Fingerprint, &KeyNames)> {
-        let specs = self.serving.iter().map(|serving| &serving.spec);
+        let specs = self.serving.iter().flat_map(|serving| serving.group.iter());
         let responders = specs.filter(|spec| matches!(spec.role, Role::Responder { .. }));
         responders
             .flat_map(|spec| spec.role.keys().iter().map(|key| (key.fingerprint(), &spec.common.key_names)))
@@ -176,7 +178,7 @@ impl Pipes {
 
     /// When keys of the pipes expire.
     pub fn expiries(&self) -> Expiries {
-        Expiries::of(self.serving.iter().map(|serving| &serving.spec))
+        Expiries::of(self.serving.iter().flat_map(|serving| serving.group.iter()))
     }
 
     /// The pipes as they are, to be put in their own place once more of their sources can be listened on.
@@ -184,7 +186,7 @@ impl Pipes {
     /// # Panics
     /// Never: they go together already.
     pub fn specs(&self) -> Specs {
-        let specs = self.serving.iter().map(|serving| serving.spec.clone()).collect();
+        let specs = self.serving.iter().flat_map(|serving| serving.group.iter()).cloned().collect();
         Specs::new(specs).unwrap_or_else(|conflict| unreachable!("{conflict}"))
     }
 
@@ -197,43 +199,47 @@ impl Pipes {
         let mut new = by_source(into_listeners(bound)?);
         self.registry.share_out(&specs);
         let (mut kept, mut before, mut waited_for) = (Vec::new(), HashMap::new(), HashSet::new());
-        for Serving { spec, accepting, unresolved } in self.serving.drain(..) {
+        for Serving { group, accepting, unresolved } in self.serving.drain(..) {
             kept.extend(accepting.stop().await);
-            before.insert(spec.sources.clone(), spec);
+            before.extend(group.into_identified());
             waited_for.extend(unresolved);
         }
         let mut kept = by_source(kept);
-        for spec in specs.into_vec() {
-            let (mut listeners, kept) = (take(&mut new, &spec), take(&mut kept, &spec));
-            let is_known = before.get(&spec.sources).is_some_and(|before| is_told_by(&spec, before));
-            for listener in listeners.iter().chain(kept.iter().filter(|_| !is_known)) {
-                log_listening(&spec, listener);
+        for group in specs.into_groups() {
+            let (mut listeners, kept) = (take(&mut new, &group), take(&mut kept, &group));
+            for (identity, spec) in group.identified() {
+                let is_known = before.get(&identity).is_some_and(|before| is_told_by(spec, before));
+                for listener in listeners.iter().chain(kept.iter().filter(|_| !is_known)) {
+                    log_listening(spec, listener);
+                }
             }
             listeners.extend(kept);
-            self.serve(spec, listeners, &waited_for);
+            self.serve(group, listeners, &waited_for);
         }
         for gone in kept.into_values().flatten() {
             info!(source = %gone.local(), "no longer listening");
         }
-        self.registry.keep_only(self.serving.iter().map(|serving| &serving.spec));
+        self.registry.keep_only(self.serving.iter().flat_map(|serving| serving.group.identified()));
         Ok(())
     }
 
     /// The log has been told already of the sources that are `waited_for`.
-    fn serve(&mut self, spec: Spec, listeners: Vec<Listener>, waited_for: &HashSet<Source>) {
+    fn serve(&mut self, group: Group, listeners: Vec<Listener>, waited_for: &HashSet<Source>) {
         let is_listened_on = |source| listeners.iter().any(|listener| listener.source() == source);
         let unresolved: Vec<_> =
-            spec.sources.iter().filter(|source| !is_listened_on(*source)).cloned().collect();
+            group.sources().iter().filter(|source| !is_listened_on(*source)).cloned().collect();
         for source in unresolved.iter().filter(|source| !waited_for.contains(*source)) {
-            let pipe = spec.common.pipe();
+            let pipe = group.first().common.pipe();
             warn!(pipe, %source, "not listening yet: the name does not resolve; it is looked up again until it does");
         }
-        for route in spec.common.targets.routes().iter().filter(|route| route.is_unverified()) {
+        let routes =
+            group.iter().flat_map(|spec| spec.common.targets.routes().iter().map(move |route| (spec, route)));
+        for (spec, route) in routes.filter(|(_, route)| route.is_unverified()) {
             let (pipe, target) = (spec.common.pipe(), route.target());
             warn!(pipe, %target, "anybody between here and the target can read and change everything: --tls-insecure");
         }
-        let accepting = Accepting::start(spec.clone(), listeners, &self.registry);
-        self.serving.push(Serving { spec, accepting, unresolved });
+        let accepting = Accepting::start(group.clone(), listeners, &self.registry);
+        self.serving.push(Serving { group, accepting, unresolved });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer. Then their peers are told.

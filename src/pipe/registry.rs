@@ -8,8 +8,8 @@ use tracing::warn;
 use vec1::Vec1;
 
 use super::heartbeat::Heartbeat;
-use super::spec::{Role, Spec, Specs};
-use crate::addr::{Sources, Target};
+use super::spec::{Identity, Role, Spec, Specs};
+use crate::addr::Target;
 use crate::connection::Common;
 use crate::gate::{Admissions, Budget, Connections, OfKey, Rules};
 use crate::names::Names;
@@ -29,8 +29,8 @@ pub struct Registry {
     pub names: Arc<Names>,
     /// Signs of life of the accept loops.
     pub heartbeat: Arc<Heartbeat>,
-    /// What is known of each pipe, by its sources as they were written.
-    by_sources: Mutex<HashMap<Sources, Memory>>,
+    /// What is known of each pipe.
+    by_pipe: Mutex<HashMap<Identity, Memory>>,
     /// What the holders of each key have been admitted to, whichever pipe accepts it.
     by_key: Mutex<HashMap<Fingerprint, Arc<OfKey>>>,
 }
@@ -60,7 +60,7 @@ impl Registry {
             usage: Arc::default(),
             names: Arc::default(),
             heartbeat: Arc::default(),
-            by_sources: Mutex::default(),
+            by_pipe: Mutex::default(),
             by_key: Mutex::default(),
         }
     }
@@ -93,16 +93,16 @@ impl Registry {
         self.connections.set_budget(budget);
     }
 
-    /// What has been admitted at `sources`, from now on by `rules`.
-    pub(super) fn admissions(&self, sources: &Sources, rules: &Rules) -> Arc<Admissions> {
-        let mut by_sources = self.by_sources();
-        if let Some(memory) = by_sources.get(sources) {
+    /// What `pipe` has admitted, from now on by `rules`.
+    pub(super) fn admissions(&self, pipe: &Identity, rules: &Rules) -> Arc<Admissions> {
+        let mut by_pipe = self.by_pipe();
+        if let Some(memory) = by_pipe.get(pipe) {
             memory.admissions.change(rules);
             return Arc::clone(&memory.admissions);
         }
         let admissions = Arc::new(Admissions::new(rules));
         let memory = Memory { admissions: Arc::clone(&admissions), targets: HashMap::new() };
-        by_sources.insert(sources.clone(), memory);
+        by_pipe.insert(pipe.clone(), memory);
         admissions
     }
 
@@ -129,10 +129,10 @@ impl Registry {
         self.connections.revoke(are_revoked)
     }
 
-    /// The targets of the pipe at `sources`, to be chosen from as `common` says.
-    pub(super) fn upstream(&self, sources: &Sources, common: &Common) -> Upstream {
-        let mut by_sources = self.by_sources();
-        let mut targets = by_sources.get_mut(sources).map(|memory| &mut memory.targets);
+    /// The targets of `pipe`, to be chosen from as `common` says.
+    pub(super) fn upstream(&self, pipe: &Identity, common: &Common) -> Upstream {
+        let mut by_pipe = self.by_pipe();
+        let mut targets = by_pipe.get_mut(pipe).map(|memory| &mut memory.targets);
         Upstream::new(common.name.clone(), &common.targets, |route| {
             let names = Arc::clone(&self.names);
             let dialer =
@@ -146,14 +146,14 @@ impl Registry {
         })
     }
 
-    /// Forgets the sources at which no pipe is left, the targets that a pipe has no longer, and their names; and keys that no
+    /// Forgets the pipes that are gone, the targets that a pipe has no longer, and their names; and keys that no
     /// pipe has and no connection.
-    pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = &'s Spec>) {
-        let used: HashMap<_, _> = used.map(|spec| (&spec.sources, &spec.common.targets)).collect();
+    pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = (Identity, &'s Spec)>) {
+        let used: HashMap<_, _> = used.map(|(pipe, spec)| (pipe, &spec.common.targets)).collect();
         let routes = used.values().flat_map(|targets| targets.routes().iter());
         self.names.keep_only(&routes.flat_map(Route::names).collect());
-        self.by_sources().retain(|sources, memory| {
-            let Some(targets) = used.get(sources) else { return false };
+        self.by_pipe().retain(|pipe, memory| {
+            let Some(targets) = used.get(pipe) else { return false };
             memory.targets.retain(|target, _| targets.routes().iter().any(|route| route.target() == target));
             true
         });
@@ -165,8 +165,8 @@ impl Registry {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn by_sources(&self) -> MutexGuard<'_, HashMap<Sources, Memory>> {
+    fn by_pipe(&self) -> MutexGuard<'_, HashMap<Identity, Memory>> {
         // A panic elsewhere leaves the map whole: every change to it is one call.
-        self.by_sources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_pipe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -114,7 +114,57 @@ impl fmt::Display for Spec {
     }
 }
 
-/// All pipes of a process: at least one, no two share a source or a name, and none leads back to itself.
+/// Pipes with the same sources: one, or several responders.
+#[derive(Clone)]
+pub(super) struct Group(Vec1<Spec>);
+
+/// What a pipe is known by when it is configured anew: its sources, and its name if others have the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    sources: Sources,
+    name: Option<Name>,
+}
+
+impl Group {
+    /// Whether there are several.
+    pub(super) fn is_shared(&self) -> bool {
+        self.0.len() > 1
+    }
+
+    pub(super) fn first(&self) -> &Spec {
+        self.0.first()
+    }
+
+    pub(super) fn sources(&self) -> &Sources {
+        &self.first().sources
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Spec> {
+        self.0.iter()
+    }
+
+    /// Each of them, with what it is known by.
+    pub(super) fn identified(&self) -> impl Iterator<Item = (Identity, &Spec)> {
+        self.0.iter().map(|spec| (self.identity(spec), spec))
+    }
+
+    /// The same, to keep.
+    pub(super) fn into_identified(self) -> Vec<(Identity, Spec)> {
+        let identities: Vec<_> = self.0.iter().map(|spec| self.identity(spec)).collect();
+        identities.into_iter().zip(self.0).collect()
+    }
+
+    fn identity(&self, spec: &Spec) -> Identity {
+        let name = self.is_shared().then(|| spec.common.name.clone()).flatten();
+        Identity { sources: spec.sources.clone(), name }
+    }
+}
+
+/// The most keys and labels that are tried for a connection, at the sources that pipes share. Each costs a stranger's connection 3 to
+/// 5 µs.
+const DOORS_MAX: usize = 256;
+
+/// All pipes of a process: at least one, no two have one name, only responders share sources, and none leads back to itself.
 pub struct Specs(Vec1<Spec>);
 
 /// Why some pipes cannot be those of one process.
@@ -123,9 +173,35 @@ pub enum SpecsError {
     /// There is none.
     #[error("there is no pipe")]
     None,
-    /// Two have one source.
-    #[error("{0} is the source of two pipes; give each its own")]
+    /// Two have one source, and cannot.
+    #[error(
+        "{0} is the source of two pipes; give each its own. (Responders may share their sources, all of them)"
+    )]
     SharedSource(Source),
+    /// Several have one source, and no names.
+    #[error("{0} is the source of several pipes; give each a name, to tell them apart")]
+    SharedWithoutName(Source),
+    /// Several have one source, and differ in what is decided before it is known which one a connection is for.
+    #[error(
+        "{0} is the source of several pipes, which have to agree in allow, deny, max-per-source, rate-per-source, accept-proxy and \
+         trust-proxy: these count before it is known which pipe a connection is for; [defaults] says them once for all"
+    )]
+    SharedWithoutAgreement(Source),
+    /// A connection could be for either of two.
+    #[error(
+        "the pipes {first} and {second} share a source, a key and a label, so a connection could be for either; give one another label"
+    )]
+    SharedDoor {
+        /// The one.
+        first: Name,
+        /// The other.
+        second: Name,
+    },
+    /// There are too many keys to try.
+    #[error(
+        "the pipes at {0} have {1} keys in all, and a connection tries {DOORS_MAX} at most; give some a source of their own"
+    )]
+    TooManyKeys(Source, usize),
     /// Two have one name.
     #[error("'{0}' is the name of two pipes; give each its own")]
     SharedName(Name),
@@ -165,17 +241,44 @@ pub struct Conflict {
     pub source: SpecsError,
 }
 
+/// Checks that `spec` can have a source with those that are `there`.
+fn share(source: &Source, there: &[&Spec], spec: &Spec) -> Result<(), SpecsError> {
+    let Some(first) = there.first() else { return Ok(()) };
+    let are_responders = [*first, spec].iter().all(|spec| matches!(spec.role, Role::Responder { .. }));
+    if !are_responders || first.sources != spec.sources {
+        return Err(SpecsError::SharedSource(source.clone()));
+    }
+    let (Some(_), Some(name)) = (&first.common.name, &spec.common.name) else {
+        return Err(SpecsError::SharedWithoutName(source.clone()));
+    };
+    if !first.rules.agree_before_the_key(&spec.rules) {
+        return Err(SpecsError::SharedWithoutAgreement(source.clone()));
+    }
+    let has_door = |other: &Spec| {
+        let keys = |spec: &Spec| spec.role.keys().iter().map(|key| key.fingerprint()).collect::<HashSet<_>>();
+        other.common.terms.label == spec.common.terms.label && !keys(other).is_disjoint(&keys(spec))
+    };
+    if let Some(other) = there.iter().find(|other| has_door(other)) {
+        let first = other.common.name.clone().expect("those that share a source have names");
+        return Err(SpecsError::SharedDoor { first, second: name.clone() });
+    }
+    let doors = there.iter().chain([&spec]).map(|spec| spec.role.keys().len()).sum();
+    if doors > DOORS_MAX { Err(SpecsError::TooManyKeys(source.clone(), doors)) } else { Ok(()) }
+}
+
 impl Specs {
     /// Checks that `specs` can be the pipes of one process.
     ///
     /// # Errors
     /// [`Conflict`], for the first that cannot.
     pub fn new(specs: Vec<Spec>) -> Result<Self, Conflict> {
-        let (mut sources, mut names, mut keys) = (HashSet::new(), HashSet::new(), HashMap::new());
+        let (mut sources, mut names, mut keys) = (HashMap::new(), HashSet::new(), HashMap::new());
         for (number, spec) in specs.iter().enumerate() {
             let conflict = |source| Conflict { number, source };
-            if let Some(shared) = spec.sources.iter().find(|source| !sources.insert(*source)) {
-                return Err(conflict(SpecsError::SharedSource(shared.clone())));
+            for source in spec.sources.iter() {
+                let at_source: &mut Vec<&Spec> = sources.entry(source).or_default();
+                share(source, at_source, spec).map_err(conflict)?;
+                at_source.push(spec);
             }
             if let Some(name) = &spec.common.name
                 && !names.insert(name)
@@ -211,7 +314,17 @@ impl Specs {
         self.0.iter()
     }
 
-    pub(super) fn into_vec(self) -> Vec<Spec> {
-        self.0.into_vec()
+    /// The same, those together that have the same sources.
+    pub(super) fn into_groups(self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut by_sources: HashMap<Sources, usize> = HashMap::new();
+        for spec in self.0 {
+            let number = *by_sources.entry(spec.sources.clone()).or_insert(groups.len());
+            match groups.get_mut(number) {
+                Some(group) => group.0.push(spec),
+                None => groups.push(Group(Vec1::new(spec))),
+            }
+        }
+        groups
     }
 }

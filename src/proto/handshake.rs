@@ -284,17 +284,31 @@ impl Responder {
         keys: &[impl Borrow<Key>],
         label: &Label,
     ) -> Result<Self, HandshakeError> {
+        Self::read_one_of(message, std::iter::once((keys, label))).map(|(responder, _)| responder)
+    }
+
+    /// The same where there are several labels, each with keys: also tells which of these pairs has opened the message, from 0.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_one_of<'d, K: Borrow<Key> + 'd>(
+        message: &[u8; MESSAGE_1],
+        doors: impl Iterator<Item = (&'d [K], &'d Label)>,
+    ) -> Result<(Self, usize), HandshakeError> {
         wiped::<{ stack::SYMMETRIC }, _>(|| {
-            let (beginning, mut opened) = (begin(label), None);
-            for key in keys {
-                let tried = Opened::read(message, key.borrow(), &beginning);
-                if let (Ok(tried), None) = (tried, &opened) {
-                    opened = Some(tried);
+            let mut opened = None;
+            for (door, (keys, label)) in doors.enumerate() {
+                let beginning = begin(label);
+                for key in keys {
+                    let tried = Opened::read(message, key.borrow(), &beginning);
+                    if let (Ok(tried), None) = (tried, &opened) {
+                        opened = Some((tried, door));
+                    }
                 }
             }
-            let opened = opened.ok_or(Forged)?;
+            let (opened, door) = opened.ok_or(Forged)?;
             if mlkem768::validate_public_key(&opened.kem_public) {
-                Ok(Self(Box::new(opened)))
+                Ok((Self(Box::new(opened)), door))
             } else {
                 Err(HandshakeError::MalformedKemKey)
             }

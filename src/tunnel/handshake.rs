@@ -137,29 +137,59 @@ pub async fn respond(
     abilities: impl Into<Abilities>,
     deadline: Instant,
 ) -> Result<(ResponderEstablished, Fingerprint), TunnelError> {
-    let (message, established, fingerprint) = {
-        let mut message = [0; MESSAGE_1];
-        receive(wire, &mut message, deadline).await?;
-        answer(&message, keys, label, abilities.into())?
-    };
-    send(wire, &message, deadline).await?;
-    Ok((established?, fingerprint))
+    let door = Door { keys, label, abilities: abilities.into() };
+    let Answered { established, key, .. } = respond_at(wire, &[door], deadline).await?;
+    Ok((established, key))
 }
 
-/// Message 2, to be sent in any case, and what is established with it.
-type Answer = ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>, Fingerprint);
+/// What opens message 1, and what is agreed on then.
+pub struct Door<'d, K> {
+    /// Any of these keys …
+    pub keys: &'d [K],
+    /// … with this label.
+    pub label: &'d Label,
+    /// What this end can do.
+    pub abilities: Abilities,
+}
 
-fn answer(
-    message: &[u8; MESSAGE_1],
-    keys: &[impl Borrow<Key>],
-    label: &Label,
-    abilities: Abilities,
-) -> Result<Answer, TunnelError> {
-    let responder = Responder::read(message, keys, label)?;
-    let fingerprint = responder.fingerprint();
+/// What is known once message 2 has been sent.
+pub struct Answered {
+    /// The frames that follow.
+    pub established: ResponderEstablished,
+    /// The key that the initiator holds.
+    pub key: Fingerprint,
+    /// Which door its message has opened.
+    pub door: usize,
+}
+
+/// The same as [`respond`] where there are several doors.
+///
+/// # Errors
+/// [`TunnelError`].
+pub async fn respond_at(
+    wire: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    doors: &[Door<'_, impl Borrow<Key>>],
+    deadline: Instant,
+) -> Result<Answered, TunnelError> {
+    let (message, established, key, door) = {
+        let mut message = [0; MESSAGE_1];
+        receive(wire, &mut message, deadline).await?;
+        answer(&message, doors)?
+    };
+    send(wire, &message, deadline).await?;
+    Ok(Answered { established: established?, key, door })
+}
+
+/// Message 2, to be sent in any case, what is established with it, by which key and at which door.
+type Answer = ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>, Fingerprint, usize);
+
+fn answer(message: &[u8; MESSAGE_1], doors: &[Door<'_, impl Borrow<Key>>]) -> Result<Answer, TunnelError> {
+    let pairs = doors.iter().map(|door| (door.keys, door.label));
+    let (responder, door) = Responder::read_one_of(message, pairs)?;
+    let key = responder.fingerprint();
     let randomness = ResponderRandomness::draw(random)?;
-    let (message, established) = responder.reply(abilities, &randomness);
-    Ok((message, established, fingerprint))
+    let (message, established) = responder.reply(doors[door].abilities, &randomness);
+    Ok((message, established, key, door))
 }
 
 /// T2: waits for the initiator's *Open*. Only then is it certain that the peer is there now, and not a recording of its

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 use tracing::debug;
 
-pub use self::handshake::TunnelError;
+pub use self::handshake::{Door, TunnelError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::features::{Abilities, Features};
@@ -55,15 +55,29 @@ pub struct Answered {
     wire: Stream,
     established: ResponderEstablished,
     key: Fingerprint,
+    door: usize,
+}
+
+impl Terms {
+    /// A door that `keys` open on these terms.
+    pub fn door<'d, K>(&'d self, keys: &'d [K]) -> Door<'d, K> {
+        let abilities = Abilities { ciphers: self.ciphers, features: Features::KNOWN };
+        Door { keys, label: &self.label, abilities }
+    }
 }
 
 impl Answered {
+    /// Which door its message 1 has opened.
+    pub fn door(&self) -> usize {
+        self.door
+    }
+
     /// Waits for *Open*: only the peer of now can have sealed it. Gives what the initiator says of its client, too.
     ///
     /// # Errors
     /// [`TunnelError`], when it has not come until `deadline`.
     pub async fn prove(self, deadline: Instant) -> Result<(Tunnel, ConnectionInfo), TunnelError> {
-        let Self { mut wire, established, key } = self;
+        let Self { mut wire, established, key, .. } = self;
         let ResponderEstablished { sealer, opener, cipher, features } = established;
         let (opener, info, inbox) = handshake::await_open(&mut wire.split().0, opener, deadline).await?;
         let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, inbox));
@@ -108,20 +122,19 @@ impl Tunnel {
     /// The responder's side as far as message 2.
     ///
     /// # Errors
-    /// [`TunnelError`], when no message 1 of a holder of one of `keys` has come until `deadline`.
+    /// [`TunnelError`], when no message 1 that opens one of `doors` has come until `deadline`.
     pub async fn answer(
         mut wire: Stream,
-        keys: &[impl Borrow<Key>],
-        terms: &Terms,
+        doors: &[Door<'_, impl Borrow<Key>>],
         deadline: Instant,
     ) -> Result<Answered, TunnelError> {
-        let abilities = Abilities { ciphers: terms.ciphers, features: Features::KNOWN };
-        let (established, key) = {
+        let answered = {
             let (reader, writer) = wire.split();
             let mut wire = tokio::io::join(reader, writer);
-            handshake::respond(&mut wire, keys, &terms.label, abilities, deadline).await?
+            handshake::respond_at(&mut wire, doors, deadline).await?
         };
-        Ok(Answered { wire, established, key })
+        let handshake::Answered { established, key, door } = answered;
+        Ok(Answered { wire, established, key, door })
     }
 
     /// Carries nothing, from either side: with an initiator, *Open* has said that this is a probe, and with a responder, the target

@@ -43,6 +43,7 @@ mod sandbox;
 mod secrets;
 mod several_keys;
 mod several_targets;
+mod shared_sources;
 mod signals;
 mod stdio;
 mod storm;

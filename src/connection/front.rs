@@ -1,0 +1,168 @@
+//! Where the peers of responders come in (`-d`). Several pipes may share a source: which one a peer is for, its message 1 says, by the
+//! key and the label that it opens with.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, warn};
+use vec1::Vec1;
+
+use super::carry::{Carrying, carry};
+use super::responder::Responder;
+use super::{Common, ConnectionError, SetupError};
+use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
+use crate::stats::{Repeated, Usage};
+use crate::stream::{Remote, Stream};
+use crate::tunnel::handshake::Ending;
+use crate::tunnel::{Tunnel, TunnelError};
+
+/// The responders at some sources: one, or several that share them.
+pub struct Front {
+    responders: Vec1<Arc<Responder>>,
+    refusals: Arc<Repeated>,
+    probes: Arc<Repeated>,
+}
+
+/// A connection that is ready to carry bytes, with what it has in common with others of its pipe. Not with the keys, which a reload may
+/// take out of memory.
+struct Established {
+    common: Arc<Common>,
+    usage: Arc<Usage>,
+    carrying: Box<Carrying>,
+}
+
+impl Front {
+    /// The front of `responders`.
+    pub fn new(responders: Vec1<Arc<Responder>>) -> Self {
+        let pipes = pipes(&responders);
+        let refusals = Repeated::new({
+            let pipe = pipes.clone();
+            move |kind, more| {
+                warn!(pipe, kind, more, "refused: further connections in the last minute");
+            }
+        });
+        let probes = Repeated::new(move |_kind, more| {
+            debug!(pipe = pipes, more, "closed without a byte: further connections in the last minute");
+        });
+        Self { responders, refusals, probes }
+    }
+
+    /// Carries `stranger` from here to its end, if it proves a key.
+    ///
+    /// # Errors
+    /// Why it failed, which is in the log as well.
+    pub fn carry(
+        self: Arc<Self>,
+        stranger: Admitted<LobbyPlace>,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
+        // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
+        let establishing = Box::pin(self.establish(stranger));
+        async move {
+            match establishing.await? {
+                Some(Established { common, usage, carrying }) => Ok(carry(&common, &usage, carrying).await?),
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// None for a probe, which carries nothing.
+    async fn establish(
+        self: Arc<Self>,
+        stranger: Admitted<LobbyPlace>,
+    ) -> Result<Option<Established>, SetupError> {
+        let Admitted { stream, remote: mut peer, place } = stranger;
+        let mut door = None;
+        let result = self.answer_and_go_on(stream, &mut peer, place, &mut door).await;
+        match (result, door) {
+            (Ok(Some(carrying)), Some(door)) => {
+                let (common, usage) = (Arc::clone(&door.common), Arc::clone(&door.usage));
+                Ok(Some(Established { common, usage, carrying }))
+            }
+            (Ok(_), _) => Ok(None),
+            (Err(error), door) => {
+                self.log_refused(&error, peer, door);
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes on as the responder whose `door` the peer opens, which is noted as soon as it is known.
+    async fn answer_and_go_on<'f>(
+        &'f self,
+        mut wire: Stream,
+        peer: &mut Remote,
+        mut waiting: LobbyPlace,
+        door: &mut Option<&'f Responder>,
+    ) -> Result<Option<Box<Carrying>>, SetupError> {
+        let started = Instant::now();
+        // What is decided before the pipe is known is the same for all of them.
+        let gate = &self.responders.first().gate;
+        if gate.is_behind_proxies() {
+            let identifying = gate.identify(&mut wire, peer);
+            let identified = waiting.unless_turned_out(identifying).await.ok_or(SetupError::TurnedOut)??;
+            waiting.count_at(*peer, identified.of_source);
+        }
+        // A proxy's header has a limit of its own.
+        let now = Instant::now();
+        let longest = self.responders.iter().map(|responder| responder.common.timeout).max();
+        let deadline = now + longest.unwrap_or_default();
+        // When the deadline has passed, that is said below.
+        let speaking = timeout_at(deadline, wire.readable());
+        // A process that is short of time must not turn out those that it has not yet listened to.
+        if waiting.unless_turned_out(speaking).await.is_none() && !wire.is_readable() {
+            return Err(SetupError::TurnedOut);
+        }
+        waiting.advance(Stage::Speaking);
+        let answered = {
+            let doors: Vec<_> = self.responders.iter().map(|responder| responder.door()).collect();
+            let answering = Tunnel::answer(wire, &doors, deadline);
+            waiting.unless_turned_out(answering).await.ok_or(SetupError::TurnedOut)??
+        };
+        waiting.advance(Stage::Answered);
+        let responder = &*self.responders[answered.door()];
+        *door = Some(responder);
+        responder.go_on(answered, *peer, waiting, started, now + responder.common.timeout).await
+    }
+
+    fn log_refused(&self, error: &SetupError, peer: Remote, door: Option<&Responder>) {
+        let unknown =
+            (door.is_none() && self.responders.len() > 1).then(|| pipes(&self.responders)).flatten();
+        let common = &*door.unwrap_or(self.responders.first()).common;
+        let pipe = unknown.as_deref().or(common.pipe());
+        if is_health_check(error) {
+            self.probes.event(Some("probe"), || {
+                debug!(pipe, %peer, "closed without a byte, as a TCP health check does");
+            });
+            return;
+        }
+        let key = match error {
+            SetupError::NotAdmitted(NotAdmitted::Key { key, .. }) => Some(*key),
+            _ => None,
+        };
+        let names = &common.key_names;
+        let (key_file, key_name) = (key.and_then(|key| names.file(key)), key.and_then(|key| names.name(key)));
+        let key = key.map(tracing::field::display);
+        // Of several pipes that share a source, nobody can tell which targets a stranger was after.
+        let configured = unknown.is_none().then(|| tracing::field::display(&common.targets));
+        self.refusals.event(error.kind(), || {
+            warn!(pipe, %peer, configured, key, key_file, key_name, reason = error.to_string(), "refused");
+        });
+    }
+}
+
+/// The names of all pipes, if they have any.
+fn pipes(responders: &Vec1<Arc<Responder>>) -> Option<String> {
+    let names: Vec<_> = responders.iter().filter_map(|responder| responder.common.pipe()).collect();
+    (!names.is_empty()).then(|| names.join(","))
+}
+
+/// Whether the peer did no more than look whether something listens, as load balancers do every few seconds.
+fn is_health_check(error: &SetupError) -> bool {
+    match error {
+        SetupError::Identify(error) => error.is_health_check(),
+        SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) => {
+            matches!(ending, Ending::Closed | Ending::Broken(_))
+        }
+        _ => false,
+    }
+}
