@@ -238,6 +238,12 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) max_lifetime: Option<TimeLimit>,
 
+    /// Probe a TCP connection that has been idle for this long, so that middleboxes on the way keep it. A dead one is noticed half of
+    /// --dead-after later [default: half of --dead-after]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_keepalive")]
+    #[serde(default)]
+    pub(crate) keepalive: Option<Seconds<1, 32_767>>,
+
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]
     #[serde(default)]

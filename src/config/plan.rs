@@ -18,7 +18,7 @@ use crate::pipe::{Role, Spec, SpecsError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
 use crate::service::process::has_aes_instructions;
-use crate::stream::Keepalive;
+use crate::stream::{Keepalive, Probes};
 use crate::tunnel::Terms;
 
 /// Why options make no pipe.
@@ -153,8 +153,7 @@ impl Planner {
                  ever recorded; leave -f out",
             ));
         }
-        let keepalive =
-            Keepalive { dead_after: options.dead_after.into(), probe_idle: !options.no_keepalive };
+        let keepalive = Keepalive { dead_after: options.dead_after.into(), probes: probes(&options)? };
         let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (tls, files) = self.tls.client(&options, beside, permissions)?.unzip();
@@ -206,6 +205,18 @@ impl Planner {
             None => Arc::new(key_file::read(&KeySource::Stdin, Permissions::Any)?),
         };
         Ok(Arc::clone(self.stdin_key.insert(key)))
+    }
+}
+
+fn probes(options: &PipeOptions) -> Result<Probes, PlanError> {
+    match (options.keepalive, options.no_keepalive) {
+        (Some(_), true) => Err(PlanError::contradiction(
+            "no-keepalive",
+            "--keepalive says when to probe idle connections, and --no-keepalive never; leave one of them out",
+        )),
+        (Some(idle), false) => Ok(Probes::After(idle.into())),
+        (None, true) => Ok(Probes::Never),
+        (None, false) => Ok(Probes::InTime),
     }
 }
 
