@@ -86,7 +86,7 @@ enum Life {
 
 impl Reception {
     fn new(spec: Spec, registry: &Registry) -> Self {
-        let Spec { sources, rules, role, common } = spec;
+        let Spec { sources, rules, role, common, permissions: _ } = spec;
         let admissions = registry.admissions(&sources, &rules);
         let connections = registry.connections.clone();
         let name = common.name.clone();

@@ -18,7 +18,7 @@ use self::accepting::Accepting;
 pub use self::registry::Registry;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
-use crate::listen::{self, Bound, ListenError, Listener, Passed};
+use crate::listen::{self, Bound, ListenError, Listener, Passed, SocketPermissions};
 use crate::names::Unresolved;
 
 /// Pipes whose sockets listen.
@@ -53,7 +53,7 @@ fn bind(specs: &Specs, held: &HashSet<Source>, passed: &mut Passed) -> Result<Ve
     let mut bound = Vec::new();
     for spec in specs.iter() {
         for source in spec.sources.iter().filter(|source| !held.contains(*source)) {
-            match listen::listen(source, passed) {
+            match listen::listen(source, &spec.permissions, passed) {
                 Ok(sockets) => bound.extend(sockets),
                 Err(ListenError::Unresolved { .. }) if spec.common.lookup.sources == Unresolved::Waits => {}
                 Err(error) => return Err(error),
@@ -119,6 +119,24 @@ fn log_listening(spec: &Spec, listener: &Listener) {
     info!(pipe, version, %role, %source, %configured, key = %keys.join(","), key_file, %ciphers, "listening");
 }
 
+/// A socket that stays keeps its file, which may be another user's by now. `before` has the permissions by source.
+fn warn_of_other_permissions(spec: &Spec, kept: &[Listener], before: &HashMap<Source, SocketPermissions>) {
+    for listener in kept.iter().filter(|kept| is_file(kept.source())) {
+        if before.get(listener.source()).is_some_and(|before| *before != spec.permissions) {
+            let (pipe, source) = (spec.common.pipe(), listener.local());
+            warn!(
+                pipe,
+                %source,
+                "the file of this socket keeps its mode and owner; others (--socket-mode, --socket-owner) take a restart"
+            );
+        }
+    }
+}
+
+fn is_file(source: &Source) -> bool {
+    matches!(source, Source::At(Endpoint::Unix(name)) if name.file().is_some())
+}
+
 /// Whether the log was told of `spec` when it was told of `other`.
 fn is_told_by(spec: &Spec, other: &Spec) -> bool {
     let told = |spec: &Spec| {
@@ -180,14 +198,17 @@ impl Pipes {
         let mut new = by_source(into_listeners(bound)?);
         self.registry.share_out(&specs);
         let (mut kept, mut before, mut waited_for) = (Vec::new(), HashMap::new(), HashSet::new());
+        let mut permissions = HashMap::new();
         for Serving { spec, accepting, unresolved } in self.serving.drain(..) {
             kept.extend(accepting.stop().await);
+            permissions.extend(spec.sources.iter().map(|source| (source.clone(), spec.permissions.clone())));
             before.insert(spec.sources.clone(), spec);
             waited_for.extend(unresolved);
         }
         let mut kept = by_source(kept);
         for spec in specs.into_vec() {
             let (mut listeners, kept) = (take(&mut new, &spec), take(&mut kept, &spec));
+            warn_of_other_permissions(&spec, &kept, &permissions);
             let is_known = before.get(&spec.sources).is_some_and(|before| is_told_by(&spec, before));
             for listener in listeners.iter().chain(kept.iter().filter(|_| !is_known)) {
                 log_listening(&spec, listener);

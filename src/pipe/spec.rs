@@ -11,6 +11,7 @@ use super::loops;
 use crate::addr::{Name, Source, Sources, Target};
 use crate::connection::Common;
 use crate::gate::Rules;
+use crate::listen::SocketPermissions;
 use crate::proto::cipher::Ciphers;
 use crate::proto::key::{Fingerprint, Key};
 
@@ -79,6 +80,8 @@ impl PartialEq for Role {
 pub struct Spec {
     /// Where to accept connections.
     pub sources: Sources,
+    /// Who may connect to those of them that have a file.
+    pub permissions: SocketPermissions,
     /// Which of them to admit.
     pub rules: Rules,
     /// Which end it is.
@@ -99,7 +102,13 @@ impl Spec {
     }
 
     fn new(source: Source, target: Target, role: Role, ciphers: Ciphers) -> Self {
-        Self { sources: source.into(), rules: Rules::default(), role, common: Common::new(target, ciphers) }
+        Self {
+            sources: source.into(),
+            permissions: SocketPermissions::default(),
+            rules: Rules::default(),
+            role,
+            common: Common::new(target, ciphers),
+        }
     }
 }
 
