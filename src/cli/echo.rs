@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::Error;
 use crate::addr::Source;
 use crate::gate::read_header;
-use crate::listen::{self, Arrival, Listeners, Passed};
+use crate::listen::{self, Arrival, Listeners, Passed, SocketPermissions};
 use crate::service::runtime::{self, Threads};
 use crate::stream::Keepalive;
 
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// # Errors
 /// [`enum@Error`], when it cannot listen there, or print.
 pub(super) fn serve(source: &Source, accept_proxy: bool) -> Result<(), Error> {
-    let bound = listen::listen(source, &mut Passed::default())?;
+    let bound = listen::listen(source, &SocketPermissions::default(), &mut Passed::default())?;
     let runtime =
         runtime::build(Threads::One).map_err(|source| Error::System { doing: "start a runtime", source })?;
     runtime.block_on(async {

@@ -13,6 +13,7 @@ use crate::config::plan::Planner;
 use crate::config::{self, ConfigError, Configuration, Origin};
 use crate::connection::{ConnectionError, Initiator};
 use crate::gate::{Admitted, ClientPlace, Connections};
+use crate::listen::SocketPermissions;
 use crate::names::Unresolved;
 use crate::pipe::{self, Registry};
 use crate::pump::PumpError;
@@ -59,6 +60,11 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
             if spec.common.lookup.sources == Unresolved::Waits {
                 needs.listen_later(source);
             }
+        }
+        if let Origin::File(_) = origin
+            && spec.permissions != SocketPermissions::default()
+        {
+            needs.give_socket_files(spec.permissions.owner.as_ref());
         }
         spec.common.targets.routes().iter().for_each(|route| needs.dial(route));
     }

@@ -15,6 +15,7 @@ use super::text;
 use crate::addr::{Name, Outgoing, Proxy, Source, Target};
 use crate::connection::{Common, Limits};
 use crate::gate::{Access, Quota, Rules, TrustedProxies};
+use crate::listen::SocketMode;
 use crate::names::{Family, Lookup};
 use crate::proto::handshake::Label;
 use crate::proxy_header::Version;
@@ -53,6 +54,16 @@ pub(crate) struct PipeOptions {
     #[arg(short, long, requires = "mode")]
     #[serde(default, deserialize_with = "text::one_or_more")]
     pub(crate) source: Vec<Source>,
+
+    /// The permissions of the files of Unix-domain sources, as for chmod, such as 660 [default: what the umask leaves]
+    #[arg(long, value_name = "MODE", requires = "source")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) socket_mode: Option<SocketMode>,
+
+    /// Whose they are, as for chown
+    #[arg(long, value_name = "USER[:GROUP]", requires = "source")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) socket_owner: Option<UserName>,
 
     /// Where to connect to. May be given several times: a target that fails is passed over. With -d, tls://HOST:PORT speaks TLS,
     /// and postgres+tls://HOST:PORT asks PostgreSQL for it
@@ -260,6 +271,12 @@ pub(crate) struct PipeOptions {
     #[arg(long, value_name = "SECONDS")]
     #[serde(default)]
     pub(crate) max_lifetime: Option<TimeLimit>,
+
+    /// Probe a TCP connection that has been idle for this long, so that middleboxes on the way keep it. A dead one is noticed half of
+    /// --dead-after later [default: half of --dead-after]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_keepalive")]
+    #[serde(default)]
+    pub(crate) keepalive: Option<Seconds<1, 32_767>>,
 
     /// Do not probe idle connections with TCP keep-alive
     #[arg(short = 'j', long)]

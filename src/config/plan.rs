@@ -1,5 +1,6 @@
 //! From one pipe's options to its [`Spec`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,14 +12,16 @@ use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use super::options::{CipherChoice, Mode, PipeOptions};
 use super::targets::{self, CredentialsError};
 use super::tls::{TlsFileError, TlsPlanner};
-use crate::addr::Sources;
+use crate::addr::{Endpoint, Source, Sources};
 use crate::connection::{Common, KeyNames};
+use crate::listen::{SocketOwner, SocketPermissions};
 use crate::names::{Lookup, Refresh, Unresolved};
 use crate::pipe::{Role, Spec, SpecsError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
+use crate::service::privileges::{LookupError, UserName};
 use crate::service::process::has_aes_instructions;
-use crate::stream::Keepalive;
+use crate::stream::{Keepalive, Probes};
 use crate::tunnel::Terms;
 
 /// Why options make no pipe.
@@ -47,6 +50,14 @@ pub enum PlanError {
     /// The credentials for a proxy cannot be used.
     #[error("{0}")]
     Credentials(#[source] CredentialsError),
+    /// A user or group is not known.
+    #[error("--socket-owner {name}: {source}")]
+    Owner {
+        /// As it was written.
+        name: UserName,
+        /// Why. In a box: every error would have to be as large.
+        source: Box<LookupError>,
+    },
     /// TLS cannot be spoken with a target as the options say.
     #[error("{source}")]
     Tls {
@@ -87,6 +98,7 @@ impl PlanError {
             }
             Self::Key(_) => "key",
             Self::Credentials(_) => "via-auth",
+            Self::Owner { .. } => "socket-owner",
         }
     }
 }
@@ -104,13 +116,15 @@ pub(crate) struct Planner {
     owners: Owners,
     /// Standard input gives its key once.
     stdin_key: Option<Arc<Key>>,
+    /// What has been looked up stays: later, the user database may be out of reach (sandbox).
+    socket_owners: HashMap<UserName, SocketOwner>,
     tls: TlsPlanner,
 }
 
 impl Planner {
     /// A planner that has read nothing yet.
     pub(crate) fn new(owners: Owners) -> Self {
-        Self { owners, stdin_key: None, tls: TlsPlanner::default() }
+        Self { owners, stdin_key: None, socket_owners: HashMap::new(), tls: TlsPlanner::default() }
     }
 
     /// A pipe that listens, with its keys, and where they are. Relative paths are `beside` the place that names them.
@@ -130,6 +144,7 @@ impl Planner {
         })?;
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
+        let permissions = self.socket_permissions(&options)?;
         check_proxies(&options, mode)?;
         let (access, lists) = access::access(options.allow.as_deref(), &options.deny, beside)
             .map_err(|(option, source)| PlanError::List { option, source })?;
@@ -146,7 +161,7 @@ impl Planner {
             Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0 },
             Mode::Decrypt => Role::Responder { keys },
         };
-        Ok((Spec { sources, rules, role, common }, files))
+        Ok((Spec { sources, permissions, rules, role, common }, files))
     }
 
     /// What is the same for a pipe that listens and for one of standard input and output, and its keys.
@@ -165,8 +180,7 @@ impl Planner {
                  ever recorded; leave -f out",
             ));
         }
-        let keepalive =
-            Keepalive { dead_after: options.dead_after.into(), probe_idle: !options.no_keepalive };
+        let keepalive = Keepalive { dead_after: options.dead_after.into(), probes: probes(&options)? };
         let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (tls, files) = self.tls.client(&options, beside, permissions)?.unzip();
@@ -213,6 +227,38 @@ impl Planner {
         Ok((common, Keys { keys, files }))
     }
 
+    fn socket_permissions(&mut self, options: &PipeOptions) -> Result<SocketPermissions, PlanError> {
+        let has_file =
+            |source: &Source| matches!(source, Source::At(Endpoint::Unix(name)) if name.file().is_some());
+        let given = [
+            ("socket-mode", options.socket_mode.is_some()),
+            ("socket-owner", options.socket_owner.is_some()),
+        ];
+        if let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given)
+            && !options.source.iter().any(has_file)
+        {
+            return Err(PlanError::contradiction(
+                option,
+                format!(
+                    "--{option} is for the file of a Unix-domain source, and there is none; add -s /PATH, or leave it out                      (for a socket that systemd passes, its unit has SocketMode= and SocketUser=)"
+                ),
+            ));
+        }
+        let owner = options.socket_owner.clone().map(|name| self.socket_owner(name)).transpose()?;
+        Ok(SocketPermissions { mode: options.socket_mode, owner })
+    }
+
+    fn socket_owner(&mut self, name: UserName) -> Result<SocketOwner, PlanError> {
+        if let Some(known) = self.socket_owners.get(&name) {
+            return Ok(known.clone());
+        }
+        let (uid, gid) =
+            name.ids().map_err(|source| PlanError::Owner { name: name.clone(), source: source.into() })?;
+        let owner = SocketOwner { name: name.to_string(), uid, gid };
+        self.socket_owners.insert(name, owner.clone());
+        Ok(owner)
+    }
+
     fn stdin_key(&mut self) -> Result<Arc<Key>, KeyFileError> {
         let key = match self.stdin_key.take() {
             Some(key) => key,
@@ -239,6 +285,18 @@ fn check_proxies(options: &PipeOptions, mode: Mode) -> Result<(), PlanError> {
             "--send-proxy is for -d, which has the service as its target; with -e, the client is told to the other end in any case",
         ),
         _ => Ok(()),
+    }
+}
+
+fn probes(options: &PipeOptions) -> Result<Probes, PlanError> {
+    match (options.keepalive, options.no_keepalive) {
+        (Some(_), true) => Err(PlanError::contradiction(
+            "no-keepalive",
+            "--keepalive says when to probe idle connections, and --no-keepalive never; leave one of them out",
+        )),
+        (Some(idle), false) => Ok(Probes::After(idle.into())),
+        (None, true) => Ok(Probes::Never),
+        (None, false) => Ok(Probes::InTime),
     }
 }
 

@@ -165,11 +165,12 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::listen::{Passed, listen};
+    use crate::listen::{Passed, SocketPermissions, listen};
 
     #[tokio::test]
     async fn connections_that_came_before_the_accept_loop_are_kept_alive_too() {
-        let bound = listen(&"127.0.0.1:0".parse().unwrap(), &mut Passed::default()).unwrap().remove(0);
+        let source = "127.0.0.1:0".parse().unwrap();
+        let bound = listen(&source, &SocketPermissions::default(), &mut Passed::default()).unwrap().remove(0);
         let &Endpoint::Ip(address) = bound.local() else { panic!("it listens on a port") };
         let _early = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
         let mut listeners = Listeners::new(vec![bound.into_listener().unwrap()], Keepalive::default());

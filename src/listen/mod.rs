@@ -5,6 +5,7 @@
 
 mod accept;
 mod bound;
+mod permissions;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 pub use self::accept::{Arrival, Listener, Listeners};
 pub use self::bound::{Bound, Passed};
+pub use self::permissions::{NotASocketMode, PermissionsError, SocketMode, SocketOwner, SocketPermissions};
 use crate::addr::{Endpoint, Source, UnixName};
 use crate::names::{self, ResolveError};
 use crate::stream::socket_file::{Existing, SocketFile};
@@ -45,6 +47,14 @@ pub enum ListenError {
     /// Something that is no socket has the name.
     #[error("cannot listen on {0}: a file that is not a socket has this name; choose another or remove it")]
     NotASocket(UnixName),
+    /// Its file cannot have the permissions that it is to have.
+    #[error("cannot listen on {place}: {source}")]
+    Permissions {
+        /// Where.
+        place: Source,
+        /// Why.
+        source: PermissionsError,
+    },
     /// A process listens there.
     #[error("cannot listen on {0}: another process is listening there; stop it or choose another name")]
     InUse(UnixName),
@@ -72,12 +82,17 @@ fn hint(place: &Source, error: &io::Error) -> &'static str {
     }
 }
 
-/// Starts to listen on all that `source` stands for, some of which may be among those `passed`. Looking up a name blocks.
+/// Starts to listen on all that `source` stands for, some of which may be among those `passed`. The file of a Unix-domain socket gets
+/// `permissions`; one that was passed has its own. Looking up a name blocks.
 ///
 /// # Errors
 /// [`ListenError`]. Where `source` stands for several addresses, those of a family that this host does not have are passed
 /// over, as long as one is left.
-pub fn listen(source: &Source, passed: &mut Passed) -> Result<Vec<Bound>, ListenError> {
+pub fn listen(
+    source: &Source,
+    permissions: &SocketPermissions,
+    passed: &mut Passed,
+) -> Result<Vec<Bound>, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), source: error };
     match source {
         Source::Passed(name) => match passed.take(name.as_ref(), source) {
@@ -86,7 +101,7 @@ pub fn listen(source: &Source, passed: &mut Passed) -> Result<Vec<Bound>, Listen
             }
             sockets => Ok(sockets),
         },
-        Source::At(Endpoint::Unix(name)) => Ok(vec![listen_unix(name, source)?]),
+        Source::At(Endpoint::Unix(name)) => Ok(vec![listen_unix(name, source, permissions)?]),
         Source::At(Endpoint::Ip(address)) => listen_tcp(&[*address], source).map_err(refused),
         Source::At(Endpoint::Name { host, port }) => {
             let addresses = names::resolve_blocking(host, *port)
@@ -140,7 +155,11 @@ fn bind_tcp(address: SocketAddr, source: &Source) -> io::Result<Bound> {
     Bound::tcp(socket.into(), source.clone())
 }
 
-fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
+fn listen_unix(
+    name: &UnixName,
+    source: &Source,
+    permissions: &SocketPermissions,
+) -> Result<Bound, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), source: error };
     if let Some(file) = name.file() {
         match Existing::at(file).map_err(refused)? {
@@ -154,7 +173,6 @@ fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
     let bind = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         socket.bind(&SockAddr::unix(name.as_path())?)?;
-        socket.listen(BACKLOG)?;
         Ok(socket)
     };
     let socket = bind().map_err(|error: io::Error| match error.kind() {
@@ -162,5 +180,11 @@ fn listen_unix(name: &UnixName, source: &Source) -> Result<Bound, ListenError> {
         _ => refused(error),
     })?;
     let file = name.file().map(SocketFile::own).transpose().map_err(refused)?;
+    if let Some(path) = name.file() {
+        permissions
+            .give_to(path)
+            .map_err(|error| ListenError::Permissions { place: source.clone(), source: error })?;
+    }
+    socket.listen(BACKLOG).map_err(refused)?;
     Ok(Bound::unix(socket.into(), file, name.clone(), source.clone()))
 }

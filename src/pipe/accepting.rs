@@ -91,7 +91,7 @@ impl Reception {
         let connections = registry.connections.clone();
         let (mut gates, mut responders, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let is_shared = group.is_shared();
-        for (identity, Spec { sources, rules, role, common }) in group.into_identified() {
+        for (identity, Spec { sources, rules, role, common, permissions: _ }) in group.into_identified() {
             let admissions = registry.admissions(&identity, &rules);
             let upstream = registry.upstream(&identity, &common);
             let keys = registry.keys(&role, &rules);

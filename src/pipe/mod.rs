@@ -22,7 +22,7 @@ use self::spec::Group;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
 use crate::addr::{Endpoint, Source};
 use crate::connection::KeyNames;
-use crate::listen::{self, Bound, ListenError, Listener, Passed};
+use crate::listen::{self, Bound, ListenError, Listener, Passed, SocketPermissions};
 use crate::names::Unresolved;
 use crate::proto::key::Fingerprint;
 
@@ -59,7 +59,7 @@ fn bind(specs: &Specs, held: &HashSet<Source>, passed: &mut Passed) -> Result<Ve
     for spec in specs.iter() {
         // Pipes may share it.
         for source in spec.sources.iter().filter(|source| !held.contains(*source) && seen.insert(*source)) {
-            match listen::listen(source, passed) {
+            match listen::listen(source, &spec.permissions, passed) {
                 Ok(sockets) => bound.extend(sockets),
                 Err(ListenError::Unresolved { .. }) if spec.common.lookup.sources == Unresolved::Waits => {}
                 Err(error) => return Err(error),
@@ -123,6 +123,24 @@ fn log_listening(spec: &Spec, listener: &Listener) {
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
     let (configured, ciphers) = (&common.targets, common.terms.ciphers);
     info!(pipe, version, %role, %source, %configured, key = %keys.join(","), key_file, %ciphers, "listening");
+}
+
+/// A socket that stays keeps its file, which may be another user's by now. `before` has the permissions by source.
+fn warn_of_other_permissions(spec: &Spec, kept: &[Listener], before: &HashMap<Source, SocketPermissions>) {
+    for listener in kept.iter().filter(|kept| is_file(kept.source())) {
+        if before.get(listener.source()).is_some_and(|before| *before != spec.permissions) {
+            let (pipe, source) = (spec.common.pipe(), listener.local());
+            warn!(
+                pipe,
+                %source,
+                "the file of this socket keeps its mode and owner; others (--socket-mode, --socket-owner) take a restart"
+            );
+        }
+    }
+}
+
+fn is_file(source: &Source) -> bool {
+    matches!(source, Source::At(Endpoint::Unix(name)) if name.file().is_some())
 }
 
 /// Whether the log was told of `spec` when it was told of `other`.
@@ -199,14 +217,18 @@ impl Pipes {
         let mut new = by_source(into_listeners(bound)?);
         self.registry.share_out(&specs);
         let (mut kept, mut before, mut waited_for) = (Vec::new(), HashMap::new(), HashSet::new());
+        let mut permissions = HashMap::new();
         for Serving { group, accepting, unresolved } in self.serving.drain(..) {
             kept.extend(accepting.stop().await);
+            let spec = group.first();
+            permissions.extend(spec.sources.iter().map(|source| (source.clone(), spec.permissions.clone())));
             before.extend(group.into_identified());
             waited_for.extend(unresolved);
         }
         let mut kept = by_source(kept);
         for group in specs.into_groups() {
             let (mut listeners, kept) = (take(&mut new, &group), take(&mut kept, &group));
+            warn_of_other_permissions(group.first(), &kept, &permissions);
             for (identity, spec) in group.identified() {
                 let is_known = before.get(&identity).is_some_and(|before| is_told_by(spec, before));
                 for listener in listeners.iter().chain(kept.iter().filter(|_| !is_known)) {

@@ -11,6 +11,7 @@ use super::loops;
 use crate::addr::{Name, Source, Sources, Target};
 use crate::connection::Common;
 use crate::gate::Rules;
+use crate::listen::SocketPermissions;
 use crate::proto::cipher::Ciphers;
 use crate::proto::key::{Fingerprint, Key};
 
@@ -79,6 +80,8 @@ impl PartialEq for Role {
 pub struct Spec {
     /// Where to accept connections.
     pub sources: Sources,
+    /// Who may connect to those of them that have a file.
+    pub permissions: SocketPermissions,
     /// Which of them to admit.
     pub rules: Rules,
     /// Which end it is.
@@ -99,7 +102,13 @@ impl Spec {
     }
 
     fn new(source: Source, target: Target, role: Role, ciphers: Ciphers) -> Self {
-        Self { sources: source.into(), rules: Rules::default(), role, common: Common::new(target, ciphers) }
+        Self {
+            sources: source.into(),
+            permissions: SocketPermissions::default(),
+            rules: Rules::default(),
+            role,
+            common: Common::new(target, ciphers),
+        }
     }
 }
 
@@ -183,8 +192,8 @@ pub enum SpecsError {
     SharedWithoutName(Source),
     /// Several have one source, and differ in what is decided before it is known which one a connection is for.
     #[error(
-        "{0} is the source of several pipes, which have to agree in allow, deny, max-per-source, rate-per-source, accept-proxy and \
-         trust-proxy: these count before it is known which pipe a connection is for; [defaults] says them once for all"
+        "{0} is the source of several pipes, which have to agree in allow, deny, max-per-source, rate-per-source, accept-proxy, \
+         trust-proxy, socket-mode and socket-owner: these count before it is known which pipe a connection is for; [defaults] says them once for all"
     )]
     SharedWithoutAgreement(Source),
     /// A connection could be for either of two.
@@ -251,7 +260,7 @@ fn share(source: &Source, there: &[&Spec], spec: &Spec) -> Result<(), SpecsError
     let (Some(_), Some(name)) = (&first.common.name, &spec.common.name) else {
         return Err(SpecsError::SharedWithoutName(source.clone()));
     };
-    if !first.rules.agree_before_the_key(&spec.rules) {
+    if !first.rules.agree_before_the_key(&spec.rules) || first.permissions != spec.permissions {
         return Err(SpecsError::SharedWithoutAgreement(source.clone()));
     }
     let has_door = |other: &Spec| {

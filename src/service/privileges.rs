@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use thiserror::Error;
 
 /// `USER[:GROUP]` or `:GROUP`, each a name or a number. Only the text: it is looked up by [`Identity::of`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UserName {
     user: Option<String>,
     group: Option<String>,
@@ -47,19 +47,75 @@ impl fmt::Display for UserName {
     }
 }
 
+/// Why a name stands for nobody.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LookupError {
+    /// There is no such user or group.
+    #[error("there is no {what} '{name}' on this host; create it or choose another")]
+    Unknown {
+        /// "user" or "group".
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The operating system says no.
+    #[error("cannot look up the {what} '{name}': {source}")]
+    Failed {
+        /// "user" or "group".
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Errno,
+    },
+}
+
+/// The user of a name or a number, and its group if it is in the database.
+fn user(name: &str) -> Result<(Uid, Option<Gid>), LookupError> {
+    let failed = |source| LookupError::Failed { what: "user", name: name.to_owned(), source };
+    // A name that is all digits is a name first, as it is for chown(1).
+    if let Some(user) = User::from_name(name).map_err(failed)? {
+        return Ok((user.uid, Some(user.gid)));
+    }
+    let unknown = |_| LookupError::Unknown { what: "user", name: name.to_owned() };
+    let uid = name.parse().map(Uid::from_raw).map_err(unknown)?;
+    Ok((uid, User::from_uid(uid).map_err(failed)?.map(|user| user.gid)))
+}
+
+/// The group of a name or a number.
+fn group(name: &str) -> Result<Gid, LookupError> {
+    let failed = |source| LookupError::Failed { what: "group", name: name.to_owned(), source };
+    if let Some(group) = Group::from_name(name).map_err(failed)? {
+        return Ok(group.gid);
+    }
+    let unknown = |_| LookupError::Unknown { what: "group", name: name.to_owned() };
+    name.parse().map(Gid::from_raw).map_err(unknown)
+}
+
+impl UserName {
+    /// The user and the group that it names, as numbers. As for chown(1), a user's own group is not meant.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub fn ids(&self) -> Result<(Option<u32>, Option<u32>), LookupError> {
+        let uid = self.user.as_deref().map(user).transpose()?.map(|(uid, _)| uid.as_raw());
+        let gid = self.group.as_deref().map(group).transpose()?.map(Gid::as_raw);
+        Ok((uid, gid))
+    }
+}
+
 /// Why the process does not have the user and group that it should have.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PrivilegesError {
     /// There is no such user or group.
-    #[error("-u {wanted}: there is no {what} '{name}' on this host; create it or choose another")]
-    Unknown {
+    #[error("-u {wanted}: {source}")]
+    Lookup {
         /// What was asked for.
         wanted: UserName,
-        /// "user" or "group".
-        what: &'static str,
-        /// Its name.
-        name: String,
+        /// Why.
+        source: LookupError,
     },
     /// A number that no user has comes without a group.
     #[error("-u {0}: this user is not in the user database, so its group is not known; write {0}:GROUP")]
@@ -95,32 +151,14 @@ impl Identity {
     pub fn of(wanted: &UserName) -> Result<Self, PrivilegesError> {
         let refused =
             |doing| move |source| PrivilegesError::Refused { wanted: wanted.clone(), doing, source };
-        let unknown = |what, name: &str| PrivilegesError::Unknown {
-            wanted: wanted.clone(),
-            what,
-            name: name.to_owned(),
-        };
+        let unknown = |source| PrivilegesError::Lookup { wanted: wanted.clone(), source };
         let (uid, own_group) = match &wanted.user {
             None => (None, None),
-            Some(name) => {
-                let found = User::from_name(name).map_err(refused("look up the user"))?;
-                match (found, name.parse().map(Uid::from_raw)) {
-                    // A name that is all digits is a name first, as it is for chown(1).
-                    (Some(user), _) => (Some(user.uid), Some(user.gid)),
-                    (None, Ok(uid)) => {
-                        let user = User::from_uid(uid).map_err(refused("look up the user"))?;
-                        (Some(uid), user.map(|user| user.gid))
-                    }
-                    (None, Err(_)) => return Err(unknown("user", name)),
-                }
-            }
+            Some(name) => user(name).map(|(uid, own_group)| (Some(uid), own_group)).map_err(unknown)?,
         };
         let gid = match &wanted.group {
             None => own_group.ok_or_else(|| PrivilegesError::GroupUnknown(wanted.clone()))?,
-            Some(name) => match Group::from_name(name).map_err(refused("look up the group"))? {
-                Some(group) => group.gid,
-                None => name.parse().map(Gid::from_raw).map_err(|_| unknown("group", name))?,
-            },
+            Some(name) => group(name).map_err(unknown)?,
         };
         // The value that setresuid(2) takes for "leave it as it is".
         if uid.is_some_and(|uid| uid.as_raw() == u32::MAX) || gid.as_raw() == u32::MAX {

@@ -19,8 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready, Stdin, Stdout};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-pub use self::tcp::Keepalive;
 pub(crate) use self::tcp::queued;
+pub use self::tcp::{Keepalive, Probes};
 use self::tls::Tls;
 
 /// The address at the other side of a stream, for the log and for the peer. Without the scope of an IPv6 address: each idle

@@ -14,8 +14,19 @@ use super::Answer;
 pub struct Keepalive {
     /// How long the other side may leave unanswered what was sent to it (`--dead-after`): at least 5 seconds.
     pub dead_after: Duration,
-    /// Whether idle connections are probed (`-j` turns it off). A connection that is not may outlive its peer for ever.
-    pub probe_idle: bool,
+    /// When idle connections are probed.
+    pub probes: Probes,
+}
+
+/// When TCP keep-alive probes a connection on which nothing happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probes {
+    /// So early that a path which has died is noticed within `dead_after`.
+    InTime,
+    /// After so long (`--keepalive`): at least a second, and at most 32,767 (MAX_TCP_KEEPIDLE).
+    After(Duration),
+    /// Never (`-j`). A connection may outlive its peer for ever.
+    Never,
 }
 
 impl Keepalive {
@@ -30,7 +41,7 @@ impl Keepalive {
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self { dead_after: Self::DEAD_AFTER, probe_idle: true }
+        Self { dead_after: Self::DEAD_AFTER, probes: Probes::InTime }
     }
 }
 
@@ -64,16 +75,21 @@ nix::getsockopt_impl!(
 /// acknowledges every probe, and only does not read (tcp_probe_timer() in Linux): a client that is paused for an hour. The
 /// kernel does what keeps the connection talking, and [`answer`] tells whether somebody answers.
 pub(super) fn keep_alive(socket: &impl AsFd, keepalive: Keepalive) {
-    let Keepalive { dead_after, probe_idle } = keepalive;
-    if probe_idle {
-        // In whole seconds. Half of the time passes in silence, and four probes share the rest.
-        let seconds = dead_after.as_secs();
-        let (idle, interval) = (seconds / 2, (seconds / 8).max(1));
-        let probes = u32::try_from((seconds - idle) / interval).unwrap_or(u32::MAX);
+    let Keepalive { dead_after, probes } = keepalive;
+    // In whole seconds. Half of the time passes in silence, and four probes share the rest.
+    let seconds = dead_after.as_secs();
+    let (silence, interval) = (seconds / 2, (seconds / 8).max(1));
+    let idle = match probes {
+        Probes::InTime => Some(Duration::from_secs(silence)),
+        Probes::After(idle) => Some(idle),
+        Probes::Never => None,
+    };
+    if let Some(idle) = idle {
+        let retries = u32::try_from((seconds - silence) / interval).unwrap_or(u32::MAX);
         let settings = TcpKeepalive::new()
-            .with_time(Duration::from_secs(idle))
+            .with_time(idle)
             .with_interval(Duration::from_secs(interval))
-            .with_retries(probes);
+            .with_retries(retries);
         let _ = SockRef::from(socket).set_tcp_keepalive(&settings);
     } else {
         // A socket that listens may have had it from the pipe before.

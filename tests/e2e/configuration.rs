@@ -258,12 +258,23 @@ fn invalid_values_of_the_other_options_of_a_pipe_are_refused() {
         ("dead-after = 3601", "from 5 to 3600"),
         ("dead-after = \"long\"", "invalid type"),
         ("no-keepalive = \"yes\"", "invalid type"),
+        ("keepalive = 0", "from 1 to 32767"),
+        ("keepalive = 32768", "from 1 to 32767"),
+        ("idle-timeout = 0", "from 1 to 31536000"),
+        ("half-close-timeout = 31536001", "from 1 to 31536000"),
+        ("max-lifetime = \"long\"", "invalid type"),
         ("cipher = \"rot13\"", "`chacha20poly1305`"),
         ("name = 5", "invalid type"),
         (&*long, "a label is at most 255 bytes"),
     ] {
         assert_refused(&format!("{VALID}{line}"), 6, &[part]);
     }
+}
+
+#[test]
+fn to_probe_idle_connections_at_a_time_and_never_is_refused() {
+    let text = format!("{VALID}keepalive = 60\nno-keepalive = true");
+    assert_refused(&text, 7, &["--keepalive", "--no-keepalive", "leave one of them out"]);
 }
 
 #[test]

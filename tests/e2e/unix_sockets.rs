@@ -3,18 +3,18 @@
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
-
-use rustix::process::geteuid;
 
 use crate::support::DEADLINE;
 use crate::support::pipe::{End, Key};
-use crate::support::process::run;
+use crate::support::process::{Process, after, run, spipe};
+use crate::support::site::Site;
 use crate::support::socket::{assert_echoes, assert_ends, assert_reads, connect_unix, echo, guard_unix};
 
 /// A directory for sockets, and names in it.
@@ -247,4 +247,136 @@ fn a_socket_that_replaced_it_is_not_removed() {
     end.process.signal(Signal::TERM);
     assert_eq!(end.process.wait().code(), Some(0));
     assert!(directory.path("plain").exists());
+}
+
+fn mode(path: impl AsRef<Path>) -> u32 {
+    std::fs::metadata(path).expect("the socket has a file").mode() & 0o7777
+}
+
+#[test]
+fn the_files_of_all_sources_have_the_mode_that_was_asked_for_whatever_the_umask() {
+    for (umask, asked_for, expected) in [("077", "666", 0o666), ("000", "0600", 0o600)] {
+        let (key, directory) = (Key::new(), Directory::new());
+        let sources = [directory.name("first"), directory.name("second")];
+        let end = End::initiator(&key, "127.0.0.1:9").source(&sources[0]);
+        let end = end.args(&["-s", &sources[1], "-s", "127.0.0.1:0", "--socket-mode", asked_for]);
+        let _end = End::started_by(&mut after(&format!("umask {umask};"), &end.command()));
+        assert_eq!(sources.map(mode), [expected; 2]);
+    }
+}
+
+#[test]
+fn nobody_can_connect_before_the_file_has_its_mode() {
+    for _ in 0..10 {
+        let (key, directory) = (Key::new(), Directory::new());
+        let path = directory.path("plain");
+        let first = thread::spawn({
+            let path = path.clone();
+            move || {
+                // As fast as it can: the subject of this test is a moment.
+                let start = std::time::Instant::now();
+                while UnixStream::connect(&path).is_err() {
+                    assert!(start.elapsed() < DEADLINE, "it listens");
+                }
+                mode(path)
+            }
+        });
+        let _end = End::initiator(&key, "127.0.0.1:9")
+            .source(path.display())
+            .args(&["--socket-mode", "600"])
+            .start();
+        assert_eq!(first.join().expect("it connects"), 0o600);
+    }
+}
+
+/// A configuration whose socket `NAME.sock` has `options`.
+fn with_options(site: &Site, name: &str, options: &str) -> String {
+    site.encrypt(name, "127.0.0.1:9") + options + "\n"
+}
+
+#[test]
+fn a_reload_keeps_the_mode_of_a_socket_and_gives_new_ones_theirs() {
+    let site = Site::with_key();
+    let first = with_options(&site, "a", "socket-mode = \"640\"");
+    let process = site.serve(&first);
+    site.configure(first + &with_options(&site, "b", "socket-mode = \"606\""));
+    process.reload_successfully();
+    assert_eq!([mode(site.socket("a")), mode(site.socket("b"))], [0o640, 0o606]);
+}
+
+#[test]
+fn a_reload_that_changes_the_mode_of_a_socket_that_stays_says_that_it_takes_a_restart() {
+    let site = Site::with_key();
+    let process = site.serve(with_options(&site, "a", "socket-mode = \"640\""));
+    site.configure(with_options(&site, "a", "socket-mode = \"600\""));
+    process.reload_successfully();
+    process.await_line(&["WARN", "keeps its mode and owner", "pipe=\"a\"", "restart"]);
+    assert_eq!(mode(site.socket("a")), 0o640);
+}
+
+#[test]
+fn a_reload_that_brings_the_first_mode_of_all_is_refused_and_says_that_it_takes_a_restart() {
+    let site = Site::with_key();
+    let first = with_options(&site, "a", "");
+    let process = site.serve(&first);
+    site.configure(first + &with_options(&site, "b", "socket-mode = \"600\""));
+    process.fail_to_reload(&["b.sock", "--socket-mode", "restart"]);
+    assert!(!Path::new(&site.socket("b")).exists(), "a socket that is not used is removed");
+    assert!(site.try_connect("a").is_ok());
+}
+
+#[test]
+fn the_file_of_a_socket_belongs_to_the_owner_that_was_asked_for() {
+    let site = Site::with_key();
+    let text = with_options(&site, "a", "socket-owner = \"54321:54322\"\nsocket-mode = \"660\"");
+    site.configure(&text);
+    if !geteuid().is_root() {
+        let parts = ["a.sock", "give its file to 54321:54322 (--socket-owner)", "only root gives files away"];
+        run(&mut site.command()).failed_with_last_line(1, &parts);
+        assert!(!Path::new(&site.socket("a")).exists());
+        return;
+    }
+    let process: Process = site.serve(&text);
+    let owner = |name: &str| {
+        let file = std::fs::metadata(site.socket(name)).expect("the socket has a file");
+        (file.uid(), file.gid())
+    };
+    assert_eq!((owner("a"), mode(site.socket("a"))), ((54321, 54322), 0o660));
+    // A name that was not known before, and rights that are kept for this.
+    site.configure(text + &with_options(&site, "b", "socket-owner = \":daemon\""));
+    process.reload_successfully();
+    let group = run(std::process::Command::new("getent").args(["group", "daemon"])).succeeded().text();
+    assert_eq!(owner("b").1.to_string(), group.split(':').nth(2).expect("a number"));
+    assert_eq!(owner("b").0, 0, "a group alone does not change the user");
+}
+
+#[test]
+fn an_owner_that_does_not_exist_is_refused() {
+    let site = Site::with_key();
+    for (owner, part) in
+        [("no-such-user", "no user 'no-such-user'"), (":no-such-group", "no group 'no-such-group'")]
+    {
+        site.configure(with_options(&site, "a", &format!("socket-owner = \"{owner}\"")));
+        run(spipe().arg("check").arg(site.file())).failed_with(1, &["pipes.toml:7: --socket-owner", part]);
+    }
+}
+
+#[test]
+fn permissions_without_a_file_to_give_them_to_are_refused() {
+    let key = Key::new();
+    for source in ["127.0.0.1:0", "@abstract", "systemd"] {
+        for (option, value) in [("--socket-mode", "600"), ("--socket-owner", "root")] {
+            let mut end = End::initiator(&key, "127.0.0.1:9").source(source).args(&[option, value]).command();
+            run(&mut end).failed_with(2, &[option, "for the file of a Unix-domain source", "add -s /PATH"]);
+        }
+    }
+}
+
+#[test]
+fn a_mode_that_is_none_is_refused() {
+    let site = Site::with_key();
+    for text in ["\"u=rw\"", "\"4755\"", "\"66\"", "\"690\""] {
+        site.configure(with_options(&site, "a", &format!("socket-mode = {text}")));
+        run(spipe().arg("check").arg(site.file())).failed_with(1, &["pipes.toml:7: ", "such as 660"]);
+    }
 }

@@ -162,7 +162,12 @@ fn a_socket_in_a_directory_of_another_user_is_removed_at_the_end() {
         fs::create_dir(&home).unwrap();
         give_to_nobody(&home, 0o755);
         let source = path.to_str().unwrap().parse().unwrap();
-        let bound = spipe::listen::listen(&source, &mut spipe::listen::Passed::default()).unwrap();
+        let bound = spipe::listen::listen(
+            &source,
+            &spipe::listen::SocketPermissions::default(),
+            &mut spipe::listen::Passed::default(),
+        )
+        .unwrap();
         let mut needs = to("192.0.2.1:80");
         needs.listen_at(&source);
         assert_keeps(DAC_OVERRIDE, &needs);

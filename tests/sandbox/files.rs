@@ -200,7 +200,12 @@ fn a_socket_can_be_removed_at_the_end_and_no_file_in_another_directory() {
         fs::create_dir(directory.join("sockets")).unwrap();
         let path = directory.join("sockets/s");
         let source = path.to_str().unwrap().parse().unwrap();
-        let bound = spipe::listen::listen(&source, &mut spipe::listen::Passed::default()).unwrap();
+        let bound = spipe::listen::listen(
+            &source,
+            &spipe::listen::SocketPermissions::default(),
+            &mut spipe::listen::Passed::default(),
+        )
+        .unwrap();
         let secret = file(directory, "sockets/secret");
         let mut needs = Needs::new();
         needs.listen_at(&source);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use spipe::addr::Target;
-use spipe::listen::{Passed, listen};
+use spipe::listen::{Passed, SocketPermissions, listen};
 use spipe::service::sandbox::Needs;
 
 use crate::files::file;
@@ -133,7 +133,10 @@ fn a_new_pipe_may_have_any_port_and_host_name() {
         let target = TcpListener::bind("127.0.0.1:0").unwrap();
         enter_sandbox(&configured(directory));
         assert!(TcpStream::connect(target.local_addr().unwrap()).is_ok());
-        assert!(listen(&"127.0.0.1:0".parse().unwrap(), &mut Passed::default()).is_ok());
+        assert!(
+            listen(&"127.0.0.1:0".parse().unwrap(), &SocketPermissions::default(), &mut Passed::default())
+                .is_ok()
+        );
         assert!(("localhost", 80).to_socket_addrs().is_ok());
         assert!(UdpSocket::bind("127.0.0.1:0").is_ok());
     });
@@ -144,7 +147,12 @@ fn a_new_pipe_may_listen_in_the_directory_of_an_earlier_socket() {
     isolated(|directory| {
         let listen = |name: &str| {
             let path = directory.join(name);
-            listen(&path.to_str().unwrap().parse().unwrap(), &mut Passed::default()).map(drop)
+            listen(
+                &path.to_str().unwrap().parse().unwrap(),
+                &SocketPermissions::default(),
+                &mut Passed::default(),
+            )
+            .map(drop)
         };
         // A socket file that a killed process left behind.
         drop(UnixListener::bind({

@@ -10,6 +10,7 @@ use rustix::process::geteuid;
 use rustix::thread::CapabilitySet;
 
 use crate::addr::{Endpoint, Outgoing, Proxy, Source, UnixName};
+use crate::listen::SocketOwner;
 use crate::service::log::Destination;
 use crate::upstream::Route;
 
@@ -56,6 +57,13 @@ pub(super) enum UnixSockets {
     Abstract,
 }
 
+/// What few processes do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Special {
+    /// Give the file of a socket a mode and an owner.
+    SocketFiles,
+}
+
 /// What a process still has to reach once it is locked in: each method adds something. Relative paths are taken from where
 /// the process is at the call.
 #[derive(Debug)]
@@ -71,6 +79,7 @@ pub struct Needs {
     /// Host names are looked up.
     pub(super) names: bool,
     pub(super) unix_sockets: UnixSockets,
+    pub(super) special: BTreeSet<Special>,
     /// Of root's rights, if the process has them.
     pub(super) capabilities: CapabilitySet,
 }
@@ -86,6 +95,7 @@ impl Default for Needs {
             listens: false,
             names: false,
             unix_sockets: UnixSockets::None,
+            special: BTreeSet::new(),
             capabilities: CapabilitySet::empty(),
         }
     }
@@ -117,6 +127,14 @@ impl Needs {
     pub fn listen_at(&mut self, source: &Source) {
         if let Source::At(Endpoint::Unix(name)) = source {
             self.socket_file(name);
+        }
+    }
+
+    /// The file of a socket that a reload makes is given a mode, and to an `owner` if there is one.
+    pub fn give_socket_files(&mut self, owner: Option<&SocketOwner>) {
+        self.special.insert(Special::SocketFiles);
+        if owner.is_some() {
+            self.capabilities |= CapabilitySet::CHOWN;
         }
     }
 

@@ -17,7 +17,7 @@ use seccompiler::{
 };
 use thiserror::Error;
 
-use super::needs::{Needs, UnixSockets};
+use super::needs::{Needs, Special, UnixSockets};
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: TargetArch = TargetArch::x86_64;
@@ -201,6 +201,10 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     let mut allow = |call, alternatives| rules.insert(call, alternatives);
     if needs.listens {
         allow(libc::SYS_listen, Vec::new());
+    }
+    if needs.special.contains(&Special::SocketFiles) {
+        allow(libc::SYS_fchmodat, Vec::new());
+        allow(libc::SYS_fchownat, Vec::new());
     }
     // The C library binds a netlink socket, to see of which families this host has addresses.
     if needs.names || needs.binds {

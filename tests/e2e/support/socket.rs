@@ -227,6 +227,8 @@ pub(crate) struct Listed {
     pub(crate) unread: usize,
     /// `00` none, `01` a retransmission, `02` keep-alive.
     pub(crate) timer: String,
+    /// When it runs out.
+    pub(crate) timer_left: Duration,
 }
 
 /// All TCP connections and listeners of this network namespace over IPv4.
@@ -242,6 +244,10 @@ pub(crate) fn listed() -> Vec<Listed> {
             .and_then(|(_, bytes)| usize::from_str_radix(bytes, 16).ok())
             .expect("two numbers"),
         timer: row[5][..2].to_owned(),
+        // In hundredths of a second (USER_HZ), in hexadecimal.
+        timer_left: u64::from_str_radix(&row[5][3..], 16)
+            .map(|hundredths| Duration::from_millis(hundredths * 10))
+            .expect("a number"),
     })
     .collect()
 }

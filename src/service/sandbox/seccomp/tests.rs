@@ -24,7 +24,8 @@ const HEAD: &str = "\
 # (No filter sees uretprobe and uprobe from Linux 6.14 on; a process that calls them gets SIGILL.)
 #
 # ip: a pipe to an address. -b: with an outgoing address. unix: to a Unix-domain socket. log: with --syslog.
-# name: to a host name. file: 'spipe run'. state: with --state-directory. 'others' are all flags without a name here.
+# name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. state: with --state-directory.
+# 'others' are all flags without a name here.
 ";
 
 /// Higher than any number that Linux has given to a system call.
@@ -117,6 +118,9 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
     configured.configuration(Path::new("/etc/spipe/spipe.toml"));
     let mut keeping = to("192.0.2.1:80");
     keeping.state_directory(Path::new("/var/lib/spipe"));
+    let mut giving = Needs::new();
+    giving.configuration(Path::new("/etc/spipe/spipe.toml"));
+    giving.give_socket_files(None);
     let all = [
         ("ip", to("192.0.2.1:80")),
         ("-b", bound),
@@ -124,6 +128,7 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
         ("log", logging),
         ("name", to("host:80")),
         ("file", configured),
+        ("mode", giving),
         ("state", keeping),
     ];
     all.map(|(name, needs)| (name, program(&needs).unwrap())).into()
