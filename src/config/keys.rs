@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::value::Datetime;
 
 use super::access::{self, Listed};
+use super::key_file;
 use super::plan::PlanError;
 use super::text;
 use super::toml_file::{FileError, Table};
@@ -161,8 +162,15 @@ fn check(
 
 /// The keys of all `specs`, by where they are.
 fn by_path(specs: &[Spec], beside: &Path) -> HashMap<PathBuf, Fingerprint> {
-    let keys = specs.iter().flat_map(|spec| spec.common.key_names.iter());
-    keys.map(|(key, file)| (real(beside.join(file)), key)).collect()
+    let mut by_path = HashMap::new();
+    for (key, file) in specs.iter().flat_map(|spec| spec.common.key_names.iter()) {
+        let path = beside.join(file);
+        for original in key_file::original_names(&path) {
+            by_path.entry(path.with_file_name(original)).or_insert(key);
+        }
+        by_path.insert(real(path), key);
+    }
+    by_path
 }
 
 /// One path for all that lead to a file.

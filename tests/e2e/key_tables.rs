@@ -387,6 +387,17 @@ fn a_table_with_an_error_keeps_the_old_state() {
     assert_echoes(&mut running, "after");
 }
 
+#[test]
+fn a_copy_that_systemd_has_made_is_known_by_the_name_of_its_file() {
+    let site = Site::new();
+    // LoadCredential=keys:DIRECTORY calls web_1.key in it so.
+    site.add_key("keys/keys_web_1.key");
+    site.configure(pipe(echo(), "") + "[[key]]\nfile = \"keys/web_1.key\"\nname = \"first\"\nrate = 5\n");
+    let check = |command: &mut std::process::Command| run(command.arg("check").arg(site.file()));
+    check(spipe().env("CREDENTIALS_DIRECTORY", site.path("keys"))).succeeded();
+    check(&mut spipe()).failed_with(1, &["no pipe has the key keys/web_1.key"]);
+}
+
 // ── what cannot be ──
 
 /// Asserts that a file with `tables` behind a pipe of seven lines is refused with `parts`.
