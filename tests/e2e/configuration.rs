@@ -119,7 +119,7 @@ fn an_option_of_a_pipe_above_all_pipes_is_refused_with_its_right_position() {
     assert_refused(
         &format!("key = \"test.key\"\n{VALID}"),
         1,
-        &["unknown field `key`", "what belongs to a pipe goes below a [[pipe]]"],
+        &["a rule for a key is a table of a list, [[key]]", "what belongs to a pipe goes below a [[pipe]]"],
     );
 }
 

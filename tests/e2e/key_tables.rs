@@ -201,6 +201,21 @@ fn a_key_has_new_connections_at_its_rate() {
     poll_until("the key may make a connection again", || is_served(&one).then_some(()));
 }
 
+#[test]
+fn a_client_whose_key_has_enough_at_one_responder_is_given_to_the_next() {
+    let door = Door::with(&web1("max-connections = 1"));
+    let key = door.key("web1");
+    let next = End::responder(&key, echo()).start();
+    let holder = door.holder_with("web1", &["-t", &next.address().to_string()]);
+    let mut clients = [(); 3].map(|()| holder.connect());
+    for client in &mut clients {
+        assert_echoes(client, "hello");
+    }
+    // With three clients there are two more than the first one takes.
+    drop(clients);
+    next.process.await_lines(2, " closed ");
+}
+
 // ── from where ──
 
 #[test]
@@ -446,13 +461,6 @@ fn a_table_without_a_file_or_with_an_unknown_name_is_refused() {
         "[[key]]\nfile = \"keys/web1.key\"\nlable = 1\n",
         &["pipes.toml:9: unknown field `lable`"],
     );
-}
-
-#[test]
-fn a_key_above_all_pipes_is_refused() {
-    let site = Site::with_key();
-    site.configure(String::from("key = \"test.key\"\n") + &site.decrypt("a", "127.0.0.1:9"));
-    run(spipe().arg("check").arg(site.file())).failed_with(1, &["pipes.toml:1: ", "below a [[pipe]]"]);
 }
 
 #[test]
