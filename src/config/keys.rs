@@ -136,7 +136,10 @@ fn check(
     let responders = specs.iter().filter(|spec| matches!(spec.role, Role::Responder { .. }));
     let accepted: HashSet<_> =
         responders.flat_map(|spec| spec.role.keys()).map(|key| key.fingerprint()).collect();
-    for (key, (table, _)) in by_key {
+    // The first mistake of the file first.
+    let mut in_order: Vec<_> = by_key.iter().collect();
+    in_order.sort_by_key(|(_, (table, _))| table.line());
+    for (key, (table, _)) in in_order {
         if !accepted.contains(key)
             && let Some(option) = table.options.of_a_responder()
         {
