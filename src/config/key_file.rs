@@ -288,6 +288,16 @@ fn is_credential(path: &Path, file: &Metadata) -> bool {
     credential().is_some_and(|credential| (credential.dev(), credential.ino()) == (file.dev(), file.ino()))
 }
 
+/// What the file of a key may have been called before systemd copied it. Of a directory of credentials (`LoadCredential=ID:PATH`),
+/// systemd calls each copy `ID_NAME`, and either part may have a `_` in it.
+pub(super) fn original_names(path: &Path) -> Vec<String> {
+    let is_copy = std::fs::metadata(path).is_ok_and(|metadata| is_credential(path, &metadata));
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) if is_copy => name.match_indices('_').map(|(at, _)| name[at + 1..].to_owned()).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// Asserts that nobody else can put a key into the open `directory`.
 ///
 /// On a read-only mount nobody can, whatever the mode: Kubernetes gives its directories of secrets mode 1777.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::value::Datetime;
 
 use super::access::{self, Listed};
+use super::key_file;
 use super::plan::PlanError;
 use super::text;
 use super::toml_file::{FileError, Table};
@@ -135,7 +136,10 @@ fn check(
     let responders = specs.iter().filter(|spec| matches!(spec.role, Role::Responder { .. }));
     let accepted: HashSet<_> =
         responders.flat_map(|spec| spec.role.keys()).map(|key| key.fingerprint()).collect();
-    for (key, (table, _)) in by_key {
+    // The first mistake of the file first.
+    let mut in_order: Vec<_> = by_key.iter().collect();
+    in_order.sort_by_key(|(_, (table, _))| table.line());
+    for (key, (table, _)) in in_order {
         if !accepted.contains(key)
             && let Some(option) = table.options.of_a_responder()
         {
@@ -161,8 +165,15 @@ fn check(
 
 /// The keys of all `specs`, by where they are.
 fn by_path(specs: &[Spec], beside: &Path) -> HashMap<PathBuf, Fingerprint> {
-    let keys = specs.iter().flat_map(|spec| spec.common.key_names.iter());
-    keys.map(|(key, file)| (real(beside.join(file)), key)).collect()
+    let mut by_path = HashMap::new();
+    for (key, file) in specs.iter().flat_map(|spec| spec.common.key_names.iter()) {
+        let path = beside.join(file);
+        for original in key_file::original_names(&path) {
+            by_path.entry(path.with_file_name(original)).or_insert(key);
+        }
+        by_path.insert(real(path), key);
+    }
+    by_path
 }
 
 /// One path for all that lead to a file.

@@ -109,7 +109,7 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
     let pipes = text.list(document.remove("pipe"), "a pipe is a table of a list; write [[pipe]]")?;
     let keys = text.list(
         document.remove("key"),
-        "what there is to say of a key is a table of a list, [[key]]; the key of a pipe goes below a [[pipe]]",
+        "a rule for a key is a table of a list, [[key]]; what belongs to a pipe goes below a [[pipe]]",
     )?;
     let defaults = match document.remove("defaults").map(|defaults| (defaults.span(), defaults.into_inner()))
     {

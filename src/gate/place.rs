@@ -233,6 +233,12 @@ mod tests {
         assert_eq!(place.unless_cut(std::future::pending::<()>()).await, Err(Cut::Stopped));
     }
 
+    /// Each idle connection has one.
+    #[test]
+    fn what_a_running_connection_takes_in_the_list_is_small() {
+        assert!(size_of::<Running>() <= 24, "{} bytes", size_of::<Running>());
+    }
+
     #[tokio::test]
     async fn work_that_is_done_is_not_cut() {
         let connections = Connections::default();

@@ -116,7 +116,11 @@ fn an_unknown_option_above_all_pipes_is_refused_with_a_hint() {
 
 #[test]
 fn an_option_of_a_pipe_above_all_pipes_is_refused_with_its_right_position() {
-    assert_refused(&format!("key = \"test.key\"\n{VALID}"), 1, &["the key of a pipe goes below a [[pipe]]"]);
+    assert_refused(
+        &format!("key = \"test.key\"\n{VALID}"),
+        1,
+        &["a rule for a key is a table of a list, [[key]]", "what belongs to a pipe goes below a [[pipe]]"],
+    );
 }
 
 #[test]

@@ -36,6 +36,18 @@ fn the_configuration_of_the_readme_is_valid() {
 }
 
 #[test]
+fn the_configuration_of_the_guide_to_one_key_per_client_is_valid() {
+    let site = Site::new();
+    let keys = ["web1", "web2", "backup"].map(|name| site.add_key(&format!("redis.keys/{name}.key")));
+    let guide = document("docs/guides/one-key-per-client.md");
+    let (_, rest) = guide.split_once("```toml\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    site.configure(example);
+    let said = run(spipe().arg("check").arg(site.file())).succeeded().text();
+    assert!(keys.iter().all(|key| said.contains(key)), "{said}");
+}
+
+#[test]
 fn the_command_in_the_sandbox_document_prints_what_it_shows() {
     let end = End::initiator(&Key::new(), "127.0.0.1:9").start();
     let shown = example(&document("docs/SANDBOX.md"), "$ grep");

@@ -201,6 +201,21 @@ fn a_key_has_new_connections_at_its_rate() {
     poll_until("the key may make a connection again", || is_served(&one).then_some(()));
 }
 
+#[test]
+fn a_client_whose_key_has_enough_at_one_responder_is_given_to_the_next() {
+    let door = Door::with(&web1("max-connections = 1"));
+    let key = door.key("web1");
+    let next = End::responder(&key, echo()).start();
+    let holder = door.holder_with("web1", &["-t", &next.address().to_string()]);
+    let mut clients = [(); 3].map(|()| holder.connect());
+    for client in &mut clients {
+        assert_echoes(client, "hello");
+    }
+    // With three clients there are two more than the first one takes.
+    drop(clients);
+    next.process.await_lines(2, " closed ");
+}
+
 // ── from where ──
 
 #[test]
@@ -387,6 +402,17 @@ fn a_table_with_an_error_keeps_the_old_state() {
     assert_echoes(&mut running, "after");
 }
 
+#[test]
+fn a_copy_that_systemd_has_made_is_known_by_the_name_of_its_file() {
+    let site = Site::new();
+    // LoadCredential=keys:DIRECTORY calls web_1.key in it so.
+    site.add_key("keys/keys_web_1.key");
+    site.configure(pipe(echo(), "") + "[[key]]\nfile = \"keys/web_1.key\"\nname = \"first\"\nrate = 5\n");
+    let check = |command: &mut std::process::Command| run(command.arg("check").arg(site.file()));
+    check(spipe().env("CREDENTIALS_DIRECTORY", site.path("keys"))).succeeded();
+    check(&mut spipe()).failed_with(1, &["no pipe has the key keys/web_1.key"]);
+}
+
 // ── what cannot be ──
 
 /// Asserts that a file with `tables` behind a pipe of seven lines is refused with `parts`.
@@ -435,13 +461,6 @@ fn a_table_without_a_file_or_with_an_unknown_name_is_refused() {
         "[[key]]\nfile = \"keys/web1.key\"\nlable = 1\n",
         &["pipes.toml:9: unknown field `lable`"],
     );
-}
-
-#[test]
-fn a_key_above_all_pipes_is_refused() {
-    let site = Site::with_key();
-    site.configure(String::from("key = \"test.key\"\n") + &site.decrypt("a", "127.0.0.1:9"));
-    run(spipe().arg("check").arg(site.file())).failed_with(1, &["pipes.toml:1: ", "below a [[pipe]]"]);
 }
 
 #[test]
