@@ -17,6 +17,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use arrayvec::ArrayString;
 use thiserror::Error;
 use vec1::Vec1;
 
@@ -419,6 +420,41 @@ impl fmt::Display for Sources {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Name(String);
 
+/// The name of a network interface, such as `wg0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface(ArrayString<15>);
+
+/// A text that no interface can have as its name.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("'{0}' is no name of a network interface; write one that 'ip link' shows, such as eth0")]
+pub struct NotAnInterface(String);
+
+impl Interface {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Interface {
+    type Err = NotAnInterface;
+
+    fn from_str(text: &str) -> Result<Self, NotAnInterface> {
+        // dev_valid_name() in Linux, and what a line of the log can have.
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:".contains(&byte));
+        let name = ArrayString::from(text).ok();
+        name.filter(|_| is_plain && !["", ".", ".."].contains(&text))
+            .map(Self)
+            .ok_or_else(|| NotAnInterface(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
 /// A text that cannot be a [`Name`].
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("a name is a text of one line, from 1 to {max} bytes, without control characters", max = Name::MAX)]
@@ -707,6 +743,16 @@ mod tests {
         assert_eq!(twice, Err(SourcesError::Twice(source("[]:1"))));
         let two = Sources::new(vec![source("*:1"), source("[::1]:2")]).unwrap();
         assert_eq!(two.to_string(), "[]:1 and [::1]:2");
+    }
+
+    #[test]
+    fn names_that_no_interface_can_have_are_refused() {
+        for text in ["", ".", "..", "a/b", "eth0:1", "a b", "sixteen-bytes-16", "a\n"] {
+            assert_eq!(text.parse::<Interface>(), Err(NotAnInterface(text.to_owned())), "{text:?}");
+        }
+        for text in ["lo", "wg0", "eth0.100", "br-0123456789ab"] {
+            assert_eq!(text.parse::<Interface>().unwrap().as_str(), text);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::access::Listed;
 use super::key_file::KeySource;
 use super::targets::Escaped;
 use super::text;
-use crate::addr::{Name, Outgoing, Proxy, Source, Target};
+use crate::addr::{Interface, Name, Outgoing, Proxy, Source, Target};
 use crate::connection::{Common, Limits};
 use crate::gate::{Access, Quota, Rules, TrustedProxies};
 use crate::listen::SocketMode;
@@ -178,6 +178,11 @@ pub(crate) struct PipeOptions {
     #[arg(short, long, value_name = "ADDR")]
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) bind: Option<Outgoing>,
+
+    /// The network interface to connect over, whatever the routes say, such as wg0
+    #[arg(long, value_name = "NAME")]
+    #[serde(default, deserialize_with = "text::optional")]
+    pub(crate) interface: Option<Interface>,
 
     /// Connect to targets through a proxy, which resolves their names: socks5://HOST:PORT, or http://HOST:PORT for CONNECT
     #[arg(long, value_name = "PROXY")]

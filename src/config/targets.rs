@@ -76,6 +76,12 @@ pub(super) fn targets(
     let routes = options.target.iter().map(|target| {
         let route = Route::new(target.clone(), options.bind.clone())
             .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
+        let route = match options.interface {
+            Some(interface) => route
+                .over(interface)
+                .map_err(|error| PlanError::contradiction("interface", error.to_string()))?,
+            None => route,
+        };
         let route = match via {
             Some((proxy, credentials)) => route
                 .through(proxy.clone(), credentials.clone())

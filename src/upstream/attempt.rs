@@ -13,6 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use vec1::Vec1;
 
+use crate::addr::Interface;
 use crate::names::Family;
 
 /// How long an attempt is alone before the next address is tried too (RFC 8305's "Connection Attempt Delay").
@@ -23,6 +24,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 pub(super) struct Attempt {
     to: SocketAddr,
     from: Option<SocketAddr>,
+    over: Option<Interface>,
 }
 
 impl Attempt {
@@ -31,6 +33,9 @@ impl Attempt {
         // A dial that is given up is a reset, also when the other side has accepted already. An end of the stream is what a client
         // sends that has half-closed, and where an initiator is dialed by mistake, a chain of such clients would go on for ever.
         SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+        if let Some(interface) = self.over {
+            SockRef::from(&socket).bind_device(Some(interface.as_str().as_bytes()))?;
+        }
         if let Some(from) = self.from {
             if from.port() == 0 {
                 // connect(2) then chooses the port, which can be one that has connections to other targets. bind(2), which does
@@ -49,24 +54,25 @@ impl Attempt {
 impl fmt::Display for Attempt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "[{}]:{}", self.to.ip(), self.to.port())?;
-        match self.from {
-            Some(from) => write!(formatter, " from [{}]:{}", from.ip(), from.port()),
-            None => Ok(()),
+        if let Some(from) = self.from {
+            write!(formatter, " from [{}]:{}", from.ip(), from.port())?;
         }
+        self.over.map_or(Ok(()), |interface| write!(formatter, " over {interface}"))
     }
 }
 
 /// The attempts to make, in order: the resolver's order, but the families in turn, since it is a whole family that tends
 /// to be broken (RFC 8305, section 4); the family to `prefer` first, else that of the first address. Each has an outgoing
-/// address of its own family, if any is wanted.
+/// address of its own family, if any is wanted, and all go `over` one interface, if that is not left to the system.
 pub(super) fn pair_up(
     targets: &Vec1<SocketAddr>,
     from: &[SocketAddr],
+    over: Option<Interface>,
     prefer: Option<Family>,
 ) -> Vec<Attempt> {
     let attempts = targets.iter().filter_map(|&to| {
         let matching = from.iter().copied().find(|from| from.is_ipv4() == to.is_ipv4());
-        (from.is_empty() || matching.is_some()).then_some(Attempt { to, from: matching })
+        (from.is_empty() || matching.is_some()).then_some(Attempt { to, from: matching, over })
     });
     let first = if targets.first().is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
     let (mut preferred, mut other): (Vec<_>, Vec<_>) =
@@ -162,32 +168,33 @@ mod tests {
 
     #[test]
     fn families_take_turns() {
-        let attempts = pair_up(&addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]), &[], None);
+        let attempts = pair_up(&addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]), &[], None, None);
         assert_eq!(order(&attempts), *addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));
     }
 
     #[test]
     fn the_family_to_prefer_comes_first() {
         let targets = addresses(&["[::1]:1", "[::2]:1", "1.1.1.1:1"]);
-        let attempts = pair_up(&targets, &[], Some(Family::Ipv4));
+        let attempts = pair_up(&targets, &[], None, Some(Family::Ipv4));
         assert_eq!(order(&attempts), *addresses(&["1.1.1.1:1", "[::1]:1", "[::2]:1"]));
     }
 
     #[test]
     fn a_family_to_prefer_that_a_target_lacks_changes_nothing() {
         let targets = addresses(&["[::1]:1", "[::2]:1"]);
-        assert_eq!(order(&pair_up(&targets, &[], Some(Family::Ipv4))), *targets);
+        assert_eq!(order(&pair_up(&targets, &[], None, Some(Family::Ipv4))), *targets);
     }
 
     #[test]
     fn targets_of_another_family_than_the_outgoing_address_are_left_out() {
-        let attempts = pair_up(&addresses(&["[::1]:1", "1.1.1.1:1"]), &addresses(&["127.0.0.1:0"]), None);
+        let attempts =
+            pair_up(&addresses(&["[::1]:1", "1.1.1.1:1"]), &addresses(&["127.0.0.1:0"]), None, None);
         assert_eq!(order(&attempts), *addresses(&["1.1.1.1:1"]));
     }
 
     fn attempts(targets: [SocketAddr; 2]) -> Vec1<Attempt> {
         let targets = Vec1::try_from_vec(targets.to_vec()).unwrap();
-        Vec1::try_from_vec(pair_up(&targets, &[], None)).unwrap()
+        Vec1::try_from_vec(pair_up(&targets, &[], None, None)).unwrap()
     }
 
     #[tokio::test]

@@ -81,9 +81,9 @@ impl DialFailure {
     }
 
     /// Whether it says something of the target. A lack of descriptors or of outgoing ports does not, nor does an outgoing name
-    /// that cannot be taken.
+    /// that cannot be taken, or an interface that is not there.
     pub fn is_of_the_target(&self) -> bool {
-        !self.has_code(&[Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE])
+        !self.has_code(&[Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE, Errno::NODEV])
             && !matches!(self, Self::Outgoing { .. })
     }
 
@@ -169,7 +169,7 @@ impl Dialer {
         preamble: &[u8],
         deadline: Instant,
     ) -> Result<Connected, DialFailure> {
-        let TcpWay { from, via, to, tls } = way;
+        let TcpWay { from, via, to, tls, .. } = way;
         let (socket, address) = self.connect(way.first_hop(), from.as_ref()).await?;
         let socket = stream::set_up_tcp(socket, self.keepalive);
         // In boxes: these handshakes need much more room than all else here.
@@ -193,11 +193,12 @@ impl Dialer {
             None => Vec::new(),
         };
         let known = self.addresses(to).await?;
+        let is_systems_choice = from.is_empty() && self.route.interface().is_none();
         match (to, self.lookup.refresh) {
             (Host::Name { host, port }, Refresh::Every(_)) => {
                 self.race_and_look_up(&known, &from, || self.names.addresses_anew(host, *port)).await
             }
-            _ => self.race(&known, &from).await.map_err(|failure| match (to, from.is_empty(), failure) {
+            _ => self.race(&known, &from).await.map_err(|failure| match (to, is_systems_choice, failure) {
                 // The address is in the error already, as the target.
                 (Host::Address(_), true, DialFailure::AllRefused(refusals)) => {
                     DialFailure::Refused(refusals.into_first())
@@ -212,7 +213,7 @@ impl Dialer {
         to: &Vec1<SocketAddr>,
         from: &[SocketAddr],
     ) -> Result<(TcpStream, SocketAddr), DialFailure> {
-        let attempts = pair_up(to, from, self.lookup.prefer);
+        let attempts = pair_up(to, from, self.route.interface(), self.lookup.prefer);
         let attempts = Vec1::try_from_vec(attempts).map_err(|_| DialFailure::NoCommonFamily)?;
         Ok(race(attempts).await?)
     }

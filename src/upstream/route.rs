@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::tls::{CertificateName, Start, TlsClient};
 use super::via::{Credentials, Via};
-use crate::addr::{Endpoint, Outgoing, Proxy, Scheme, Target, UnixName};
+use crate::addr::{Endpoint, Interface, Outgoing, Proxy, Scheme, Target, UnixName};
 
 /// A target and the address to reach it from: pure data, and of kinds that go together.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub(super) enum Way {
 #[derive(Clone, Debug)]
 pub(super) struct TcpWay {
     pub(super) from: Option<Host>,
+    pub(super) over: Option<Interface>,
     pub(super) via: Option<Via>,
     pub(super) to: Host,
     pub(super) tls: Option<TlsRoute>,
@@ -34,7 +35,7 @@ pub(super) struct TcpWay {
 
 impl TcpWay {
     fn new(to: Host, from: Option<Host>) -> Box<Self> {
-        Box::new(Self { from, via: None, to, tls: None })
+        Box::new(Self { from, over: None, via: None, to, tls: None })
     }
 
     /// What is connected to.
@@ -82,6 +83,11 @@ pub struct FamilyMismatch {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("no proxy leads to {0}: it is a Unix-domain socket of this host; leave --via out")]
 pub struct NotThroughProxy(Target);
+
+/// A target that no interface leads to.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("no network interface leads to {0}: it is a Unix-domain socket of this host; leave --interface out")]
+pub struct NotOverInterface(Target);
 
 /// A host that no certificate can be for.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -143,6 +149,24 @@ impl Route {
         let host = Host::of(proxy.endpoint()).expect("a proxy is an IP address or a name");
         way.via = Some(Via { proxy, host, credentials });
         Ok(self)
+    }
+
+    /// The same way, over `interface` and no other.
+    ///
+    /// # Errors
+    /// [`NotOverInterface`].
+    pub fn over(mut self, interface: Interface) -> Result<Self, NotOverInterface> {
+        let Way::Tcp(way) = &mut self.way else { return Err(NotOverInterface(self.target)) };
+        way.over = Some(interface);
+        Ok(self)
+    }
+
+    /// The interface that it goes over, if that is not left to the system.
+    pub fn interface(&self) -> Option<Interface> {
+        match &self.way {
+            Way::Tcp(way) => way.over,
+            Way::Unix { .. } => None,
+        }
     }
 
     /// The proxy that it goes through, if it does.

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_secs(25);
 
 /// A target at the socket `service.sock` that sends back all bytes.
-fn echo_at(site: &Site) {
+pub(crate) fn echo_at(site: &Site) {
     let listener = UnixListener::bind(site.socket("service")).expect("the path is free");
     thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {

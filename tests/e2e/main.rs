@@ -21,6 +21,7 @@ mod failover;
 mod floods;
 mod forward_proxies;
 mod gone;
+mod interfaces;
 mod keepalive;
 mod key_files;
 mod key_tables;

@@ -62,6 +62,8 @@ pub(super) enum UnixSockets {
 pub(super) enum Special {
     /// Give the file of a socket a mode and an owner.
     SocketFiles,
+    /// Connect over an interface that is named.
+    Interface,
 }
 
 /// What a process still has to reach once it is locked in: each method adds something. Relative paths are taken from where
@@ -114,6 +116,7 @@ impl Needs {
         self.ports = Ports::Any;
         (self.names, self.binds, self.listens) = (true, true, true);
         self.unix_sockets = UnixSockets::Abstract;
+        self.special.insert(Special::Interface);
         // Ports below 1024.
         self.capabilities |= CapabilitySet::NET_BIND_SERVICE;
     }
@@ -155,6 +158,9 @@ impl Needs {
     /// A way that each connection takes: a target or the proxy before it, and the outgoing address if there is one.
     pub fn dial(&mut self, route: &Route) {
         self.connect_to(route.proxy().map_or(route.target().endpoint(), Proxy::endpoint));
+        if route.interface().is_some() {
+            self.special.insert(Special::Interface);
+        }
         if let Some(from) = route.outgoing() {
             self.connect_from(from);
         }

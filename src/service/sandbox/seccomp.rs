@@ -219,6 +219,9 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     allow(libc::SYS_sendmsg, vec![all([none_of(2, fast_open)?])?]);
     allow(libc::SYS_getsockopt, options(GET)?);
     let mut set = options(SET)?;
+    if needs.special.contains(&Special::Interface) {
+        set.extend(options(&[(libc::SOL_SOCKET, libc::SO_BINDTODEVICE)])?);
+    }
     if needs.names {
         set.extend(options(SET_BY_RESOLVER)?);
         // Both questions, for IPv4 and for IPv6, are one call. The flags of the single messages are not looked at by the kernel.

@@ -23,7 +23,7 @@ const HEAD: &str = "\
 # (TRYCMD=overwrite cargo test --lib seccomp). What is not here fails with ENOSYS.
 # (No filter sees uretprobe and uprobe from Linux 6.14 on; a process that calls them gets SIGILL.)
 #
-# ip: a pipe to an address. -b: with an outgoing address. unix: to a Unix-domain socket. log: with --syslog.
+# ip: a pipe to an address. -b: with an outgoing address. dev: with --interface. unix: to a Unix-domain socket. log: with --syslog.
 # name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. state: with --state-directory.
 # 'others' are all flags without a name here.
 ";
@@ -118,12 +118,16 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
     configured.configuration(Path::new("/etc/spipe/spipe.toml"));
     let mut keeping = to("192.0.2.1:80");
     keeping.state_directory(Path::new("/var/lib/spipe"));
+    let mut over = Needs::new();
+    let target: crate::upstream::Route = "192.0.2.1:80".parse::<Target>().unwrap().into();
+    over.dial(&target.over("wg0".parse().unwrap()).unwrap());
     let mut giving = Needs::new();
     giving.configuration(Path::new("/etc/spipe/spipe.toml"));
     giving.give_socket_files(None);
     let all = [
         ("ip", to("192.0.2.1:80")),
         ("-b", bound),
+        ("dev", over),
         ("unix", to("/run/service.sock")),
         ("log", logging),
         ("name", to("host:80")),
@@ -242,7 +246,7 @@ fn arguments(call: &str) -> Vec<Argument> {
 fn option_name(level: u64, option: u64) -> Option<&'static str> {
     let names = match c_int::try_from(level).unwrap() {
         libc::SOL_SOCKET => {
-            named! { SO_REUSEADDR SO_KEEPALIVE SO_LINGER SO_RCVBUF SO_SNDBUF SO_ERROR SO_TYPE SO_PEERCRED }
+            named! { SO_REUSEADDR SO_KEEPALIVE SO_LINGER SO_BINDTODEVICE SO_RCVBUF SO_SNDBUF SO_ERROR SO_TYPE SO_PEERCRED }
         }
         libc::IPPROTO_TCP => {
             named! { TCP_NODELAY TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_USER_TIMEOUT TCP_INFO }
