@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -14,11 +15,12 @@ use nix::sched::CloneFlags;
 use nix::sys::ptrace;
 use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{AtFlags, CWD, MemfdFlags};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use spipe::addr::Target;
 use spipe::service::sandbox::Needs;
+use spipe::upstream::Route;
 
 use crate::isolated::{assert_no_such_call, enter_sandbox, isolated, restrict_calls};
 use seccompiler::SeccompAction;
@@ -220,11 +222,44 @@ fn options_of_sockets_that_are_not_used_cannot_be_set() {
         enter_widest_sandbox();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         assert_no_such_call(socket.attach_filter(&[]));
-        assert_no_such_call(socket.bind_device(Some(b"lo")));
         assert_no_such_call(socket.set_mark(1));
         assert_no_such_call(socket.set_reuse_port(true));
         assert_no_such_call(socket.set_ip_transparent_v4(true));
         assert!(socket.set_tcp_nodelay(true).is_ok());
+    });
+}
+
+#[test]
+fn without_an_interface_no_socket_can_be_bound_to_one() {
+    isolated(|_| {
+        enter_narrowest_sandbox();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        assert_no_such_call(socket.bind_device(Some(b"lo")));
+    });
+}
+
+#[test]
+fn a_pipe_with_an_interface_can_bind_sockets_to_it() {
+    isolated(|_| {
+        let mut needs = Needs::new();
+        let route = Route::from("192.0.2.1:80".parse::<Target>().unwrap());
+        needs.dial(&route.over("lo".parse().unwrap()).unwrap());
+        enter_sandbox(&needs);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        assert!(socket.bind_device(Some(b"lo")).is_ok());
+    });
+}
+
+#[test]
+fn without_socket_permissions_no_file_can_be_given_away() {
+    isolated(|directory| {
+        let path = directory.join("file");
+        std::fs::write(&path, "").unwrap();
+        enter_widest_sandbox();
+        let mode = rustix::fs::Mode::from_raw_mode(0o777);
+        assert_no_such_call(std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)));
+        assert_no_such_call(rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty()).map_err(io::Error::from));
+        assert_no_such_call(std::os::unix::fs::lchown(&path, Some(1), Some(1)));
     });
 }
 
