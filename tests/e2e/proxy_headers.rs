@@ -332,13 +332,40 @@ impl Nginx {
         let path = |name: &str| directory.path().join(name).display().to_string();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let server = server.replace("PORT", &address.port().to_string());
+        let context = format!(
+            "http {{ {} server {{ {server} location / {{ return 200 page; }} }} }}",
+            Self::log(&path)
+        );
+        Self::start_in(directory, address, &context)
+    }
+
+    /// The same in front of another service, which need not speak HTTP.
+    fn start_before(service: SocketAddr) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let context = format!(
+            "stream {{ {} server {{ listen {address} proxy_protocol; proxy_pass {service}; }} }}",
+            Self::log(&path)
+        );
+        Self::start_in(directory, address, &context)
+    }
+
+    fn log(path: &impl Fn(&str) -> String) -> String {
+        format!(
+            "log_format told '$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr \
+             $proxy_protocol_server_port'; access_log {} told;",
+            path("access.log")
+        )
+    }
+
+    fn start_in(directory: TempDir, address: SocketAddr, context: &str) -> Self {
+        let path = |name: &str| directory.path().join(name).display().to_string();
         let configuration = format!(
-            "daemon off; pid {}; error_log {}; user root;\nevents {{}}\nhttp {{ log_format told '$proxy_protocol_addr \
-             $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port'; access_log {} told;\n\
-             server {{ {server} location / {{ return 200 page; }} }} }}\n",
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so; daemon off; pid {}; error_log {}; user root;\n\
+             events {{}}\n{context}\n",
             path("pid"),
             path("error.log"),
-            path("access.log"),
         );
         fs::write(path("nginx.conf"), configuration).expect("the file can be written");
         let mut command = Command::new("/usr/sbin/nginx");
@@ -405,6 +432,36 @@ fn from_haproxy_through_both_ends_nginx_logs_the_true_client() {
         let log = initiator.process.log();
         let mut warnings = log.lines().filter(|line| line.contains("WARN"));
         assert!(warnings.all(|line| line.contains("the other side went away")), "{log}");
+    }
+}
+
+#[test]
+fn nginx_before_redis_takes_what_a_responder_sends() {
+    let redis = Redis::start();
+    for version in ["v1", "v2"] {
+        let nginx = Nginx::start_before(redis.address().parse().expect("an address"));
+        let key = Key::new();
+        let responder = telling(&key, nginx.address, version).start();
+        let initiator = End::initiator(&key, responder.address()).args(&BEHIND).start();
+        let mut client = initiator.connect();
+        client.write_all(&[V1, b"PING\r\n"].concat()).expect("the pipe accepts the bytes");
+        assert_reads(&mut client, "+PONG\r\n");
+        drop(client);
+        nginx.await_access("192.0.2.7 12345 192.0.2.1 443");
+    }
+}
+
+#[test]
+fn a_client_of_ipv6_is_told_as_one() {
+    for version in ["v1", "v2"] {
+        let (echo, key) = (Echo::start(&["--accept-proxy"]), Key::new());
+        let responder = telling(&key, echo.address, version).start();
+        let initiator = End::initiator(&key, responder.address()).source("[::1]:0").start();
+        let port = initiator.source().rsplit_once(':').expect("it has a port").1;
+        let mut client = connect(format!("[::1]:{port}").parse().expect("an address"));
+        assert_echoes(&mut client, "hello");
+        let from = client.local_addr().expect("it is connected").port();
+        echo.process.await_line(&[&format!("client [::1]:{from}, which connected to [::1]:{port}")]);
     }
 }
 
