@@ -460,6 +460,65 @@ fn bulk_goes_both_ways_at_once() {
 }
 
 #[test]
+fn a_target_that_reads_late_gets_the_last_byte_although_nothing_more_is_said() {
+    const LENGTH: usize = 3_000_001;
+    let authority = Authority::new();
+    let (begin, begun) = std::sync::mpsc::channel();
+    let begun = std::sync::Arc::new(std::sync::Mutex::new(begun));
+    let address = authority.certify(LOCALHOST).serve(move |mut session| {
+        // The handshake is done, and the client's bytes fill all buffers on the way.
+        let _ = session.write_all(b"go").and_then(|()| session.flush());
+        let _ = begun.lock().expect("nobody panics").recv();
+        let mut bytes = vec![0; LENGTH];
+        if session.read_exact(&mut bytes).is_ok() {
+            let _ = session.write_all(b"all of it").and_then(|()| session.flush());
+        }
+        let _ = session.read(&mut [0]);
+    });
+    let pipe = pipe_to(&authority, address);
+    let mut client = pipe.connect();
+    assert_reads(&mut client, "go");
+    let mut writing = client.try_clone().expect("descriptors are left");
+    let sending =
+        thread::spawn(move || writing.write_all(&vec![7; LENGTH]).expect("the pipe accepts the bytes"));
+    begin.send(()).expect("the server waits");
+    sending.join().expect("all is sent");
+    assert_reads(&mut client, "all of it");
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_a_target_and_memory_stays_bounded() {
+    let authority = Authority::new();
+    let (sent, sending) = std::sync::mpsc::channel();
+    let address = authority.certify(LOCALHOST).serve(move |mut session| {
+        let piece = vec![7; 1 << 20];
+        for _ in 0..256 {
+            if session.write_all(&piece).is_err() || sent.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    let pipe = pipe_to(&authority, address);
+    let client = pipe.connect();
+    // So much fits into sockets and buffers; the rest waits at the target.
+    let mut pieces = 0;
+    while sending.recv_timeout(std::time::Duration::from_secs(1)).is_ok() {
+        pieces += 1;
+    }
+    assert!(pieces < 64, "{pieces} MiB are on the way");
+    assert!(resident(&pipe.responder) < 64 << 20, "{} bytes of memory", resident(&pipe.responder));
+    drop(client);
+}
+
+/// Bytes of memory that a process uses.
+fn resident(end: &End) -> u64 {
+    let pid = end.process.pid().as_raw_nonzero();
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("the process runs");
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
+    pages * 4096
+}
+
+#[test]
 fn a_crowd_of_clients_is_served() {
     let (_authority, pipe) = echo_pipe();
     let clients: Vec<_> = (0..200)
