@@ -151,7 +151,8 @@ pub(crate) struct PipeOptions {
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) check_send: Option<Escaped>,
 
-    /// What the answer to a check is to have in it, such as '+PONG' or 'role:master'
+    /// What the answer to a check is to have in it, such as '+PONG' or 'role:master'. It is waited for until the target ends its
+    /// answer, or -o has passed
     #[arg(long, value_name = "TEXT")]
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) check_expect: Option<Escaped>,
