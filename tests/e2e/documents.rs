@@ -1,7 +1,8 @@
 //! The examples in the documents are correct. (`tests/hosts` follows the guides.)
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::pipe::{End, Key};
@@ -113,4 +114,92 @@ fn every_test_that_a_promise_names_is_in_the_tree() {
         let (name, _) = rest.split_once('`').expect("a link has an end");
         assert!(document(file).contains(&format!("fn {name}()")), "{name} is not in {file}");
     }
+}
+
+/// What the macros of the log say, in all files below `src`: their last texts.
+fn events_in_the_code() -> BTreeSet<String> {
+    let mut events = BTreeSet::new();
+    for file in files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+        let code = fs::read_to_string(&file).expect("the file can be read");
+        let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for start in ["debug!(", "info!(", "warn!(", "error!(", "$level!("] {
+            for (at, _) in code.match_indices(start) {
+                // Not the end of another macro's name.
+                if code[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_') {
+                    continue;
+                }
+                events.extend(last_text(&code[at + start.len()..]));
+            }
+        }
+        // A text that is chosen beforehand, by the one macro that has its text as an argument.
+        let permits = code.split("self.permit(").skip(1).filter(|_| file.ends_with("gate/mod.rs"));
+        events.extend(permits.filter_map(last_text));
+    }
+    events.remove("{message}");
+    events
+}
+
+/// The last text among the arguments of a call that begins behind its parenthesis, unless it is the value of a field.
+fn last_text(arguments: &str) -> Option<String> {
+    let (mut depth, mut last, mut at) = (1, None, 0);
+    while depth > 0 {
+        let rest = &arguments[at..];
+        match rest.chars().next()? {
+            '"' => {
+                let (text, length) = text(rest)?;
+                if !arguments[..at].trim_end().ends_with(['=', '(']) {
+                    last = Some(text);
+                }
+                at += length;
+                continue;
+            }
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        at += rest.chars().next()?.len_utf8();
+    }
+    last
+}
+
+/// The text at the beginning of `code`, without its quotes and line breaks, and how long it is there.
+fn text(code: &str) -> Option<(String, usize)> {
+    let (mut text, mut characters) = (String::new(), code.char_indices().skip(1));
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((text, at + 1)),
+            '\\' => match characters.next()?.1 {
+                '\n' => {
+                    let spaces = |(_, character): &(usize, char)| character.is_whitespace();
+                    let mut rest = characters.clone().peekable();
+                    while rest.next_if(spaces).is_some() {
+                        characters.next();
+                    }
+                }
+                other => text.push(other),
+            },
+            other => text.push(other),
+        }
+    }
+    None
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("the directory can be read");
+    let paths = entries.map(|entry| entry.expect("it can be read").path());
+    let files = paths.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
+#[test]
+fn the_list_of_events_has_each_that_is_logged_and_no_other() {
+    let document = document("docs/LOGGING.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let is_event = |(_, rest): &(&str, &str)| {
+        ["DEBUG", "INFO", "WARN", "ERROR"].iter().any(|level| rest.starts_with(level))
+    };
+    let listed: BTreeSet<_> = rows.filter(is_event).map(|(event, _)| event.to_owned()).collect();
+    let logged = events_in_the_code();
+    assert!(logged.len() > 50, "the search finds them: {logged:?}");
+    assert_eq!(listed.symmetric_difference(&logged).collect::<Vec<_>>(), Vec::<&String>::new());
 }
