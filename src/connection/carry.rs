@@ -132,6 +132,9 @@ pub(super) async fn carry(
     {
         Box::pin(connection.tunnel.abort(reason)).await;
     }
+    // The client is served. Before the log says so: who has read that may count on its place.
+    drop(connection.place);
+    let in_use = connection.in_use.free();
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
     let (sealed, opened) = (tunnel.seal.bytes(), tunnel.open.bytes());
     let (to_target, from_target) = match ends {
@@ -139,12 +142,11 @@ pub(super) async fn carry(
         Ends::Responder { .. } => (opened, sealed),
     };
     let carried = Carried { result, to_target, from_target, seconds: started.elapsed().as_secs_f64() };
-    carried.log(common, tunnel, connection.id, ends, connection.in_use.target());
+    carried.log(common, tunnel, connection.id, ends, in_use.target());
+    drop(in_use);
     if carried.result.is_ok()
         && let Ends::Initiator { .. } = ends
     {
-        // The client is served, and its place is free.
-        drop((connection.place, connection.in_use));
         Box::pin(connection.tunnel.await_close()).await;
     }
     carried.result

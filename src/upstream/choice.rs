@@ -303,6 +303,11 @@ impl InUse {
         &self.known.target
     }
 
+    /// The connection has the target no longer. What is left says which it was.
+    pub fn free(self) -> Freed {
+        Freed(Arc::clone(&self.known))
+    }
+
     /// Ends when checks find the target down. None where the connection is to go on then.
     pub fn down(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let mut downs = self.downs.clone()?;
@@ -310,6 +315,16 @@ impl InUse {
             // The sender lives as long as this connection counts at it.
             let _told = downs.changed().await;
         }))
+    }
+}
+
+/// The target of a connection that has ended.
+pub struct Freed(Arc<Known>);
+
+impl Freed {
+    /// The target, as it was written.
+    pub fn target(&self) -> &Target {
+        &self.0.target
     }
 }
 
