@@ -269,8 +269,11 @@ impl Version {
                 let mut tlvs = Vec::new();
                 let (mut fields, mut has_id) = (Fields(&told.fields), false);
                 while let Ok(Some((kind, field))) = fields.next() {
-                    has_id |= kind == UNIQUE_ID;
-                    tlvs.push(Tlv::Custom(kind, field[Fields::HEADER..].into()));
+                    // A peer may have written anything there, such as another key's name.
+                    if KNOWN.contains(&kind) {
+                        has_id |= kind == UNIQUE_ID;
+                        tlvs.push(Tlv::Custom(kind, field[Fields::HEADER..].into()));
+                    }
                 }
                 if !has_id {
                     tlvs.push(Tlv::UniqueId(unique_id.into()));
@@ -462,6 +465,14 @@ mod tests {
     fn an_id_that_a_load_balancer_gave_stays() {
         let told = Told { addresses: Some(client()), fields: vec![UNIQUE_ID, 0, 1, 7] };
         assert_eq!(read(&Version::V2.encode(&told, b"id", &[])).unwrap().0.fields, told.fields);
+    }
+
+    #[test]
+    fn what_a_peer_says_of_its_key_is_not_sent() {
+        let fields = [&[KEY_NAME, 0, 5][..], b"other", &[CRC32C, 0, 4, 0, 0, 0, 0]].concat();
+        let header = Version::V2.encode(&Told { addresses: None, fields }, b"id", &[(KEY_NAME, b"web1")]);
+        let expected = [&[UNIQUE_ID, 0, 2][..], b"id", &[KEY_NAME, 0, 4], b"web1"].concat();
+        assert_eq!(header[FIXED..], expected);
     }
 
     #[test]
