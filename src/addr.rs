@@ -587,7 +587,8 @@ fn parse_port(text: &str) -> Result<u16, AddressError> {
 fn is_host_name(host: &str) -> bool {
     let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     if let Some((ip, scope)) = host.split_once('%') {
-        return ip.parse::<Ipv6Addr>().is_ok() && !scope.is_empty() && plain(scope);
+        // As long as the name of an interface may be (IFNAMSIZ).
+        return ip.parse::<Ipv6Addr>().is_ok() && (1..16).contains(&scope.len()) && plain(scope);
     }
     host.len() <= 253 && !host.starts_with(['.', '-']) && plain(host) && !host.split('.').all(is_number)
 }

@@ -145,7 +145,7 @@ impl Planner {
         let sources = Sources::new(options.source.clone())
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
         let permissions = self.socket_permissions(&options)?;
-        check_proxies(&options, mode)?;
+        check_proxies(&options)?;
         let (access, lists) = access::access(options.allow.as_deref(), &options.deny, beside)
             .map_err(|(option, source)| PlanError::List { option, source })?;
         let (proxies, trusted) = options
@@ -181,6 +181,13 @@ impl Planner {
             ));
         }
         let keepalive = Keepalive { dead_after: options.dead_after.into(), probes: probes(&options)? };
+        if options.send_proxy.is_some() && !matches!(options.mode(), Some(Mode::Decrypt)) {
+            return Err(PlanError::contradiction(
+                "send-proxy",
+                "--send-proxy is for -d, which has the service as its target; without -d, the client is told to the other end in \
+                 any case",
+            ));
+        }
         let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (tls, files) = self.tls.client(&options, beside, permissions)?.unzip();
@@ -269,20 +276,16 @@ impl Planner {
 }
 
 /// Asserts that the options about PROXY headers go together.
-fn check_proxies(options: &PipeOptions, mode: Mode) -> Result<(), PlanError> {
+fn check_proxies(options: &PipeOptions) -> Result<(), PlanError> {
     let contradiction = |option, message| Err(PlanError::contradiction(option, message));
-    match (options.accept_proxy, &*options.trust_proxy, options.send_proxy, mode) {
-        (true, [], ..) => contradiction(
+    match (options.accept_proxy, &*options.trust_proxy) {
+        (true, []) => contradiction(
             "accept-proxy",
             "--accept-proxy believes what proxies say of their clients; add --trust-proxy NETWORK to say where these proxies are",
         ),
-        (false, [_, ..], ..) => contradiction(
+        (false, [_, ..]) => contradiction(
             "trust-proxy",
             "--trust-proxy says which proxies may send a header, and without --accept-proxy there is none; add --accept-proxy",
-        ),
-        (.., Some(_), Mode::Encrypt) => contradiction(
-            "send-proxy",
-            "--send-proxy is for -d, which has the service as its target; with -e, the client is told to the other end in any case",
         ),
         _ => Ok(()),
     }
