@@ -391,6 +391,24 @@ fn a_reset_of_the_target_is_a_reset_also_where_an_end_needs_no_close_notify() {
 }
 
 #[test]
+fn a_reset_right_behind_bytes_is_no_end_either() {
+    let authority = Authority::new();
+    let address = authority.certify(LOCALHOST).serve(|mut session| {
+        // Both are there when the responder looks.
+        let _ = session.write_all(&[7; 4000]).and_then(|()| session.flush());
+        reset(session.into_socket());
+    });
+    let pipe = Pipe::to(format!("tls://{address}"))
+        .responder_args(&["--tls-ca", &authority.file(), "--tls-ignore-unexpected-eof"])
+        .start();
+    for _ in 0..50 {
+        if let Some(mut client) = pipe.initiator.connect_unless_reset() {
+            assert!(assert_reset(&mut client).len() <= 4000);
+        }
+    }
+}
+
+#[test]
 fn a_reset_of_the_client_is_no_end_for_the_target() {
     let authority = Authority::new();
     let (seen, ending) = std::sync::mpsc::channel();
