@@ -205,10 +205,7 @@ impl FromStr for Target {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let written = Scheme::WRITTEN
-            .into_iter()
-            .find_map(|(scheme, written)| Some((scheme, text.strip_prefix(written)?)));
-        let (scheme, address) = written.unwrap_or((Scheme::Plain, text));
+        let (scheme, address) = strip_prefix(&Scheme::WRITTEN, text).unwrap_or((Scheme::Plain, text));
         match parse(address, Port::Required)? {
             Parsed::One(endpoint) if endpoint.port() == Some(0) => Err(AddressError::Port("0".into())),
             Parsed::One(Endpoint::Unix(_)) if scheme != Scheme::Plain => Err(AddressError::TlsOverUnix),
@@ -220,8 +217,7 @@ impl FromStr for Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let written = Scheme::WRITTEN.into_iter().find(|(scheme, _)| *scheme == self.scheme);
-        write!(formatter, "{}{}", written.map_or("", |(_, written)| written), self.endpoint)
+        write!(formatter, "{}{}", prefix(&Scheme::WRITTEN, &self.scheme), self.endpoint)
     }
 }
 
@@ -262,10 +258,9 @@ impl FromStr for Proxy {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let written = ProxyProtocol::WRITTEN
-            .into_iter()
-            .find_map(|(protocol, written)| Some((protocol, text.strip_prefix(written)?)));
-        let Some((protocol, address)) = written else { return Err(AddressError::NoProxy) };
+        let Some((protocol, address)) = strip_prefix(&ProxyProtocol::WRITTEN, text) else {
+            return Err(AddressError::NoProxy);
+        };
         let address = address.strip_suffix('/').unwrap_or(address);
         if address.contains('@') {
             return Err(AddressError::ProxyCredentials);
@@ -281,8 +276,7 @@ impl FromStr for Proxy {
 
 impl fmt::Display for Proxy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let written = ProxyProtocol::WRITTEN.into_iter().find(|(protocol, _)| *protocol == self.protocol);
-        write!(formatter, "{}{}", written.map_or("", |(_, written)| written), self.endpoint)
+        write!(formatter, "{}{}", prefix(&ProxyProtocol::WRITTEN, &self.protocol), self.endpoint)
     }
 }
 
@@ -525,6 +519,16 @@ enum Port {
 enum Parsed {
     One(Endpoint),
     Every(u16),
+}
+
+/// What the prefix of `text` stands for by the table `written`, and what is behind it.
+fn strip_prefix<'t, T: Copy>(written: &[(T, &str)], text: &'t str) -> Option<(T, &'t str)> {
+    written.iter().find_map(|(value, prefix)| Some((*value, text.strip_prefix(prefix)?)))
+}
+
+/// The prefix that stands for `value` by the table `written`; empty, if it is not written.
+fn prefix<'w, T: PartialEq>(written: &[(T, &'w str)], value: &T) -> &'w str {
+    written.iter().find(|(other, _)| other == value).map_or("", |(_, prefix)| prefix)
 }
 
 fn parse(text: &str, port_is: Port) -> Result<Parsed, AddressError> {

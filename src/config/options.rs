@@ -22,9 +22,9 @@ use crate::proxy_header::Version;
 use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
-use crate::service::supervisor::{OnRevoke, Policy};
+use crate::service::supervisor::Policy;
 use crate::stream::Keepalive;
-use crate::upstream::{Balance, CertificateName, Check, OnDown, Pin};
+use crate::upstream::{Balance, CertificateName, Check, Pin, Running};
 
 /// What one pipe is made of.
 ///
@@ -170,10 +170,10 @@ pub(crate) struct PipeOptions {
     pub(crate) fall: Option<Count>,
 
     #[arg(long, value_name = "WHAT", help = format!(
-        "What becomes of the connections to a target that checks find down: keep or reset [default: {}]", OnDown::default()
+        "What becomes of the connections to a target that checks find down: keep or reset [default: {}]", Running::default()
     ))]
     #[serde(default, deserialize_with = "text::optional")]
-    pub(crate) on_down: Option<OnDown>,
+    pub(crate) on_down: Option<Running>,
 
     /// The address to connect from; the port is optional
     #[arg(short, long, value_name = "ADDR")]
@@ -516,10 +516,10 @@ pub(crate) struct ServiceOptions {
 
     #[arg(long, value_name = "WHAT", help = format!(
         "What becomes of running connections when a reload takes their key away, or it expires: keep or reset [default: {}]",
-        OnRevoke::default()
+        Running::default()
     ))]
     #[serde(deserialize_with = "text::optional")]
-    pub(crate) on_revoke: Option<OnRevoke>,
+    pub(crate) on_revoke: Option<Running>,
 
     /// Keep in this directory when each key was last used; without it, in the one of systemd's StateDirectory=, if there is one
     #[arg(long, value_name = "DIR")]

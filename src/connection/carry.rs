@@ -132,7 +132,7 @@ pub(super) async fn carry(
     {
         Box::pin(connection.tunnel.abort(reason)).await;
     }
-    // The client is served. Before the log says so: who has read that may count on its place.
+    // The connection has ended. Before the log says so: who has read that may count on its place.
     drop(connection.place);
     let in_use = connection.in_use.free();
     let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);

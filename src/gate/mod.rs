@@ -81,13 +81,13 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// `-n` by default, as spiped has it.
+    pub const MAX_CONNECTIONS: usize = 100;
+
     /// Whether both decide the same before it is known which key a connection has.
     pub(crate) fn agree_before_the_key(&self, other: &Self) -> bool {
         self.access == other.access && self.per_source == other.per_source && self.proxies == other.proxies
     }
-
-    /// `-n` by default, as spiped has it.
-    pub const MAX_CONNECTIONS: usize = 100;
 }
 
 impl Default for Rules {
@@ -166,9 +166,10 @@ pub enum NotAdmitted {
     },
 }
 
-/// What the pipes at some sources have admitted. It belongs to the sources and not to a pipe, so that it outlives a reload.
+/// What a pipe has admitted. It is kept by what the pipe is known by, so that it outlives a reload.
 pub(crate) struct Admissions {
     limit: Arc<Limit>,
+    /// Pipes with the same sources have it in common: it counts before it is known which one a connection is for.
     by_source: Arc<BySource>,
     /// Clients of an initiator that are being connected on.
     establishing: Arc<Limit>,
@@ -177,10 +178,16 @@ pub(crate) struct Admissions {
 }
 
 impl Admissions {
-    pub(crate) fn new(rules: &Rules) -> Self {
+    /// Those of a new pipe. `beside` are those of another one with the same sources, if there is one.
+    pub(crate) fn new(rules: &Rules, beside: Option<&Self>) -> Self {
+        let by_source = match beside {
+            Some(other) => Arc::clone(&other.by_source),
+            None => Arc::default(),
+        };
+        by_source.set_limits(rules.per_source);
         Self {
             limit: Arc::new(Limit::new(rules.max_connections)),
-            by_source: Arc::new(BySource::new(rules.per_source)),
+            by_source,
             establishing: Arc::new(Limit::new(establishing(rules))),
             waiting: watch::Sender::default(),
         }

@@ -25,10 +25,6 @@ struct State {
 }
 
 impl BySource {
-    pub(super) fn new(limits: Quota) -> Self {
-        Self(Mutex::new(State { limits, sources: HashMap::new() }))
-    }
-
     /// Has `limits` hold from now on, for the connections that are there as well.
     pub(super) fn set_limits(&self, limits: Quota) {
         let mut state = self.state();
@@ -98,7 +94,9 @@ mod tests {
 
     fn limits(connections: u32, rate: u32) -> Arc<BySource> {
         let limits = Quota { connections: NonZero::new(connections), rate: NonZero::new(rate) };
-        Arc::new(BySource::new(limits))
+        let by_source = Arc::<BySource>::default();
+        by_source.set_limits(limits);
+        by_source
     }
 
     fn enter(by_source: &Arc<BySource>, ip: &str) -> Result<Option<OfSource>, Exceeded> {

@@ -92,6 +92,9 @@ impl Reception {
         let (mut gates, mut responders, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let is_shared = group.is_shared();
         for (identity, Spec { sources, rules, role, common, permissions: _ }) in group.into_identified() {
+            if !is_shared {
+                registry.rename(&identity);
+            }
             let admissions = registry.admissions(&identity, &rules);
             let upstream = registry.upstream(&identity, &common);
             let keys = registry.keys(&role, &rules);

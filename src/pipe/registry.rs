@@ -93,6 +93,17 @@ impl Registry {
         self.connections.set_budget(budget);
     }
 
+    /// Has the only pipe at its sources, `pipe`, be known as the only one that was there, whatever its name was.
+    pub(super) fn rename(&self, pipe: &Identity) {
+        let mut by_pipe = self.by_pipe();
+        let there: Vec<_> = by_pipe.keys().filter(|other| other.has_sources_of(pipe)).cloned().collect();
+        if let [before] = &*there
+            && let Some(memory) = by_pipe.remove(before)
+        {
+            by_pipe.insert(pipe.clone(), memory);
+        }
+    }
+
     /// What `pipe` has admitted, from now on by `rules`.
     pub(super) fn admissions(&self, pipe: &Identity, rules: &Rules) -> Arc<Admissions> {
         let mut by_pipe = self.by_pipe();
@@ -100,7 +111,8 @@ impl Registry {
             memory.admissions.change(rules);
             return Arc::clone(&memory.admissions);
         }
-        let admissions = Arc::new(Admissions::new(rules));
+        let beside = by_pipe.iter().find(|(other, _)| other.has_sources_of(pipe));
+        let admissions = Arc::new(Admissions::new(rules, beside.map(|(_, memory)| &*memory.admissions)));
         let memory = Memory { admissions: Arc::clone(&admissions), targets: HashMap::new() };
         by_pipe.insert(pipe.clone(), memory);
         admissions

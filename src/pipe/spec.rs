@@ -127,7 +127,7 @@ impl fmt::Display for Spec {
 #[derive(Clone)]
 pub(super) struct Group(Vec1<Spec>);
 
-/// What a pipe is known by when it is configured anew: its sources, and its name if others have the same.
+/// What a pipe is known by when it is configured anew: its sources, which others may have as well, and its name.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     sources: Sources,
@@ -154,18 +154,22 @@ impl Group {
 
     /// Each of them, with what it is known by.
     pub(super) fn identified(&self) -> impl Iterator<Item = (Identity, &Spec)> {
-        self.0.iter().map(|spec| (self.identity(spec), spec))
+        self.0.iter().map(|spec| (Identity::of(spec), spec))
     }
 
     /// The same, to keep.
     pub(super) fn into_identified(self) -> Vec<(Identity, Spec)> {
-        let identities: Vec<_> = self.0.iter().map(|spec| self.identity(spec)).collect();
-        identities.into_iter().zip(self.0).collect()
+        self.0.into_iter().map(|spec| (Identity::of(&spec), spec)).collect()
+    }
+}
+
+impl Identity {
+    fn of(spec: &Spec) -> Self {
+        Self { sources: spec.sources.clone(), name: spec.common.name.clone() }
     }
 
-    fn identity(&self, spec: &Spec) -> Identity {
-        let name = self.is_shared().then(|| spec.common.name.clone()).flatten();
-        Identity { sources: spec.sources.clone(), name }
+    pub(super) fn has_sources_of(&self, other: &Self) -> bool {
+        self.sources == other.sources
     }
 }
 

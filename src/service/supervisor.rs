@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use crate::names;
 use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Specs, Stage};
 use crate::proto::key::Fingerprint;
 use crate::stats::Usage;
+use crate::upstream::Running;
 
 /// The pause before the names of sources that do not resolve are looked up again.
 const NAMES_AGAIN: Duration = Duration::from_secs(2);
@@ -46,39 +46,8 @@ pub struct Reread {
 pub struct Policy {
     /// How long they may go on after a stop.
     pub drain_timeout: Duration,
-    /// What becomes of them when their key is not accepted any more.
-    pub on_revoke: OnRevoke,
-}
-
-/// What becomes of running connections when a reload takes their key away, or when it expires (`--on-revoke`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnRevoke {
-    /// They go on: a key is changed more often than it is lost.
-    #[default]
-    Keep,
-    /// They are reset.
-    Reset,
-}
-
-impl FromStr for OnRevoke {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "reset" => Ok(Self::Reset),
-            _ => Err(format!("'{text}' is not what can be done; write keep or reset")),
-        }
-    }
-}
-
-impl fmt::Display for OnRevoke {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Keep => "keep",
-            Self::Reset => "reset",
-        })
-    }
+    /// What becomes of them when a reload takes their key away, or it expires.
+    pub on_revoke: Running,
 }
 
 /// Reads the configuration again. It may block.
@@ -142,7 +111,12 @@ impl<'m> Supervisor<'m> {
                     Signal::Stop => break,
                 },
                 () = await_names(self.pipes.unresolved()) => {
-                    self.listen_at_resolved_names().await;
+                    let listened = tokio::select! {
+                        listened = self.listen_again() => listened,
+                        // A name may not resolve any more, and be looked up for long.
+                        () = signals.stop() => break,
+                    };
+                    self.listen_at_resolved_names(listened).await;
                     continue;
                 }
                 expiry = self.expiries.next() => {
@@ -199,30 +173,33 @@ impl<'m> Supervisor<'m> {
             (Stage::Soon, _) => {
                 warn!(%key, key_file, key_name, %expires, "the key expires soon: give its holder a new one");
             }
-            (Stage::Now, OnRevoke::Keep) => {
+            (Stage::Now, Running::Keep) => {
                 warn!(%key, key_file, key_name, %expires, "the key has expired: new connections are refused, running ones go on");
             }
-            (Stage::Now, OnRevoke::Reset) => {
+            (Stage::Now, Running::Reset) => {
                 let ended = self.pipes.registry().revoke(|other| other == *key);
                 warn!(%key, key_file, key_name, %expires, ended, "the key has expired: new connections are refused, running ones end");
             }
         }
     }
 
-    /// Listens at the sources whose names resolve by now.
-    async fn listen_at_resolved_names(&mut self) {
+    /// Listens at those sources that are not listened on so far. On a thread of its own, since names may take their time.
+    fn listen_again(&self) -> impl Future<Output = Result<Listening, ReloadError>> + use<> {
         let (held, specs) = (self.pipes.held(), self.pipes.specs());
-        let listening = spawn_blocking(move || pipe::listen_besides(&held, specs));
-        let listened = match listening.await {
-            Ok(Ok(listening)) => self.pipes.replace(listening).await.map_err(ReloadError::from),
-            Ok(Err(error)) => Err(error.into()),
-            Err(panic) => Err(panic.into()),
+        let listening = spawn_blocking(move || Ok(pipe::listen_besides(&held, specs)?));
+        async move { listening.await.unwrap_or_else(|panic| Err(panic.into())) }
+    }
+
+    /// Accepts at the sources whose names resolve by now.
+    async fn listen_at_resolved_names(&mut self, listened: Result<Listening, ReloadError>) {
+        let replaced = match listened {
+            Ok(listening) => self.pipes.replace(listening).await.map_err(ReloadError::from),
+            Err(error) => Err(error),
         };
-        if let Err(error) = listened {
+        if let Err(error) = replaced {
             let reason = error.to_string();
+            // Such as an address that this host is about to get. The names are looked up again after a pause.
             warn!(reason, "a name has resolved, and cannot be listened on; trying again");
-            // Such as an address that this host is about to get.
-            sleep(NAMES_AGAIN).await;
         }
     }
 
@@ -255,7 +232,7 @@ impl<'m> Supervisor<'m> {
                 info!(%key, connections, "running connections have a key that new ones cannot use any more");
             }
         }
-        if policy.on_revoke == OnRevoke::Reset {
+        if policy.on_revoke == Running::Reset {
             let ended = registry.revoke(|key| !accepted.contains(&key));
             if ended > 0 {
                 warn!(ended, "ending running connections: their keys are not accepted any more");

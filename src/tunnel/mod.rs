@@ -34,6 +34,14 @@ pub struct Terms {
     pub ciphers: Ciphers,
 }
 
+impl Terms {
+    /// A door that `keys` open on these terms.
+    pub fn door<'d, K>(&'d self, keys: &'d [K]) -> Door<'d, K> {
+        let abilities = Abilities { ciphers: self.ciphers, features: Features::KNOWN };
+        Door { keys, label: &self.label, abilities }
+    }
+}
+
 /// A tunnel: the peer has proved the key, and frames can be sealed and opened.
 pub struct Tunnel {
     /// The connection to the peer.
@@ -56,14 +64,6 @@ pub struct Answered {
     established: ResponderEstablished,
     key: Fingerprint,
     door: usize,
-}
-
-impl Terms {
-    /// A door that `keys` open on these terms.
-    pub fn door<'d, K>(&'d self, keys: &'d [K]) -> Door<'d, K> {
-        let abilities = Abilities { ciphers: self.ciphers, features: Features::KNOWN };
-        Door { keys, label: &self.label, abilities }
-    }
 }
 
 impl Answered {

@@ -12,7 +12,7 @@ use vec1::Vec1;
 use super::dial::{Connected, DialError, Dialer};
 use super::health::{Change, Health, Standing};
 use super::route::Route;
-use super::targets::{Balance, Check, OnDown, Targets};
+use super::targets::{Balance, Check, Running, Targets};
 use crate::addr::{Name, Target};
 use crate::names::Lookup;
 use crate::stream::Keepalive;
@@ -292,7 +292,7 @@ pub struct InUse {
 
 impl InUse {
     fn new(known: Arc<Known>, check: Option<&Check>) -> Self {
-        let is_reset = check.is_some_and(|check| check.on_down == OnDown::Reset);
+        let is_reset = check.is_some_and(|check| check.on_down == Running::Reset);
         known.connections.fetch_add(1, Ordering::Relaxed);
         let downs = is_reset.then(|| known.downs.subscribe());
         Self { known, downs }
@@ -343,7 +343,7 @@ mod tests {
 
     const ONE: NonZero<u32> = NonZero::new(1).unwrap();
 
-    fn check(on_down: OnDown) -> Check {
+    fn check(on_down: Running) -> Check {
         Check { every: Duration::from_secs(60), rise: ONE, fall: ONE, exchange: None, on_down }
     }
 
@@ -440,8 +440,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_checks_have_found_down_is_not_tried_but_named() {
-        let upstream = upstream(2, Balance::Failover, Some(check(OnDown::Keep)));
-        upstream.check_failed(&upstream.candidates()[0], &check(OnDown::Keep), "a replica");
+        let upstream = upstream(2, Balance::Failover, Some(check(Running::Keep)));
+        upstream.check_failed(&upstream.candidates()[0], &check(Running::Keep), "a replica");
         assert_eq!(order(&upstream), "(a)b");
         let Some(Next::Down(_, reason)) = upstream.choose().next() else { panic!("it is down") };
         assert_eq!(reason, "a replica");
@@ -449,8 +449,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_target_gets_its_share_of_the_time_and_the_last_one_all_that_is_left() {
-        let upstream = upstream(4, Balance::Failover, Some(check(OnDown::Keep)));
-        upstream.check_failed(&upstream.candidates()[3], &check(OnDown::Keep), "a replica");
+        let upstream = upstream(4, Balance::Failover, Some(check(Running::Keep)));
+        upstream.check_failed(&upstream.candidates()[3], &check(Running::Keep), "a replica");
         let start = Instant::now();
         let (mut choice, deadline) = (upstream.choose(), start + Duration::from_secs(6));
         let mut share = || {
@@ -464,7 +464,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_learn_that_checks_have_found_their_target_down() {
-        let reset = check(OnDown::Reset);
+        let reset = check(Running::Reset);
         let upstream = upstream(1, Balance::Failover, Some(reset.clone()));
         let in_use = first(&upstream).worked();
         let down = in_use.down().unwrap();
@@ -474,7 +474,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_stay_are_not_told() {
-        let upstream = upstream(1, Balance::Failover, Some(check(OnDown::Keep)));
+        let upstream = upstream(1, Balance::Failover, Some(check(Running::Keep)));
         assert!(first(&upstream).worked().down().is_none());
     }
 }

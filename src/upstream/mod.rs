@@ -13,7 +13,7 @@ pub use self::attempt::Refusals;
 pub use self::choice::{Candidate, Choice, Chosen, Freed, InUse, Known, Next, Upstream};
 pub use self::dial::{Connected, DialError, DialFailure, Dialer};
 pub use self::route::{FamilyMismatch, NotAServerName, NotOverInterface, NotThroughProxy, Route};
-pub use self::targets::{Balance, Check, Exchange, OnDown, RepeatedTarget, Targets};
+pub use self::targets::{Balance, Check, Exchange, RepeatedTarget, Running, Targets};
 pub use self::tls::{
     Authorities, Certificate, CertificateName, ClientIdentity, NoAuthority, Pin, PrivateKey, TlsClient,
     TlsError, Trust,

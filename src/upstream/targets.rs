@@ -125,7 +125,7 @@ pub struct Check {
     /// What a responder says to its target, and hears from it. Without, a connection is enough.
     pub exchange: Option<Exchange>,
     /// What becomes of the connections to a target that checks have found down.
-    pub on_down: OnDown,
+    pub on_down: Running,
 }
 
 impl Check {
@@ -151,17 +151,19 @@ pub struct Exchange {
     pub expect: Vec<u8>,
 }
 
-/// What becomes of running connections when checks find that their target is down (`--on-down`).
+/// What becomes of running connections when their target goes down (`--on-down`), or their key is not accepted any more
+/// (`--on-revoke`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnDown {
-    /// They go on: they may still work, and may be all that a client has.
+pub enum Running {
+    /// They go on: they may still work, and may be all that a client has; and a key is changed more often than it is lost.
     #[default]
     Keep,
-    /// They are reset, so that clients do not stick to a service that is not what it was: a demoted Redis.
+    /// They are reset, so that clients do not stick to a service that is not what it was (a demoted Redis), nor to a key that others
+    /// have.
     Reset,
 }
 
-impl FromStr for OnDown {
+impl FromStr for Running {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -173,7 +175,7 @@ impl FromStr for OnDown {
     }
 }
 
-impl fmt::Display for OnDown {
+impl fmt::Display for Running {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Keep => "keep",
@@ -204,7 +206,7 @@ mod tests {
             rise: Check::RISE,
             fall: Check::FALL,
             exchange: None,
-            on_down: OnDown::Keep,
+            on_down: Running::Keep,
         };
         assert_eq!(check(5_000).pause(true), Duration::from_secs(5));
         assert_eq!(check(5_000).pause(false), Duration::from_secs(1));

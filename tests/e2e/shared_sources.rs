@@ -248,3 +248,51 @@ fn a_wrong_default_is_told_of_with_its_line() {
     shared.check(&format!("[defaults]\nkey = 'missing.key'\n{pipe}"), &["pipes.toml:2", "missing.key"]);
     shared.check(&format!("defaults = 7\n{pipe}"), &["pipes.toml:1", "write [defaults]"]);
 }
+
+#[test]
+fn a_limit_on_each_source_counts_on_when_a_reload_changes_the_order_of_pipes() {
+    let shared = Shared::new();
+    let one = shared.pipe("one", named("one"), "key = 'a.key'\nmax-per-source = 2");
+    let two = shared.pipe("two", named("two"), "key = 'b.key'\nmax-per-source = 2");
+    let process = shared.serve(&(one.clone() + &two));
+    let (to_one, to_two) = (shared.initiator("a.key", &[]), shared.initiator("b.key", &[]));
+    let (_first, _second) = (asks(&to_one, "one"), asks(&to_two, "two"));
+    to_two.assert_resets_a_client();
+
+    shared.site.configure(two + &one);
+    process.reload_successfully();
+    to_two.assert_resets_a_client();
+    to_one.assert_resets_a_client();
+}
+
+#[test]
+fn a_pipe_keeps_count_of_its_connections_when_another_joins_or_leaves_its_source() {
+    let shared = Shared::new();
+    let one = shared.pipe("one", named("one"), "key = 'a.key'\nmax-connections = 1\ntimeout = 1");
+    let two = shared.pipe("two", named("two"), "key = 'b.key'");
+    let process = shared.serve(&one);
+    let to_one = shared.initiator("a.key", &[]);
+    let held = asks(&to_one, "one");
+
+    for text in [two + &one, one] {
+        shared.site.configure(text);
+        process.reload_successfully();
+        to_one.assert_resets_a_client();
+    }
+    drop(held);
+    process.await_line(&["closed", "pipe=\"one\""]);
+    drop(asks(&to_one, "one"));
+}
+
+#[test]
+fn a_pipe_alone_at_its_source_keeps_count_of_its_connections_under_another_name() {
+    let shared = Shared::new();
+    let pipe = |name| shared.pipe(name, named("one"), "key = 'a.key'\nmax-connections = 1\ntimeout = 1");
+    let process = shared.serve(&pipe("before"));
+    let to_one = shared.initiator("a.key", &[]);
+    let _held = asks(&to_one, "one");
+
+    shared.site.configure(pipe("after"));
+    process.reload_successfully();
+    to_one.assert_resets_a_client();
+}

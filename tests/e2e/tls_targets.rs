@@ -27,6 +27,12 @@ fn pipe_to(authority: &Authority, address: SocketAddr) -> Pipe {
     Pipe::to(format!("tls://{address}")).responder_args(&["--tls-ca", &authority.file()]).start()
 }
 
+fn pipe_that_needs_no_close_notify_to(authority: &Authority, address: SocketAddr) -> Pipe {
+    Pipe::to(format!("tls://{address}"))
+        .responder_args(&["--tls-ca", &authority.file(), "--tls-ignore-unexpected-eof"])
+        .start()
+}
+
 /// A pipe to a server that sends back what it receives, and the authority that has certified it.
 fn echo_pipe() -> (Authority, Pipe) {
     let authority = Authority::new();
@@ -193,10 +199,14 @@ fn without_any_authority_it_does_not_start_and_says_what_to_install() {
     run(&mut command).failed_with(1, &["ca-certificates", "--tls-ca"]);
 }
 
-/// The pin that the log says a server has, by refusing it.
-fn pin_of(target: &str, authority: &Authority) -> String {
-    let other = format!("sha256/{}=", "A".repeat(43));
-    let pipe = Pipe::to(target).responder_args(&["--tls-ca", &authority.file(), "--tls-pin", &other]).start();
+/// A pin that no server has.
+fn other_pin() -> String {
+    format!("sha256/{}=", "A".repeat(43))
+}
+
+/// The pin that the log says a server has, by refusing it although `trust` has it trusted.
+fn pin_of(target: &str, trust: &[&str]) -> String {
+    let pipe = Pipe::to(target).responder_args(trust).responder_args(&["--tls-pin", &other_pin()]).start();
     pipe.initiator.assert_resets_a_client();
     let line = pipe.responder.await_line(&["its key is sha256/", "none of --tls-pin"]);
     let pin = line.split_whitespace().find(|word| word.starts_with("sha256/")).expect("it is there");
@@ -208,7 +218,7 @@ fn a_pinned_key_is_asked_for_besides_the_certificate() {
     let authority = Authority::new();
     let certified = authority.certify(LOCALHOST);
     let target = format!("tls://{}", certified.serve(Session::send_back));
-    let pin = pin_of(&target, &authority);
+    let pin = pin_of(&target, &["--tls-ca", &authority.file()]);
     // As the documentation tells to find it out.
     let script = format!(
         "openssl x509 -in '{}' -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64",
@@ -225,23 +235,11 @@ fn a_pinned_key_is_asked_for_besides_the_certificate() {
 fn a_pin_alone_is_enough_where_no_certificate_is_looked_at_and_no_warning_is_due() {
     let authority = Authority::new();
     let target = format!("tls://{}", authority.certify("other.example").serve(Session::send_back));
-    let pin = {
-        let named = ["--tls-server-name", "other.example"];
-        let other = format!("sha256/{}=", "A".repeat(43));
-        let pipe = Pipe::to(&target)
-            .responder_args(&["--tls-ca", &authority.file(), "--tls-pin", &other])
-            .responder_args(&named)
-            .start();
-        pipe.initiator.assert_resets_a_client();
-        let line = pipe.responder.await_line(&["its key is sha256/"]);
-        let pin = line.split_whitespace().find(|word| word.starts_with("sha256/")).expect("it is there");
-        pin.trim_end_matches(',').to_owned()
-    };
+    let pin = pin_of(&target, &["--tls-ca", &authority.file(), "--tls-server-name", "other.example"]);
     let pipe = Pipe::to(&target).responder_args(&["--tls-insecure", "--tls-pin", &pin]).start();
     assert_echoes(&mut pipe.connect(), "hello");
     assert!(!pipe.responder.process.log().contains("WARN"), "{}", pipe.responder.process.log());
-    let other = format!("sha256/{}=", "A".repeat(43));
-    assert_refused(&target, &["--tls-insecure", "--tls-pin", &other], &["none of --tls-pin"]);
+    assert_refused(&target, &["--tls-insecure", "--tls-pin", &other_pin()], &["none of --tls-pin"]);
 }
 
 #[test]
@@ -363,9 +361,7 @@ fn a_stream_without_close_notify_may_be_allowed_to_end() {
         let _ = session.flush();
         let _ = session.into_socket().shutdown(Shutdown::Both);
     });
-    let pipe = Pipe::to(format!("tls://{address}"))
-        .responder_args(&["--tls-ca", &authority.file(), "--tls-ignore-unexpected-eof"])
-        .start();
+    let pipe = pipe_that_needs_no_close_notify_to(&authority, address);
     let mut client = pipe.connect();
     assert_reads(&mut client, "all of it");
     assert_ends(&mut client);
@@ -381,9 +377,7 @@ fn a_reset_of_the_target_is_a_reset_also_where_an_end_needs_no_close_notify() {
         let _ = session.read(&mut byte);
         reset(session.into_socket());
     });
-    let pipe = Pipe::to(format!("tls://{address}"))
-        .responder_args(&["--tls-ca", &authority.file(), "--tls-ignore-unexpected-eof"])
-        .start();
+    let pipe = pipe_that_needs_no_close_notify_to(&authority, address);
     let mut client = pipe.connect();
     assert_reads(&mut client, "half of it");
     client.write_all(b"x").expect("the pipe accepts the bytes");
@@ -398,9 +392,7 @@ fn a_reset_right_behind_bytes_is_no_end_either() {
         let _ = session.write_all(&[7; 4000]).and_then(|()| session.flush());
         reset(session.into_socket());
     });
-    let pipe = Pipe::to(format!("tls://{address}"))
-        .responder_args(&["--tls-ca", &authority.file(), "--tls-ignore-unexpected-eof"])
-        .start();
+    let pipe = pipe_that_needs_no_close_notify_to(&authority, address);
     for _ in 0..50 {
         if let Some(mut client) = pipe.initiator.connect_unless_reset() {
             assert!(assert_reset(&mut client).len() <= 4000);
