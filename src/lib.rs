@@ -19,18 +19,18 @@
 //!
 //! | room | what lives there | uses |
 //! |---|---|---|
-//! | [`cli`] | the command line; start-up of what it asks for | `config`, `service`, `pipe`, `connection`, `upstream`, `gate`, `listen`, `pump`, `stream`, `names`, `addr`, `proto` |
+//! | [`cli`] | the command line; start-up of what it asks for | `config`, `service`, `pipe`, `connection`, `upstream`, `gate`, `listen`, `pump`, `stats`, `stream`, `names`, `addr`, `proto` |
 //! | [`config`] | texts become pipes that are valid, with their keys | `service`, `pipe`, `connection`, `tunnel`, `upstream`, `gate`, `listen`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`service`] | what a process owes its system; signals, reload, drain | `pipe`, `upstream`, `listen`, `stats`, `names`, `addr`, `proto` |
 //! | [`pipe`] | what pipes there are to be, and those at work; what outlives a reload | `connection`, `upstream`, `gate`, `listen`, `stats`, `names`, `addr`, `proto` |
 //! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stream`, `stats`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |
-//! | [`upstream`] | connecting out | `stream`, `names`, `addr` |
+//! | [`upstream`] | connecting out | `stats`, `stream`, `names`, `addr` |
 //! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `stats`, `proxy_header`, `addr`, `proto` |
 //! | [`listen`] | sources become sockets, sockets become arrivals | `stream`, `stats`, `names`, `addr` |
 //! | [`pump`] | both directions of a connection, and its buffers | `stream`, `proto` |
+//! | [`stats`] | counters; the connections that run; events that repeat | `stream`, `addr`, `proto` |
 //! | [`stream`] | one connected byte stream | |
-//! | [`stats`] | connections by key; events that repeat | `proto` |
 //! | [`names`] | host names become addresses | |
 //! | [`proxy_header`] | what a proxy tells of a client: bytes in, bytes out | |
 //! | [`addr`] | texts become addresses | |

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -132,11 +133,20 @@ type Answer = Result<Vec1<SocketAddr>, ResolveError>;
 pub struct Names {
     by_host: Mutex<HashMap<String, Arc<Name>>>,
     look_ups: Arc<Semaphore>,
+    counts: Arc<Counts>,
+}
+
+/// How many look-ups have ended, by how they did.
+#[derive(Default)]
+struct Counts {
+    found: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Default for Names {
     fn default() -> Self {
-        Self { by_host: Mutex::default(), look_ups: Arc::new(Semaphore::new(LOOK_UPS)) }
+        let look_ups = Arc::new(Semaphore::new(LOOK_UPS));
+        Self { by_host: Mutex::default(), look_ups, counts: Arc::default() }
     }
 }
 
@@ -201,6 +211,18 @@ impl Names {
         }))
     }
 
+    /// How many look-ups there were in the background that found addresses, and how many that failed.
+    pub fn look_ups(&self) -> (u64, u64) {
+        let [found, failed] =
+            [&self.counts.found, &self.counts.failed].map(|count| count.load(Ordering::Relaxed));
+        (found, failed)
+    }
+
+    /// The addresses of `host` that connections take now. None, if none were ever found.
+    pub fn known(&self, host: &str) -> Option<Vec1<SocketAddr>> {
+        self.by_host().get(host)?.state().known.clone()
+    }
+
     /// Forgets all names but these.
     pub(crate) fn keep_only(&self, hosts: &HashSet<&str>) {
         self.by_host().retain(|host, _| hosts.contains(&**host));
@@ -231,7 +253,7 @@ impl Names {
             if !state.is_being_looked_up {
                 state.is_being_looked_up = true;
                 // In a task of its own: it goes on for the others, and for later, when this connection is given up.
-                tokio::spawn(Arc::clone(name).look_up(Arc::clone(&self.look_ups)));
+                tokio::spawn(Arc::clone(name).look_up(Arc::clone(&self.look_ups), Arc::clone(&self.counts)));
             }
         }
         let _sender_lives = looked_up.changed().await;
@@ -246,13 +268,14 @@ impl Names {
 }
 
 impl Name {
-    async fn look_up(self: Arc<Self>, look_ups: Arc<Semaphore>) {
+    async fn look_up(self: Arc<Self>, look_ups: Arc<Semaphore>, counts: Arc<Counts>) {
         let _turn = look_ups.acquire().await.expect("the semaphore is never closed");
         let host = self.host.clone();
         let answer = tokio::task::spawn_blocking(move || resolve_blocking(&host, 0)).await;
         let answer = answer.unwrap_or_else(|panic| {
             Err(ResolveError::Refused { host: self.host.clone(), source: io::Error::other(panic) })
         });
+        if answer.is_ok() { &counts.found } else { &counts.failed }.fetch_add(1, Ordering::Relaxed);
         self.note(answer);
         self.looked_up.send_replace(());
     }

@@ -27,6 +27,7 @@ use crate::service::signals::Signals;
 use crate::service::startup::{Service, Started, StartupError};
 use crate::service::state::{Keeper, StateDirectory};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
+use crate::stats::OfPipe;
 use crate::stream::{Remote, Stream};
 use crate::upstream::Upstream;
 
@@ -160,8 +161,9 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
         remote: Remote::Local,
         place: ClientPlace { place: Connections::default().place(None), establishing: None },
     };
+    let stats = Arc::new(OfPipe::new(Arc::default()));
     let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
-    let initiator = Arc::new(Initiator::new(common, key, None, upstream, Arc::default()));
+    let initiator = Arc::new(Initiator::new(common, key, None, upstream, stats));
     let carried = runtime.block_on(initiator.carry(stdio));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();

@@ -1,6 +1,7 @@
 //! An established connection carries bytes both ways, and ends in one log line.
 
 use std::fmt;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -12,7 +13,7 @@ use crate::gate::{Cut, Place};
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
 use crate::pump::{self, PumpError, TimeLimit};
-use crate::stats::Usage;
+use crate::stats::{Carried, CloseReason, Ends, Live, OfPipe, Running};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::Tunnel;
 use crate::upstream::InUse;
@@ -22,25 +23,13 @@ pub(super) struct Carrying {
     /// The client, or the target.
     pub(super) local: Stream,
     pub(super) tunnel: Tunnel,
-    pub(super) ends: Ends,
-    /// What both ends call it.
-    pub(super) id: ConnectionId,
+    /// What is known of it, and where it counts.
+    pub(super) running: Running,
     /// The target of this end: a responder, or a service.
     pub(super) in_use: InUse,
-    /// When it was admitted.
-    pub(super) started: Instant,
     pub(super) place: Place,
     /// Why there is nothing to carry any more, if the connection failed as soon as it was established.
     pub(super) failed: Option<PumpError>,
-}
-
-/// The addresses of a connection's ends, by what each is; they mean the same in the log of both roles.
-#[derive(Clone, Copy)]
-pub(super) enum Ends {
-    /// An initiator dials its peer.
-    Initiator { client: Remote, target: Remote },
-    /// A responder is told of the client, where that has an address.
-    Responder { client: Option<Remote>, peer: Remote, target: Remote },
 }
 
 /// The addresses of a connection, as the log has them.
@@ -67,57 +56,65 @@ impl fmt::Display for Dialed<'_> {
     }
 }
 
-impl Ends {
-    fn addresses(self, configured: &Target) -> Addresses<'_> {
+impl<'c> Addresses<'c> {
+    fn of(live: &'c Live) -> Self {
+        let configured = &live.configured;
         let dialed = |remote| match remote {
             Remote::Process { .. } | Remote::Local => Dialed::AsConfigured(configured),
             Remote::Ip(..) => Dialed::Address(remote),
         };
-        match self {
-            Self::Initiator { client, target } => {
+        match live.ends {
+            Ends::Initiator { client, target } => {
                 let target = dialed(target);
-                Addresses { client: Some(client), peer: target, target, configured }
+                Self { client: Some(client), peer: target, target, configured }
             }
-            Self::Responder { client, peer, target } => {
-                Addresses { client, peer: Dialed::Address(peer), target: dialed(target), configured }
+            Ends::Responder { client, peer, target } => {
+                Self { client, peer: Dialed::Address(peer), target: dialed(target), configured }
             }
         }
     }
 }
 
-/// How a connection ended.
-struct Carried {
-    result: Result<(), PumpError>,
-    /// Payload bytes, by direction.
-    to_target: u64,
-    from_target: u64,
-    seconds: f64,
+impl Carrying {
+    /// A connection that is ready from now on, and counts in `stats` as one that runs.
+    pub(super) fn begin(
+        stats: &Arc<OfPipe>,
+        local: Stream,
+        tunnel: Tunnel,
+        (id, ends): (ConnectionId, Ends),
+        (in_use, place): (InUse, Place),
+        started: Instant,
+        failed: Option<PumpError>,
+    ) -> Box<Self> {
+        let (configured, kind) = (in_use.target().clone(), (tunnel.key, tunnel.cipher));
+        let live = Live::new(id, ends, configured, kind, started, place.number());
+        let running = Arc::clone(stats).establish(Arc::new(live));
+        Box::new(Self { local, tunnel, running, in_use, place, failed })
+    }
 }
 
 /// Carries bytes both ways until both ends have closed or one fails, and logs the end.
 ///
 /// # Errors
 /// [`PumpError`], when it failed.
-pub(super) async fn carry(
-    common: &Common,
-    usage: &Usage,
-    mut connection: Box<Carrying>,
-) -> Result<(), PumpError> {
-    let _counted = usage.count(connection.tunnel.key);
-    log_established(common, &connection);
+pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Result<(), PumpError> {
+    log_established(common, connection.running.live());
     let result = if let Some(failed) = connection.failed.take() {
         Err(failed)
     } else {
-        let Carrying { local, tunnel, place, in_use, started, .. } = &mut *connection;
+        let Carrying { local, tunnel, place, in_use, running, .. } = &mut *connection;
         let Tunnel { seal, open, wire, .. } = tunnel;
-        let mut watch = Watch::new(common, *started, in_use.down());
+        let live = running.live();
+        let mut watch = Watch::new(common, live.started, in_use.down());
         let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
+            live.note(waiting.sealed, waiting.opened);
             watch.poll(context, &waiting)
         });
         place.unless_cut(carrying).await.unwrap_or_else(|cut| {
             Err(match cut {
                 Cut::Stopped => PumpError::Stopped,
                 Cut::Revoked => PumpError::KeyRevoked,
+                Cut::Closed => PumpError::Closed,
             })
         })
     };
@@ -132,30 +129,25 @@ pub(super) async fn carry(
     {
         Box::pin(connection.tunnel.abort(reason)).await;
     }
-    // The connection has ended. Before the log says so: who has read that may count on its place.
+    connection.running.live().note(connection.tunnel.seal.bytes(), connection.tunnel.open.bytes());
+    // While it has its place, by which it could be told to end: afterwards, another connection may have that.
+    let (live, carried) = connection.running.end(close_reason(&result));
+    // Before the log says so: who has read that may count on its place.
     drop(connection.place);
-    let in_use = connection.in_use.free();
-    let (tunnel, ends, started) = (&connection.tunnel, connection.ends, connection.started);
-    let (sealed, opened) = (tunnel.seal.bytes(), tunnel.open.bytes());
-    let (to_target, from_target) = match ends {
-        Ends::Initiator { .. } => (sealed, opened),
-        Ends::Responder { .. } => (opened, sealed),
-    };
-    let carried = Carried { result, to_target, from_target, seconds: started.elapsed().as_secs_f64() };
-    carried.log(common, tunnel, connection.id, ends, in_use.target());
-    drop(in_use);
-    if carried.result.is_ok()
-        && let Ends::Initiator { .. } = ends
+    drop(connection.in_use);
+    log_closed(common, &live, &carried, &result);
+    if result.is_ok()
+        && let Ends::Initiator { .. } = live.ends
     {
         Box::pin(connection.tunnel.await_close()).await;
     }
-    carried.result
+    result
 }
 
 /// None where the peer has failed itself, or cannot be told.
 fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
     match failure {
-        PumpError::Local(_) | PumpError::TargetDown => Some(AbortReason::Reset),
+        PumpError::Local(_) | PumpError::TargetDown | PumpError::Closed => Some(AbortReason::Reset),
         PumpError::Stopped => Some(AbortReason::Shutdown),
         PumpError::KeyRevoked => Some(AbortReason::KeyRefused),
         PumpError::TimeLimit(TimeLimit::Idle(_) | TimeLimit::HalfClosed(_)) => Some(AbortReason::Idle),
@@ -164,40 +156,63 @@ fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
     }
 }
 
-fn log_established(common: &Common, connection: &Carrying) {
-    let Carrying { ends, tunnel, id, in_use, .. } = connection;
-    let Addresses { client, peer, target, configured } = ends.addresses(in_use.target());
+/// How it is counted.
+fn close_reason(result: &Result<(), PumpError>) -> CloseReason {
+    let Err(error) = result else { return CloseReason::Finished };
+    match error {
+        PumpError::Local(_) => CloseReason::LocalReset,
+        PumpError::Wire(_) => CloseReason::Broken,
+        PumpError::Truncated => CloseReason::Truncated,
+        PumpError::Abandoned | PumpError::Aborted(AbortReason::Reset) => CloseReason::PeerReset,
+        PumpError::Frame(_) => CloseReason::Forged,
+        PumpError::Exhausted(_) | PumpError::Aborted(AbortReason::Other(_)) => CloseReason::Other,
+        PumpError::Stopped | PumpError::Aborted(AbortReason::Shutdown) => CloseReason::Stopped,
+        PumpError::TargetDown => CloseReason::TargetDown,
+        PumpError::KeyRevoked | PumpError::Aborted(AbortReason::KeyRefused) => CloseReason::KeyRevoked,
+        PumpError::Closed => CloseReason::Closed,
+        PumpError::TimeLimit(TimeLimit::Idle(_) | TimeLimit::HalfClosed(_))
+        | PumpError::Aborted(AbortReason::Idle) => CloseReason::Idle,
+        PumpError::TimeLimit(TimeLimit::Lifetime) | PumpError::Aborted(AbortReason::Expired) => {
+            CloseReason::Expired
+        }
+        PumpError::Aborted(AbortReason::TargetUnreachable) => CloseReason::TargetUnreachable,
+        PumpError::Aborted(AbortReason::Busy) => CloseReason::Busy,
+    }
+}
+
+fn log_established(common: &Common, live: &Live) {
+    let Addresses { client, peer, target, configured } = Addresses::of(live);
     let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
-    let Tunnel { key, cipher, .. } = tunnel;
+    let Live { id, key, cipher, .. } = live;
     let (key_file, key_name) = (common.key_names.file(*key), common.key_names.name(*key));
     debug!(pipe, %id, client, %peer, %target, %configured, %key, key_file, key_name, %cipher, "established");
 }
 
-impl Carried {
-    fn log(&self, common: &Common, tunnel: &Tunnel, id: ConnectionId, ends: Ends, configured: &Target) {
-        let Self { result, to_target, from_target, seconds } = self;
-        let Addresses { client, peer, target, configured } = ends.addresses(configured);
-        let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
-        let Tunnel { key, cipher, .. } = tunnel;
-        let (key_file, key_name) = (common.key_names.file(*key), common.key_names.name(*key));
-        let reason = result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned());
-        macro_rules! log {
-            ($level:ident) => {
-                $level!(pipe, %id, client, %peer, %target, %configured, %key, key_file, key_name, %cipher, to_target, from_target, seconds, reason, "closed")
-            };
+fn log_closed(common: &Common, live: &Live, carried: &Carried, result: &Result<(), PumpError>) {
+    let Carried { to_target, from_target, time } = carried;
+    let Addresses { client, peer, target, configured } = Addresses::of(live);
+    let (pipe, client) = (common.pipe(), client.map(tracing::field::display));
+    let Live { id, key, cipher, .. } = live;
+    let (key_file, key_name) = (common.key_names.file(*key), common.key_names.name(*key));
+    let (seconds, reason) =
+        (time.as_secs_f64(), result.as_ref().map_or_else(ToString::to_string, |()| "finished".to_owned()));
+    macro_rules! log {
+        ($level:ident) => {
+            $level!(pipe, %id, client, %peer, %target, %configured, %key, key_file, key_name, %cipher, to_target, from_target, seconds, reason, "closed")
+        };
+    }
+    match result {
+        // Resets are everyday life, and limits on time are there to be reached.
+        Ok(())
+        | Err(
+            PumpError::Local(_)
+            | PumpError::TimeLimit(_)
+            | PumpError::Aborted(AbortReason::Reset | AbortReason::Idle | AbortReason::Expired)
+            | PumpError::Abandoned
+            | PumpError::Closed,
+        ) => {
+            log!(info);
         }
-        match result {
-            // Resets are everyday life, and limits on time are there to be reached.
-            Ok(())
-            | Err(
-                PumpError::Local(_)
-                | PumpError::TimeLimit(_)
-                | PumpError::Aborted(AbortReason::Reset | AbortReason::Idle | AbortReason::Expired)
-                | PumpError::Abandoned,
-            ) => {
-                log!(info);
-            }
-            Err(_) => log!(warn),
-        }
+        Err(_) => log!(warn),
     }
 }

@@ -84,7 +84,8 @@ impl FirstBytes {
                 local_has_ended: has_ended,
                 wire: &wire_reader,
                 wire_has_ended: false,
-                carried: seal.bytes() + open.bytes(),
+                sealed: seal.bytes(),
+                opened: open.bytes(),
             };
             watch.poll(context, &waiting).map(Err)
         })

@@ -11,7 +11,7 @@ use super::carry::{Carrying, carry};
 use super::responder::Responder;
 use super::{Common, ConnectionError, SetupError};
 use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
-use crate::stats::{Repeated, Usage};
+use crate::stats::{OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::handshake::Ending;
 use crate::tunnel::{Tunnel, TunnelError};
@@ -19,6 +19,8 @@ use crate::tunnel::{Tunnel, TunnelError};
 /// The responders at some sources: one, or several that share them.
 pub struct Front {
     responders: Vec1<Arc<Responder>>,
+    /// Where those count of whom it is not known which of the responders they are for.
+    unknown: Arc<OfPipe>,
     refusals: Arc<Repeated>,
     probes: Arc<Repeated>,
 }
@@ -27,13 +29,12 @@ pub struct Front {
 /// take out of memory.
 struct Established {
     common: Arc<Common>,
-    usage: Arc<Usage>,
     carrying: Box<Carrying>,
 }
 
 impl Front {
-    /// The front of `responders`.
-    pub fn new(responders: Vec1<Arc<Responder>>) -> Self {
+    /// The front of `responders`. Peers that open the door of none count in `unknown`.
+    pub fn new(responders: Vec1<Arc<Responder>>, unknown: Arc<OfPipe>) -> Self {
         let pipes = pipes(&responders);
         let refusals = Repeated::new({
             let pipe = pipes.clone();
@@ -44,7 +45,7 @@ impl Front {
         let probes = Repeated::new(move |_kind, more| {
             debug!(pipe = pipes, more, "closed without a byte: further connections in the last minute");
         });
-        Self { responders, refusals, probes }
+        Self { responders, unknown, refusals, probes }
     }
 
     /// Carries `stranger` from here to its end, if it proves a key.
@@ -59,7 +60,7 @@ impl Front {
         let establishing = Box::pin(self.establish(stranger));
         async move {
             match establishing.await? {
-                Some(Established { common, usage, carrying }) => Ok(carry(&common, &usage, carrying).await?),
+                Some(Established { common, carrying }) => Ok(carry(&common, carrying).await?),
                 None => Ok(()),
             }
         }
@@ -75,8 +76,7 @@ impl Front {
         let result = self.answer_and_go_on(stream, &mut peer, place, &mut door).await;
         match (result, door) {
             (Ok(Some(carrying)), Some(door)) => {
-                let (common, usage) = (Arc::clone(&door.common), Arc::clone(&door.usage));
-                Ok(Some(Established { common, usage, carrying }))
+                Ok(Some(Established { common: Arc::clone(&door.common), carrying }))
             }
             (Ok(_), _) => Ok(None),
             (Err(error), door) => {
@@ -121,7 +121,8 @@ impl Front {
         waiting.advance(Stage::Answered);
         let responder = &*self.responders[answered.door()];
         *door = Some(responder);
-        responder.go_on(answered, *peer, waiting, started, now + responder.common.timeout).await
+        let deadline = now + responder.common.timeout;
+        responder.go_on(answered, *peer, waiting, (started, now), deadline).await
     }
 
     fn log_refused(&self, error: &SetupError, peer: Remote, door: Option<&Responder>) {
@@ -135,6 +136,8 @@ impl Front {
             });
             return;
         }
+        let (stats, cause) = (door.map_or(&self.unknown, |door| &door.stats), error.cause());
+        stats.fail(cause);
         let key = match error {
             SetupError::NotAdmitted(NotAdmitted::Key { key, .. }) => Some(*key),
             _ => None,
@@ -145,7 +148,9 @@ impl Front {
         // Of several pipes that share a source, nobody can tell which targets a stranger was after.
         let configured = unknown.is_none().then(|| tracing::field::display(&common.targets));
         self.refusals.event(error.kind(), || {
-            warn!(pipe, %peer, configured, key, key_file, key_name, reason = error.to_string(), "refused");
+            let reason = error.to_string();
+            stats.tell(cause, format!("peer {peer}: {reason}"));
+            warn!(pipe, %peer, configured, key, key_file, key_name, reason, "refused");
         });
     }
 }

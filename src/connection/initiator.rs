@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::carry::{Carrying, Ends, carry};
+use super::carry::{Carrying, carry};
 use super::commit::{Committed, FirstBytes};
 use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::addr::Name;
@@ -14,7 +14,7 @@ use crate::proto::connection_info::{ConnectionId, ConnectionInfo};
 use crate::proto::features::Features;
 use crate::proto::key::Key;
 use crate::pump::PumpError;
-use crate::stats::{Repeated, Usage};
+use crate::stats::{Ends, OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::Tunnel;
 use crate::upstream::{Candidate, Connected, InUse, Next, Upstream};
@@ -26,19 +26,19 @@ pub struct Initiator {
     /// None for the one connection of standard input and output.
     gate: Option<Arc<Gate>>,
     pub(super) upstream: Upstream,
-    usage: Arc<Usage>,
+    stats: Arc<OfPipe>,
     failures: Arc<Repeated>,
 }
 
 impl Initiator {
     /// An initiator that proves `key` to one of `upstream` for clients that `gate` admits, and whose connections are counted in
-    /// `usage`.
+    /// `stats`.
     pub fn new(
         common: Common,
         key: Arc<Key>,
         gate: Option<Arc<Gate>>,
         upstream: Upstream,
-        usage: Arc<Usage>,
+        stats: Arc<OfPipe>,
     ) -> Self {
         let common = Arc::new(common);
         let failures = Repeated::new({
@@ -50,7 +50,7 @@ impl Initiator {
                 );
             }
         });
-        Self { common, key, gate, upstream, usage, failures }
+        Self { common, key, gate, upstream, stats, failures }
     }
 
     /// Carries `client` from here to its end.
@@ -61,13 +61,13 @@ impl Initiator {
         self: Arc<Self>,
         client: Admitted<ClientPlace>,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
-        let (common, usage) = (Arc::clone(&self.common), Arc::clone(&self.usage));
+        let common = Arc::clone(&self.common);
         // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it. Nor does it
         // keep the key, which a reload may take out of memory.
         let establishing = Box::pin(self.establish(client));
         async move {
             let established = establishing.await?;
-            Ok(carry(&common, &usage, established).await?)
+            Ok(carry(&common, established).await?)
         }
     }
 
@@ -87,16 +87,20 @@ impl Initiator {
                     place.count_at(of_source);
                 }
                 let ends = Ends::Initiator { client: remote, target };
-                Ok(Box::new(Carrying { local, tunnel, ends, id, in_use, started, place, failed }))
+                Ok(Carrying::begin(&self.stats, local, tunnel, (id, ends), (in_use, place), started, failed))
             }
             Err(SetupError::Identify(error)) if error.is_health_check() => {
                 debug!(pipe = self.common.pipe(), client = %remote, "closed without a byte, as a TCP health check does");
                 Err(error.into())
             }
             Err(error) => {
+                let cause = error.cause();
+                self.stats.fail(cause);
                 self.failures.event(error.kind(), || {
                     let (pipe, client, configured) = (self.common.pipe(), remote, &self.common.targets);
-                    warn!(pipe, %client, %configured, reason = error.to_string(), "failed");
+                    let reason = error.to_string();
+                    self.stats.tell(cause, format!("client {client}: {reason}"));
+                    warn!(pipe, %client, %configured, reason, "failed");
                 });
                 Err(error)
             }
@@ -199,8 +203,10 @@ impl Initiator {
         deadline: Instant,
     ) -> Result<(Tunnel, Remote), SetupError> {
         let Connected { stream, remote } = candidate.dial(&[], deadline).await?;
+        let began = Instant::now();
         let tunnel =
             Tunnel::initiate(stream, &self.key, &self.common.terms, features, info, deadline).await?;
+        self.stats.handshakes.count(began.elapsed());
         if features != Features::NONE {
             candidate.note_features(tunnel.features.have(Features::ACKNOWLEDGEMENT));
         }

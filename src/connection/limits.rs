@@ -56,8 +56,9 @@ impl Timekeeper {
         context: &mut Context<'_>,
         waiting: &Waiting<'_, L, W>,
     ) -> Poll<TimeLimit> {
-        if self.carried != waiting.carried {
-            self.carried = waiting.carried;
+        let carried = waiting.sealed + waiting.opened;
+        if self.carried != carried {
+            self.carried = carried;
             self.quiet_since = Instant::now();
         }
         if !self.is_half_closed && (waiting.local_has_ended || waiting.wire_has_ended) {

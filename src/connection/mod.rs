@@ -33,11 +33,14 @@ use crate::gate::{Cut, IdentifyError, KeyRefused, NotAdmitted};
 use crate::names::Lookup;
 use crate::proto::cipher::Ciphers;
 use crate::proto::connection_info::ConnectionId;
-use crate::proto::handshake::Label;
+use crate::proto::frame::AbortReason;
+use crate::proto::handshake::{HandshakeError, Label};
 use crate::proto::key::Fingerprint;
 use crate::proxy_header::Version;
 use crate::pump::PumpError;
+use crate::stats::Cause;
 use crate::stream::Keepalive;
+use crate::tunnel::handshake::Ending;
 use crate::tunnel::{Terms, TunnelError};
 use crate::upstream::{DialError, Targets};
 
@@ -155,8 +158,8 @@ pub enum SetupError {
     /// The responder proved the key, and then did not take the client.
     #[error(transparent)]
     PassedOver(PumpError),
-    /// Checks have found the target down.
-    #[error("checks of it fail: {0}")]
+    /// The target is not to be tried: checks have found it down, or it is drained.
+    #[error("{0}")]
     Down(String),
     /// None of several targets can be used.
     #[error(transparent)]
@@ -179,6 +182,9 @@ pub enum SetupError {
     /// The key is not accepted any more.
     #[error("its key is not accepted any more (--on-revoke reset)")]
     KeyRevoked,
+    /// An administrator wanted it closed.
+    #[error("an administrator closed it (spipe close)")]
+    Closed,
 }
 
 impl From<Cut> for SetupError {
@@ -186,6 +192,7 @@ impl From<Cut> for SetupError {
         match cut {
             Cut::Stopped => Self::Stopped,
             Cut::Revoked => Self::KeyRevoked,
+            Cut::Closed => Self::Closed,
         }
     }
 }
@@ -199,7 +206,8 @@ impl SetupError {
             | Self::Identify(_)
             | Self::Gone
             | Self::Stopped
-            | Self::KeyRevoked => false,
+            | Self::KeyRevoked
+            | Self::Closed => false,
             _ => true,
         }
     }
@@ -228,8 +236,45 @@ impl SetupError {
             | Self::Down(_)
             | Self::NoneLeft(_)
             | Self::Stopped
-            | Self::KeyRevoked => None,
+            | Self::KeyRevoked
+            | Self::Closed => None,
         }
+    }
+
+    /// How it is counted.
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Dial(_)
+            | Self::Down(_)
+            | Self::PassedOver(PumpError::Aborted(AbortReason::TargetUnreachable)) => Cause::Target,
+            Self::Tunnel(error) => of_tunnel(error),
+            Self::PassedOver(PumpError::Aborted(AbortReason::Busy))
+            | Self::NotAdmitted(NotAdmitted::Busy) => Cause::Busy,
+            Self::PassedOver(PumpError::Aborted(AbortReason::KeyRefused))
+            | Self::NotAdmitted(NotAdmitted::Key { .. })
+            | Self::KeyRevoked => Cause::KeyRefused,
+            Self::PassedOver(PumpError::Aborted(AbortReason::Shutdown)) | Self::Stopped | Self::Closed => {
+                Cause::Stopped
+            }
+            Self::PassedOver(_) => Cause::Other,
+            // One connection is one failure, whatever each of its targets said.
+            Self::NoneLeft(NoneLeft(failures)) => failures.first().1.cause(),
+            Self::Identify(IdentifyError::Denied(_)) => Cause::Denied,
+            Self::Identify(IdentifyError::Header(_) | IdentifyError::Check) => Cause::NoProxyHeader,
+            Self::TurnedOut => Cause::TurnedOut,
+            Self::Gone => Cause::Gone,
+        }
+    }
+}
+
+fn of_tunnel(error: &TunnelError) -> Cause {
+    match error {
+        TunnelError::Forged => Cause::WrongKeyOrLabel,
+        TunnelError::Incomplete { ending: Ending::TimedOut, .. } => Cause::Timeout,
+        TunnelError::Incomplete { .. } | TunnelError::Send(_) => Cause::Incomplete,
+        TunnelError::Handshake(HandshakeError::NoCommonCipher(_)) => Cause::NoCommonCipher,
+        TunnelError::NotOpenedInTime | TunnelError::NotOpened(_) => Cause::ReplayOrNoOpen,
+        _ => Cause::Other,
     }
 }
 
@@ -299,6 +344,7 @@ mod tests {
     use crate::gate::{Admitted, ClientPlace, Connections};
     use crate::proto::cipher::Cipher;
     use crate::proto::key::Key;
+    use crate::stats::{Live, OfPipe};
     use crate::stream::{Remote, Stream};
     use crate::upstream::Upstream;
 
@@ -313,8 +359,10 @@ mod tests {
         let place = ClientPlace { place: Connections::default().place(None), establishing: None };
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
         let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
-        let future = Arc::new(Initiator::new(common, key, None, upstream, Arc::default())).carry(client);
+        let stats = Arc::new(OfPipe::new(Arc::default()));
+        let future = Arc::new(Initiator::new(common, key, None, upstream, stats)).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
-        assert!(size_of::<Carrying>() <= 448, "what a connection owns has {} bytes", size_of::<Carrying>());
+        let owned = size_of::<Carrying>() + size_of::<Live>();
+        assert!(owned <= 560, "what a connection owns has {owned} bytes");
     }
 }

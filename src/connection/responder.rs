@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::debug;
 use vec1::Vec1;
 
-use super::carry::{Carrying, Ends};
+use super::carry::Carrying;
 use super::check::hang_up;
 use super::{Common, NoneLeft, SetupError, random_id};
 use crate::gate::{Gate, KeyRefused, LobbyPlace, NotAdmitted};
@@ -17,7 +17,7 @@ use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
 use crate::proto::key::{Fingerprint, Key};
 use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
-use crate::stats::Usage;
+use crate::stats::{Ends, OfPipe};
 use crate::stream::Remote;
 use crate::tunnel::{Answered, Door};
 use crate::upstream::{Connected, InUse, Next, Upstream};
@@ -28,21 +28,26 @@ pub struct Responder {
     keys: Vec1<Arc<Key>>,
     pub(super) gate: Arc<Gate>,
     pub(super) upstream: Upstream,
-    pub(super) usage: Arc<Usage>,
+    pub(super) stats: Arc<OfPipe>,
 }
 
 impl Responder {
     /// A responder that accepts peers with any of `keys`, as far as `gate` admits them, for one of `upstream`; its connections
-    /// are counted in `usage`.
+    /// are counted in `stats`.
     pub fn new(
         common: Common,
         keys: Vec1<Arc<Key>>,
         gate: Arc<Gate>,
         upstream: Upstream,
-        usage: Arc<Usage>,
+        stats: Arc<OfPipe>,
     ) -> Self {
         let common = Arc::new(common);
-        Self { common, keys, gate, upstream, usage }
+        Self { common, keys, gate, upstream, stats }
+    }
+
+    /// What is counted at the pipe.
+    pub fn stats(&self) -> Arc<OfPipe> {
+        Arc::clone(&self.stats)
     }
 
     /// What opens message 1 of its peers.
@@ -50,18 +55,19 @@ impl Responder {
         self.common.terms.door(&self.keys)
     }
 
-    /// Goes on with a peer that has answered at its door, and has come at the time `started`. None for a probe, which carries
-    /// nothing.
+    /// Goes on with a peer that has answered at its door, has come at the time `started`, and could say message 1 since it `spoke`.
+    /// None for a probe, which carries nothing.
     pub(super) async fn go_on(
         &self,
         answered: Answered,
         peer: Remote,
         waiting: LobbyPlace,
-        started: Instant,
+        (started, spoke): (Instant, Instant),
         deadline: Instant,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
         let proving = answered.prove(deadline);
         let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
+        self.stats.handshakes.count(spoke.elapsed());
         let of_source = waiting.leave();
         let client = info.client.map(Remote::from);
         let id = info.id.unwrap_or_else(random_id);
@@ -85,8 +91,8 @@ impl Responder {
                 }
                 // Whatever goes wrong from here on, the service sees a reset and not an end: a dialed stream is armed.
                 let ends = Ends::Responder { client, peer, target };
-                let failed = None;
-                Ok(Some(Box::new(Carrying { local, tunnel, ends, id, in_use, started, place, failed })))
+                let held = (in_use, place);
+                Ok(Some(Carrying::begin(&self.stats, local, tunnel, (id, ends), held, started, None)))
             }
             (Ok((Connected { stream: local, remote: target }, ..)), Purpose::Probe) => {
                 hang_up(local, deadline).await;

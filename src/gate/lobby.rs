@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::per_source::OfSource;
 use super::source::Source;
+use crate::stats;
 use crate::stream::Remote;
 
 /// How long a silent stranger keeps its place in any case: an initiator's message 1 comes with its connection, and is read in
@@ -113,10 +114,16 @@ impl Lobby {
     }
 
     /// Lets in a connection that has said nothing yet.
-    pub(super) fn enter(self: &Arc<Self>, remote: Remote, of_source: Option<OfSource>) -> LobbyPlace {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        remote: Remote,
+        of_source: Option<OfSource>,
+        counted: Option<stats::Stranger>,
+    ) -> LobbyPlace {
         let source = Source::of(remote);
         let (ticket, turned_out) = self.crowds().add(Stage::Silent, source);
-        LobbyPlace { lobby: Arc::clone(self), stage: Stage::Silent, source, ticket, turned_out, of_source }
+        let (lobby, stage) = (Arc::clone(self), Stage::Silent);
+        LobbyPlace { lobby, stage, source, ticket, turned_out, of_source, _counted: counted }
     }
 
     /// Turns out a stranger for want of descriptors, if there is one that has said nothing or not enough.
@@ -139,6 +146,8 @@ pub struct LobbyPlace {
     ticket: u64,
     turned_out: Arc<Notify>,
     of_source: Option<OfSource>,
+    /// None in tests of this alone.
+    _counted: Option<stats::Stranger>,
 }
 
 impl LobbyPlace {
@@ -298,7 +307,7 @@ mod tests {
         let mut places = Vec::new();
         for _ in 0..count {
             lobby.room().await;
-            places.push(lobby.enter(from(address), None));
+            places.push(lobby.enter(from(address), None, None));
         }
         places
     }
@@ -324,7 +333,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_source_with_most_places_makes_room_and_not_the_one_that_waits_longest() {
         let lobby = lobby();
-        let honest = lobby.enter(from("192.0.2.1"), None);
+        let honest = lobby.enter(from("192.0.2.1"), None, None);
         let flood = enter(&lobby, 1_000, "198.51.100.1").await;
         assert!(!is_out(&honest).await);
         assert_eq!(out(&flood).await.len(), 1_000 - (SILENT - 1));
@@ -334,7 +343,7 @@ mod tests {
     async fn many_sources_of_one_network_count_together() {
         let lobby = lobby();
         // Each of the others has fewer places than this one, and together they have more.
-        let honest: Vec<_> = (0..3).map(|_| lobby.enter(from("192.0.2.1"), None)).collect();
+        let honest: Vec<_> = (0..3).map(|_| lobby.enter(from("192.0.2.1"), None, None)).collect();
         let mut flood = Vec::new();
         for host in 0..=255 {
             flood.extend(enter(&lobby, 1, &format!("198.51.100.{host}")).await);
@@ -345,7 +354,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn within_a_network_the_source_with_most_places_makes_room() {
         let lobby = lobby();
-        let honest = lobby.enter(from("198.51.100.7"), None);
+        let honest = lobby.enter(from("198.51.100.7"), None, None);
         let _flood = enter(&lobby, 100, "198.51.100.1").await;
         assert!(!is_out(&honest).await);
     }
@@ -353,7 +362,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_addresses_of_one_site_are_one_source() {
         let lobby = lobby();
-        let honest = lobby.enter(from("2001:db8:1::1"), None);
+        let honest = lobby.enter(from("2001:db8:1::1"), None, None);
         let mut flood = Vec::new();
         for host in 0..100 {
             flood.extend(enter(&lobby, 1, &format!("2001:db8:2::{host}")).await);
@@ -366,11 +375,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn clients_of_a_unix_socket_are_one_source() {
         let lobby = lobby();
-        let honest = lobby.enter(from("192.0.2.1"), None);
+        let honest = lobby.enter(from("192.0.2.1"), None, None);
         let mut flood = Vec::new();
         for _ in 0..100 {
             lobby.room().await;
-            flood.push(lobby.enter(Remote::Local, None));
+            flood.push(lobby.enter(Remote::Local, None, None));
         }
         assert!(!is_out(&honest).await);
     }
@@ -378,7 +387,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stranger_that_has_said_something_loses_nothing_to_silent_ones() {
         let lobby = lobby();
-        let mut honest = lobby.enter(from("192.0.2.1"), None);
+        let mut honest = lobby.enter(from("192.0.2.1"), None, None);
         honest.advance(Stage::Speaking);
         let _flood = enter(&lobby, 1_000, "192.0.2.1").await;
         assert!(!is_out(&honest).await);
@@ -387,7 +396,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stranger_that_was_turned_out_and_has_said_something_by_then_goes_on() {
         let lobby = lobby();
-        let mut honest = lobby.enter(from("192.0.2.1"), None);
+        let mut honest = lobby.enter(from("192.0.2.1"), None, None);
         let _flood = enter(&lobby, 1_000, "192.0.2.1").await;
         assert_eq!(honest.unless_turned_out(std::future::ready(1)).await, Some(1));
         honest.advance(Stage::Speaking);
@@ -397,11 +406,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_that_never_finish_message_1_take_places_from_each_other() {
         let lobby = lobby();
-        let mut answered = lobby.enter(from("192.0.2.1"), None);
+        let mut answered = lobby.enter(from("192.0.2.1"), None, None);
         answered.advance(Stage::Answered);
         let mut waiting = Vec::new();
         for _ in 0..100 {
-            let mut slow = lobby.enter(from("198.51.100.1"), None);
+            let mut slow = lobby.enter(from("198.51.100.1"), None, None);
             slow.advance(Stage::Speaking);
             waiting.push(slow);
         }
@@ -411,7 +420,7 @@ mod tests {
 
     fn answer(lobby: &Arc<Lobby>, count: usize, address: &str) -> Vec<LobbyPlace> {
         let answered = (0..count).map(|_| {
-            let mut place = lobby.enter(from(address), None);
+            let mut place = lobby.enter(from(address), None, None);
             place.advance(Stage::Answered);
             place
         });
@@ -469,9 +478,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn for_want_of_descriptors_a_silent_stranger_goes_first() {
         let lobby = lobby();
-        let mut speaking = lobby.enter(from("192.0.2.1"), None);
+        let mut speaking = lobby.enter(from("192.0.2.1"), None, None);
         speaking.advance(Stage::Speaking);
-        let silent = lobby.enter(from("192.0.2.2"), None);
+        let silent = lobby.enter(from("192.0.2.2"), None, None);
         let answered = answer(&lobby, 1, "192.0.2.3");
         lobby.turn_one_out();
         assert!(is_out(&silent).await && !is_out(&speaking).await);

@@ -50,7 +50,7 @@ pub use self::quota::Quota;
 use crate::addr::{Name, Sources};
 use crate::listen::{Arrival, Listeners};
 use crate::proto::key::Fingerprint;
-use crate::stats::Repeated;
+use crate::stats::{Cause, OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 
 /// The most clients of an initiator that are being connected on at a time; the next ones wait in the kernel's queue. Beyond
@@ -260,6 +260,8 @@ pub struct Gate {
     is_shared: bool,
     admissions: Arc<Admissions>,
     connections: Connections,
+    /// Where those count that arrive.
+    arrivals: Arc<OfPipe>,
     saturation: Arc<Repeated>,
     denials: Arc<Repeated>,
 }
@@ -271,7 +273,7 @@ impl Gate {
         rules: Rules,
         keys: Vec1<(Fingerprint, Arc<OfKey>)>,
         is_shared: bool,
-        admissions: Arc<Admissions>,
+        (admissions, arrivals): (Arc<Admissions>, Arc<OfPipe>),
         connections: Connections,
     ) -> Self {
         let Rules { access, proxies, .. } = rules;
@@ -289,7 +291,19 @@ impl Gate {
                 kind, more, "clients waited at further times in the last minute"
             );
         });
-        Self { name, sources, access, proxies, keys, is_shared, admissions, connections, saturation, denials }
+        Self {
+            name,
+            sources,
+            access,
+            proxies,
+            keys,
+            is_shared,
+            admissions,
+            connections,
+            arrivals,
+            saturation,
+            denials,
+        }
     }
 
     /// An initiator's next client. Its permits come before it is accepted: a client beyond the limits waits in the kernel's queue,
@@ -322,7 +336,7 @@ impl Gate {
         lobby.room().await;
         let (Arrival { stream, remote }, of_source) =
             self.next_arrival(listeners, |remote| self.arrive(remote), || lobby.turn_one_out()).await;
-        Admitted { stream, remote, place: lobby.enter(remote, of_source) }
+        Admitted { stream, remote, place: lobby.enter(remote, of_source, Some(self.arrivals.stranger())) }
     }
 
     /// The next connection that may be here by where it comes from. Nothing else is spent on one that may not: it is reset, and
@@ -336,11 +350,16 @@ impl Gate {
         loop {
             let arrival = listeners.accept(&relieve).await;
             match enter(arrival.remote) {
-                Ok(of_source) => return (arrival, of_source),
+                Ok(of_source) => {
+                    self.arrivals.accept();
+                    return (arrival, of_source);
+                }
                 Err(Denied(denied)) => {
                     arrival.stream.arm_reset();
+                    self.arrivals.fail(Cause::Denied);
                     self.denials.event(Some(denied), || {
                         let (pipe, remote) = (self.name.as_ref().map(Name::as_str), arrival.remote);
+                        self.arrivals.tell(Cause::Denied, format!("{remote}: {denied}"));
                         warn!(pipe, from = %remote, reason = denied, "denied");
                     });
                 }

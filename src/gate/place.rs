@@ -40,9 +40,8 @@ struct Shared {
     running: Mutex<Slab<Running>>,
     /// Set once all are to end.
     is_cut: AtomicBool,
-    /// How many have been told to end because of their key and have not ended yet. As long as there is none, nobody asks for the
-    /// lock.
-    revoked: AtomicUsize,
+    /// How many have been told to end by themselves and have not ended yet. As long as there is none, nobody asks for the lock.
+    told: AtomicUsize,
     /// Told when the last one has ended.
     none_left: Notify,
 }
@@ -53,7 +52,8 @@ struct Running {
     waker: Waker,
     /// None for the one connection of a process that has no other.
     key: Option<Fingerprint>,
-    is_revoked: bool,
+    /// Why it was told to end, if it was.
+    told: Option<Cut>,
 }
 
 /// Why a connection has to end before it is done.
@@ -63,6 +63,8 @@ pub enum Cut {
     Stopped,
     /// Its key is not accepted any more.
     Revoked,
+    /// An administrator wanted it closed.
+    Closed,
 }
 
 impl Shared {
@@ -102,7 +104,7 @@ impl Connections {
     /// until a peer has proved the key, there is nothing that could be finished.
     pub fn place(&self, permits: Option<Permits>) -> Place {
         let key = permits.as_ref().map(|permits| permits.key);
-        let running = Running { waker: Waker::noop().clone(), key, is_revoked: false };
+        let running = Running { waker: Waker::noop().clone(), key, told: None };
         let number = self.0.running().insert(running);
         Place { shared: Arc::clone(&self.0), number, permits }
     }
@@ -118,13 +120,22 @@ impl Connections {
         self.0.tasks.wait().await;
     }
 
-    /// Tells the connections to end whose key is one of those that `are_revoked`. Gives how many these are.
-    pub(crate) fn revoke(&self, are_revoked: impl Fn(Fingerprint) -> bool) -> usize {
+    /// Tells the connections whose key is one of `these` to end, and why. Gives how many were told.
+    pub(crate) fn end_with_key(&self, cut: Cut, these: impl Fn(Fingerprint) -> bool) -> usize {
+        self.end(cut, |_, running| running.key.is_some_and(&these))
+    }
+
+    /// Tells the connection whose place has this number to end, and why. False, if it was told before.
+    pub(crate) fn end_at(&self, cut: Cut, place: usize) -> bool {
+        self.end(cut, |number, _| number == place) > 0
+    }
+
+    fn end(&self, cut: Cut, are_meant: impl Fn(usize, &Running) -> bool) -> usize {
         let mut wakers = Vec::new();
-        for (_, running) in self.0.running().iter_mut() {
-            if !running.is_revoked && running.key.is_some_and(&are_revoked) {
-                running.is_revoked = true;
-                self.0.revoked.fetch_add(1, Ordering::SeqCst);
+        for (number, running) in self.0.running().iter_mut() {
+            if running.told.is_none() && are_meant(number, running) {
+                running.told = Some(cut);
+                self.0.told.fetch_add(1, Ordering::SeqCst);
                 wakers.push(running.waker.clone());
             }
         }
@@ -159,6 +170,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Which of those that run it is, as long as it does.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
     /// The connection counts at a source, which is known by now.
     pub(crate) fn count_at(&mut self, of_source: Option<OfSource>) {
         if let Some(permits) = &mut self.permits {
@@ -191,8 +207,8 @@ impl Place {
         if self.shared.is_cut.load(Ordering::SeqCst) {
             return Some(Cut::Stopped);
         }
-        let some_are_revoked = self.shared.revoked.load(Ordering::SeqCst) > 0;
-        (some_are_revoked && self.shared.running()[self.number].is_revoked).then_some(Cut::Revoked)
+        let some_are_told = self.shared.told.load(Ordering::SeqCst) > 0;
+        if some_are_told { self.shared.running()[self.number].told } else { None }
     }
 }
 
@@ -200,8 +216,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let is_last = {
             let mut running = self.shared.running();
-            if running.remove(self.number).is_revoked {
-                self.shared.revoked.fetch_sub(1, Ordering::SeqCst);
+            if running.remove(self.number).told.is_some() {
+                self.shared.told.fetch_sub(1, Ordering::SeqCst);
             }
             running.is_empty()
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use vec1::Vec1;
@@ -62,6 +62,11 @@ impl Accepting {
         self.task.is_finished()
     }
 
+    /// What tells later whether the loop has ended.
+    pub(super) fn handle(&self) -> AbortHandle {
+        self.task.abort_handle()
+    }
+
     /// Ends the accept loop as a panic would.
     #[cfg(test)]
     pub(super) async fn kill(&mut self) {
@@ -91,6 +96,7 @@ impl Reception {
         let connections = registry.connections.clone();
         let (mut gates, mut responders, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         let is_shared = group.is_shared();
+        let unknown = registry.unknown(&group);
         for (identity, Spec { sources, rules, role, common, permissions: _ }) in group.into_identified() {
             if !is_shared {
                 registry.rename(&identity);
@@ -98,20 +104,22 @@ impl Reception {
             let admissions = registry.admissions(&identity, &rules);
             let upstream = registry.upstream(&identity, &common);
             let keys = registry.keys(&role, &rules);
+            let stats = registry.stats(&identity);
+            let arrivals = Arc::clone(unknown.as_ref().unwrap_or(&stats));
             let (name, connections) = (common.name.clone(), connections.clone());
             let gate =
-                Arc::new(Gate::new(name, sources, rules, keys, is_shared, admissions, connections.clone()));
-            let usage = Arc::clone(&registry.usage);
+                Gate::new(name, sources, rules, keys, is_shared, (admissions, arrivals), connections.clone());
+            let gate = Arc::new(gate);
             match role {
                 Role::Initiator { key } => {
                     let initiator =
-                        Arc::new(Initiator::new(common, key, Some(Arc::clone(&gate)), upstream, usage));
+                        Arc::new(Initiator::new(common, key, Some(Arc::clone(&gate)), upstream, stats));
                     checks.push(initiator.checks());
                     return Self { gate, life: Life::Initiator(initiator), connections, _checks: checks };
                 }
                 Role::Responder { keys } => {
                     let responder =
-                        Arc::new(Responder::new(common, keys, Arc::clone(&gate), upstream, usage));
+                        Arc::new(Responder::new(common, keys, Arc::clone(&gate), upstream, stats));
                     checks.push(responder.checks());
                     responders.push(responder);
                     gates.push(gate);
@@ -119,7 +127,8 @@ impl Reception {
             }
         }
         let responders = Vec1::try_from_vec(responders).expect("a group has a pipe");
-        let life = Life::Responders(Arc::new(Front::new(responders)));
+        let unknown = unknown.unwrap_or_else(|| responders.first().stats());
+        let life = Life::Responders(Arc::new(Front::new(responders, unknown)));
         let gate = gates.swap_remove(0);
         Self { gate, life, connections, _checks: checks }
     }

@@ -10,6 +10,7 @@ pub mod heartbeat;
 mod loops;
 mod registry;
 mod spec;
+mod view;
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,6 +21,7 @@ pub use self::expiries::{Expiries, Expiry, Stage};
 pub use self::registry::Registry;
 use self::spec::Group;
 pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
+pub use self::view::{KeyView, SharedView, View, Views};
 use crate::addr::{Endpoint, Source};
 use crate::connection::KeyNames;
 use crate::listen::{self, Bound, ListenError, Listener, Passed, SocketPermissions};
@@ -90,6 +92,7 @@ impl Listening {
             }
             pipes.serve(group, listeners, &HashSet::new());
         }
+        pipes.show();
         Ok(pipes)
     }
 }
@@ -162,6 +165,8 @@ pub struct Pipes {
 struct Serving {
     group: Group,
     accepting: Accepting,
+    /// Where it listens.
+    listening: Vec<Endpoint>,
     /// Those of its sources whose names do not resolve so far.
     unresolved: Vec<Source>,
 }
@@ -218,7 +223,7 @@ impl Pipes {
         self.registry.share_out(&specs);
         let (mut kept, mut before, mut waited_for) = (Vec::new(), HashMap::new(), HashSet::new());
         let mut permissions = HashMap::new();
-        for Serving { group, accepting, unresolved } in self.serving.drain(..) {
+        for Serving { group, accepting, unresolved, .. } in self.serving.drain(..) {
             kept.extend(accepting.stop().await);
             let spec = group.first();
             permissions.extend(spec.sources.iter().map(|source| (source.clone(), spec.permissions.clone())));
@@ -242,7 +247,25 @@ impl Pipes {
             info!(source = %gone.local(), "no longer listening");
         }
         self.registry.keep_only(self.serving.iter().flat_map(|serving| serving.group.identified()));
+        self.show();
         Ok(())
+    }
+
+    /// Has the registry show the pipes as they are now.
+    fn show(&self) {
+        let mut views = Views::default();
+        for Serving { group, accepting, listening, unresolved } in &self.serving {
+            for (identity, spec) in group.identified() {
+                let known = self.registry.known(&identity, &spec.common.targets);
+                let accepting = accepting.handle();
+                views.pipes.push(View::of(spec, (listening, unresolved), known, accepting));
+            }
+            if let Some(stats) = self.registry.unknown(group) {
+                let names: Vec<_> = group.iter().filter_map(|spec| spec.common.pipe()).collect();
+                views.shared.push(SharedView { name: names.join(","), stats });
+            }
+        }
+        self.registry.show(views);
     }
 
     /// The log has been told already of the sources that are `waited_for`.
@@ -260,8 +283,9 @@ impl Pipes {
             let (pipe, target) = (spec.common.pipe(), route.target());
             warn!(pipe, %target, "anybody between here and the target can read and change everything: --tls-insecure");
         }
+        let listening = listeners.iter().map(|listener| listener.local().clone()).collect();
         let accepting = Accepting::start(group.clone(), listeners, &self.registry);
-        self.serving.push(Serving { group, accepting, unresolved });
+        self.serving.push(Serving { group, accepting, listening, unresolved });
     }
 
     /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer. Then their peers are told.

@@ -1,21 +1,23 @@
 //! What outlives a reload, by what it is: the registry belongs to the process and not to a pipe.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 use vec1::Vec1;
 
 use super::heartbeat::Heartbeat;
-use super::spec::{Identity, Role, Spec, Specs};
-use crate::addr::Target;
+use super::spec::{Group, Identity, Role, Spec, Specs};
+use super::view::Views;
+use crate::addr::{Sources, Target};
 use crate::connection::Common;
-use crate::gate::{Admissions, Budget, Connections, OfKey, Rules};
+use crate::gate::{Admissions, Budget, Connections, Cut, OfKey, Rules};
 use crate::names::Names;
+use crate::proto::connection_info::ConnectionId;
 use crate::proto::key::Fingerprint;
-use crate::stats::Usage;
-use crate::upstream::{Candidate, Dialer, Known, Route, Upstream};
+use crate::stats::{OfPipe, Usage};
+use crate::upstream::{Candidate, Dialer, Known, Route, Targets, Upstream};
 
 /// What the pipes of a process leave to those that take their place.
 pub struct Registry {
@@ -31,8 +33,12 @@ pub struct Registry {
     pub heartbeat: Arc<Heartbeat>,
     /// What is known of each pipe.
     by_pipe: Mutex<HashMap<Identity, Memory>>,
+    /// What is counted where pipes share their sources and it is not known which of them a peer is for.
+    by_sources: Mutex<HashMap<Sources, Arc<OfPipe>>>,
     /// What the holders of each key have been admitted to, whichever pipe accepts it.
     by_key: Mutex<HashMap<Fingerprint, Arc<OfKey>>>,
+    /// The pipes at work, for those who ask.
+    views: Mutex<Arc<Views>>,
 }
 
 /// What is known of one pipe.
@@ -42,6 +48,8 @@ struct Memory {
     /// How its targets are doing, by how they were written. Not shared among pipes: two that lead to the same place may have keys
     /// of which one fits there.
     targets: HashMap<Target, Arc<Known>>,
+    /// What it has counted.
+    stats: Arc<OfPipe>,
 }
 
 /// For a process in which nothing runs short.
@@ -61,7 +69,9 @@ impl Registry {
             names: Arc::default(),
             heartbeat: Arc::default(),
             by_pipe: Mutex::default(),
+            by_sources: Mutex::default(),
             by_key: Mutex::default(),
+            views: Mutex::default(),
         }
     }
 
@@ -113,9 +123,53 @@ impl Registry {
         }
         let beside = by_pipe.iter().find(|(other, _)| other.has_sources_of(pipe));
         let admissions = Arc::new(Admissions::new(rules, beside.map(|(_, memory)| &*memory.admissions)));
-        let memory = Memory { admissions: Arc::clone(&admissions), targets: HashMap::new() };
+        let stats = Arc::new(OfPipe::new(Arc::clone(&self.usage)));
+        let memory = Memory { admissions: Arc::clone(&admissions), targets: HashMap::new(), stats };
         by_pipe.insert(pipe.clone(), memory);
         admissions
+    }
+
+    /// Where `pipe` counts, which has been asked for its admissions.
+    pub(super) fn stats(&self, pipe: &Identity) -> Arc<OfPipe> {
+        let by_pipe = self.by_pipe();
+        by_pipe.get(pipe).map_or_else(
+            || Arc::new(OfPipe::new(Arc::clone(&self.usage))),
+            |memory| Arc::clone(&memory.stats),
+        )
+    }
+
+    /// Where peers count of whom it is not known which pipe of `group` they are for. None for a pipe that is alone at its sources.
+    pub(super) fn unknown(&self, group: &Group) -> Option<Arc<OfPipe>> {
+        group.is_shared().then(|| {
+            let mut by_sources = self.by_sources.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(OfPipe::new(Arc::clone(&self.usage)));
+            Arc::clone(by_sources.entry(group.sources().clone()).or_insert_with(new))
+        })
+    }
+
+    /// What is known of `targets` of `pipe`, and where that counts.
+    pub(super) fn known(&self, pipe: &Identity, targets: &Targets) -> (Vec<Arc<Known>>, Arc<OfPipe>) {
+        let known = |memory: &Memory| {
+            let routes = targets.routes().iter();
+            routes.filter_map(|route| memory.targets.get(route.target()).cloned()).collect()
+        };
+        let known = self.by_pipe().get(pipe).map(known).unwrap_or_default();
+        (known, self.stats(pipe))
+    }
+
+    /// Has `views` be what others see from now on.
+    pub(super) fn show(&self, views: Views) {
+        *self.lock_views() = Arc::new(views);
+    }
+
+    /// The pipes at work.
+    pub fn views(&self) -> Arc<Views> {
+        Arc::clone(&self.lock_views())
+    }
+
+    fn lock_views(&self) -> MutexGuard<'_, Arc<Views>> {
+        // A panic elsewhere leaves it whole: every change to it is one step.
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the holders of the keys of `role` have been admitted to, from now on by `rules`.
@@ -138,7 +192,27 @@ impl Registry {
     /// Ends the connections of the keys that `are_revoked`, also those that are being set up. Gives how many these are.
     pub(crate) fn revoke(&self, are_revoked: impl Fn(Fingerprint) -> bool) -> usize {
         self.by_key().iter().filter(|(key, _)| are_revoked(**key)).for_each(|(_, of_key)| of_key.revoke());
-        self.connections.revoke(are_revoked)
+        self.connections.end_with_key(Cut::Revoked, are_revoked)
+    }
+
+    /// Tells the connections with this id to end, since an administrator wants it. Gives how many were told: two, where a
+    /// process is both ends of one.
+    pub fn close(&self, id: ConnectionId) -> usize {
+        let mut told = 0;
+        for view in &self.views().pipes {
+            // With the list held, so that the place is still that connection's.
+            view.stats.with_each_running(|live| {
+                if live.id == id && self.connections.end_at(Cut::Closed, live.place) {
+                    told += 1;
+                }
+            });
+        }
+        told
+    }
+
+    /// Tells the connections of `key` to end, also those that are being set up. Gives how many were told.
+    pub fn close_all_of(&self, key: Fingerprint) -> usize {
+        self.connections.end_with_key(Cut::Closed, |other| other == key)
     }
 
     /// The targets of `pipe`, to be chosen from as `common` says.
@@ -169,6 +243,11 @@ impl Registry {
             memory.targets.retain(|target, _| targets.routes().iter().any(|route| route.target() == target));
             true
         });
+        let sources: HashSet<_> = used.keys().map(Identity::sources).collect();
+        self.by_sources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|shared, _| sources.contains(shared));
         self.by_key().retain(|_, of_key| Arc::strong_count(of_key) > 1);
     }
 

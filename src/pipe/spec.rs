@@ -168,6 +168,10 @@ impl Identity {
         Self { sources: spec.sources.clone(), name: spec.common.name.clone() }
     }
 
+    pub(super) fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
     pub(super) fn has_sources_of(&self, other: &Self) -> bool {
         self.sources == other.sources
     }

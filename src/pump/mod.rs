@@ -81,6 +81,9 @@ pub enum PumpError {
     /// The key of the connection is not accepted any more.
     #[error("its key is not accepted any more (--on-revoke reset)")]
     KeyRevoked,
+    /// An administrator wanted it closed.
+    #[error("an administrator closed it (spipe close)")]
+    Closed,
     /// It took more time than it may.
     #[error(transparent)]
     TimeLimit(#[from] TimeLimit),
@@ -132,8 +135,10 @@ pub struct Waiting<'r, L, W> {
     pub wire: &'r W,
     /// Whether the peer's direction has ended, and the local side is told.
     pub wire_has_ended: bool,
-    /// Payload bytes so far, of both directions: those that were read, whether they could be written yet or not.
-    pub carried: u64,
+    /// Payload bytes that were sealed so far, whether they could be written yet or not.
+    pub sealed: u64,
+    /// Payload bytes that were opened so far, whether they could be written yet or not.
+    pub opened: u64,
 }
 
 /// A watch that notices nothing, for streams that have nothing to watch.
@@ -185,7 +190,8 @@ pub fn run<S: Seal, O: Open, L: ReadVectored, W: AsyncRead + Unpin>(
             local_has_ended: sealed,
             wire: &wire_reader,
             wire_has_ended: opened,
-            carried: seal.bytes() + open.bytes(),
+            sealed: seal.bytes(),
+            opened: open.bytes(),
         };
         watch(context, waiting).map(Err)
     })

@@ -10,15 +10,18 @@ use tracing::{info, warn};
 use vec1::Vec1;
 
 use super::dial::{Connected, DialError, Dialer};
-use super::health::{Change, Health, Standing};
+use super::health::{Change, Condition, Health, Standing};
 use super::route::Route;
 use super::targets::{Balance, Check, Running, Targets};
 use crate::addr::{Name, Target};
 use crate::names::Lookup;
+use crate::stats::{DialResult, OfTarget};
 use crate::stream::Keepalive;
 
+/// Why connections do not get a target that nothing is wrong with.
+const DRAINED: &str = "an administrator drains it (spipe drain)";
+
 /// What is known of a target of a pipe. It outlives a reload.
-#[derive(Debug)]
 pub struct Known {
     target: Target,
     /// Connections of the pipe that have it, those included that are being set up.
@@ -26,15 +29,60 @@ pub struct Known {
     health: Mutex<Health>,
     /// Whether the target is a responder that was found not to know what an acknowledgement is.
     is_older: AtomicBool,
+    /// Whether an administrator wants new connections to get other targets.
+    is_drained: AtomicBool,
     /// Told each time that checks have found the target down.
     downs: watch::Sender<()>,
+    /// What was counted at it.
+    pub stats: OfTarget,
 }
 
 impl Known {
     /// Of a target that was never tried.
     pub fn new(target: Target) -> Self {
         let (connections, health) = (AtomicUsize::new(0), Mutex::new(Health::new(Instant::now())));
-        Self { target, connections, health, is_older: AtomicBool::new(false), downs: watch::Sender::new(()) }
+        let [is_older, is_drained] = [(); 2].map(|()| AtomicBool::new(false));
+        let (downs, stats) = (watch::Sender::new(()), OfTarget::default());
+        Self { target, connections, health, is_older, is_drained, downs, stats }
+    }
+
+    /// The target, as it was written.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Connections that have it, those included that are being set up.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// How it is doing.
+    pub fn condition(&self) -> Condition {
+        self.health().condition(Instant::now())
+    }
+
+    /// Whether new connections get other targets, because an administrator wants it so.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// Has new connections get other targets, or this one again; those that run go on.
+    pub fn set_drained(&self, is_drained: bool) {
+        self.is_drained.store(is_drained, Ordering::Relaxed);
+    }
+
+    /// Whether connections may have it, and in which place.
+    fn standing(&self, now: Instant) -> Standing {
+        if self.is_drained() { Standing::Down } else { self.health().standing(now) }
+    }
+
+    /// Why connections do not get it.
+    fn reason(&self) -> String {
+        if self.is_drained() {
+            DRAINED.to_owned()
+        } else {
+            format!("checks of it fail: {}", self.health().reason())
+        }
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
@@ -85,7 +133,11 @@ impl Candidate {
     /// # Errors
     /// [`DialError`].
     pub async fn dial(&self, preamble: &[u8], deadline: Instant) -> Result<Connected, DialError> {
-        self.dialer.dial(preamble, deadline).await
+        let began = Instant::now();
+        let dialed = self.dialer.dial(preamble, deadline).await;
+        let result = dialed.as_ref().map_or_else(|error| error.source.result(), |_| DialResult::Connected);
+        self.known.stats.count(result, began.elapsed());
+        dialed
     }
 }
 
@@ -141,7 +193,7 @@ impl Upstream {
         let now = Instant::now();
         let mut left: Vec<_> = (first..count)
             .chain(0..first)
-            .map(|place| (place, self.candidates[place].known.health().standing(now)))
+            .map(|place| (place, self.candidates[place].known.standing(now)))
             .collect();
         if self.balance == Balance::LeastConnections {
             left.sort_by_key(|(place, _)| self.candidates[*place].known.connections.load(Ordering::Relaxed));
@@ -200,7 +252,7 @@ pub struct Choice<'u> {
 pub enum Next<'u> {
     /// Try this one.
     Try(Chosen<'u>),
-    /// Do not try this one: checks have found it down, for this reason.
+    /// Do not try this one, for this reason: checks have found it down, or an administrator drains it.
     Down(&'u Target, String),
 }
 
@@ -220,7 +272,7 @@ impl<'u> Iterator for Choice<'u> {
                     self.left.insert(0, (place, Standing::Avoided));
                     continue;
                 }
-                Standing::Down => return Some(Next::Down(&known.target, known.health().reason().to_owned())),
+                Standing::Down => return Some(Next::Down(&known.target, known.reason())),
             };
             let in_use = InUse::new(Arc::clone(known), upstream.check.as_ref());
             return Some(Next::Try(Chosen { upstream, candidate, in_use, _trial: trial }));
@@ -283,7 +335,6 @@ impl Drop for Trial<'_> {
 }
 
 /// A target, as long as a connection has it.
-#[derive(Debug)]
 pub struct InUse {
     known: Arc<Known>,
     /// None where a connection stays when its target goes down.
@@ -303,11 +354,6 @@ impl InUse {
         &self.known.target
     }
 
-    /// The connection has the target no longer. What is left says which it was.
-    pub fn free(self) -> Freed {
-        Freed(Arc::clone(&self.known))
-    }
-
     /// Ends when checks find the target down. None where the connection is to go on then.
     pub fn down(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let mut downs = self.downs.clone()?;
@@ -315,16 +361,6 @@ impl InUse {
             // The sender lives as long as this connection counts at it.
             let _told = downs.changed().await;
         }))
-    }
-}
-
-/// The target of a connection that has ended.
-pub struct Freed(Arc<Known>);
-
-impl Freed {
-    /// The target, as it was written.
-    pub fn target(&self) -> &Target {
-        &self.0.target
     }
 }
 

@@ -20,6 +20,7 @@ use super::tls::TlsError;
 use super::via::ProxyError;
 use crate::addr::{Target, UnixName};
 use crate::names::{Lookup, Names, Refresh, Refreshing, ResolveError};
+use crate::stats::DialResult;
 use crate::stream::socket_file::{Existing, SocketFile};
 use crate::stream::{self, Keepalive, Remote, Stream};
 
@@ -85,6 +86,19 @@ impl DialFailure {
     pub fn is_of_the_target(&self) -> bool {
         !self.has_code(&[Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE, Errno::NODEV])
             && !matches!(self, Self::Outgoing { .. })
+    }
+
+    /// How it is counted.
+    pub(super) fn result(&self) -> DialResult {
+        match self {
+            _ if !self.is_of_the_target() => DialResult::Local,
+            Self::TimedOut => DialResult::Timeout,
+            Self::Unresolved(_) | Self::NoCommonFamily => DialResult::Unresolved,
+            Self::Refused(error) if error.kind() == io::ErrorKind::TimedOut => DialResult::Timeout,
+            Self::Refused(_) | Self::AllRefused(_) | Self::Outgoing { .. } => DialResult::Refused,
+            Self::Proxy(_) => DialResult::Proxy,
+            Self::Tls(_) => DialResult::Tls,
+        }
     }
 
     fn has_code(&self, codes: &[Errno]) -> bool {

@@ -44,7 +44,7 @@ enum Trial {
 
 /// What a target is to a connection that looks for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub enum Standing {
     /// It is up.
     Up,
     /// It has been avoided for long enough: one connection may try it.
@@ -53,6 +53,19 @@ pub(super) enum Standing {
     Avoided,
     /// It is not to be tried.
     Down,
+}
+
+/// How a target is doing, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Whether connections get it.
+    pub standing: Standing,
+    /// For how long that has been so.
+    pub time: Duration,
+    /// Checks in a row that contradict it.
+    pub contradictions: u32,
+    /// What the target said when it last failed. Empty, if it never did.
+    pub reason: String,
 }
 
 /// What the log is to say.
@@ -79,6 +92,13 @@ impl Health {
             State::Avoided { .. } => Standing::Avoided,
             State::Down => Standing::Down,
         }
+    }
+
+    /// How it is doing, for people.
+    pub(super) fn condition(&self, now: Instant) -> Condition {
+        let Self { since, reason, contradictions, .. } = self;
+        let (reason, contradictions) = (reason.clone(), *contradictions);
+        Condition { standing: self.standing(now), time: now - *since, contradictions, reason }
     }
 
     /// What the target said when it last failed.

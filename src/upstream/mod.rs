@@ -10,8 +10,9 @@ mod tls;
 mod via;
 
 pub use self::attempt::Refusals;
-pub use self::choice::{Candidate, Choice, Chosen, Freed, InUse, Known, Next, Upstream};
+pub use self::choice::{Candidate, Choice, Chosen, InUse, Known, Next, Upstream};
 pub use self::dial::{Connected, DialError, DialFailure, Dialer};
+pub use self::health::{Condition, Standing};
 pub use self::route::{FamilyMismatch, NotAServerName, NotOverInterface, NotThroughProxy, Route};
 pub use self::targets::{Balance, Check, Exchange, RepeatedTarget, Running, Targets};
 pub use self::tls::{
