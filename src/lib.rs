@@ -21,13 +21,14 @@
 //! |---|---|---|
 //! | [`cli`] | the command line; start-up of what it asks for | `config`, `service`, `pipe`, `connection`, `upstream`, `gate`, `listen`, `pump`, `stats`, `stream`, `names`, `addr`, `proto` |
 //! | [`config`] | texts become pipes that are valid, with their keys | `service`, `pipe`, `connection`, `tunnel`, `upstream`, `gate`, `listen`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
+//! | [`status`] | what a process says of itself to those who ask | |
 //! | [`service`] | what a process owes its system; signals, reload, drain | `pipe`, `upstream`, `listen`, `stats`, `names`, `addr`, `proto` |
 //! | [`pipe`] | what pipes there are to be, and those at work; what outlives a reload | `connection`, `upstream`, `gate`, `listen`, `stats`, `names`, `addr`, `proto` |
-//! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stream`, `stats`, `names`, `proxy_header`, `addr`, `proto` |
+//! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stats`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |
 //! | [`upstream`] | connecting out | `stats`, `stream`, `names`, `addr` |
-//! | [`gate`] | which arrivals are admitted | `listen`, `stream`, `stats`, `proxy_header`, `addr`, `proto` |
-//! | [`listen`] | sources become sockets, sockets become arrivals | `stream`, `stats`, `names`, `addr` |
+//! | [`gate`] | which arrivals are admitted | `listen`, `stats`, `stream`, `proxy_header`, `addr`, `proto` |
+//! | [`listen`] | sources become sockets, sockets become arrivals | `stats`, `stream`, `names`, `addr` |
 //! | [`pump`] | both directions of a connection, and its buffers | `stream`, `proto` |
 //! | [`stats`] | counters; the connections that run; events that repeat | `stream`, `addr`, `proto` |
 //! | [`stream`] | one connected byte stream | |
@@ -56,6 +57,7 @@ pub mod proxy_header;
 pub mod pump;
 pub mod service;
 pub mod stats;
+pub mod status;
 pub mod stream;
 pub mod tunnel;
 pub mod upstream;

@@ -57,6 +57,7 @@ fn proto_uses_no_io_clock_environment_or_randomness() {
 const ROOMS: &[&str] = &[
     "cli",
     "config",
+    "status",
     "service",
     "pipe",
     "connection",

@@ -1,0 +1,3 @@
+//! What a process says of itself to those who ask: people, programs, and the administrator's own command.
+
+pub mod report;
