@@ -8,6 +8,7 @@ mod activation;
 mod addresses;
 mod background;
 mod bastion;
+mod browser;
 mod bytes;
 mod checks;
 mod ciphers;
