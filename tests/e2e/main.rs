@@ -52,5 +52,6 @@ mod storm;
 mod strangers;
 mod time_limits;
 mod tls_targets;
+mod tools;
 mod unix_sockets;
 mod users;

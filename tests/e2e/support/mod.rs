@@ -3,8 +3,10 @@
 
 pub(crate) mod browser;
 pub(crate) mod dns;
+pub(crate) mod http;
 pub(crate) mod manager;
 pub(crate) mod memory;
+pub(crate) mod metrics;
 pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod pipe;
