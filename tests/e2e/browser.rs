@@ -2,27 +2,36 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::sync::mpsc;
 
 use crate::support::browser::{Browser, ColourScheme, Device, Page};
-use crate::support::poll_until;
-use crate::support::socket::Service;
+use crate::support::socket::{Service, read_all};
+use crate::support::{DEADLINE, poll_until};
 
 /// The start of each page: without a language, a title and an icon it would have faults of its own.
 const HEAD: &str = "<!DOCTYPE html><html lang=\"en\"><title>Test</title><link rel=\"icon\" href=\"data:,\">";
 
 /// A server that answers `/` with a page of this Content-Security-Policy and `body`, and nothing else. Returns its URL.
 fn serve(policy: &'static str, body: &'static str) -> String {
-    let address = Service::start().serve(move |stream| answer(stream, policy, body));
+    let address = Service::start().serve(move |stream| {
+        if let Some(request) = read_request(&stream) {
+            answer(&request, stream, policy, body);
+        }
+    });
     format!("http://{address}/")
 }
 
-fn answer(mut stream: TcpStream, policy: &str, body: &str) {
-    let mut request =
-        BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
-    // A browser also connects ahead of a request that it then does not make.
-    let Some(first) = request.next() else { return };
-    request.for_each(drop);
-    let (status, body) = if first.starts_with("GET / ") {
+/// The first line of a request, which is read to its end. A browser also connects ahead of requests that it then does
+/// not make.
+fn read_request(stream: &TcpStream) -> Option<String> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    let first = lines.next();
+    lines.for_each(drop);
+    first
+}
+
+fn answer(request: &str, mut stream: TcpStream, policy: &str, body: &str) {
+    let (status, body) = if request.starts_with("GET / ") {
         ("200 OK", format!("{HEAD}{body}"))
     } else {
         ("404 Not Found", String::new())
@@ -147,6 +156,35 @@ fn a_change_of_a_page_that_reloads_itself_is_awaited() {
         </script>",
     ));
     page.wait_until("document.body.innerText === 'load 5'");
+}
+
+#[test]
+fn a_stream_of_events_reaches_a_page_until_it_is_closed() {
+    let service = Service::start();
+    let url = format!("http://{}/", service.address());
+    let (sender, streams) = mpsc::channel();
+    service.serve(move |mut stream| {
+        let Some(request) = read_request(&stream) else { return };
+        if !request.starts_with("GET /events ") {
+            let script = "<p><script>
+                new EventSource('events').onmessage = event => document.querySelector('p').append(event.data);
+            </script>";
+            return answer(&request, stream, "connect-src 'self'", script);
+        }
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+        stream.write_all(head.as_bytes()).expect("the browser is there");
+        sender.send(stream).expect("the test waits for it");
+    });
+    let browser = Browser::start();
+    let page = browser.open(&url);
+    let mut stream = streams.recv_timeout(DEADLINE).expect("the page asks for events");
+    for text in ["one", "two"] {
+        write!(stream, "data: {text}\n\n").expect("the browser is there");
+        page.wait_until(&format!("document.body.innerText.endsWith('{text}')"));
+    }
+    assert_eq!((page.text().as_str(), page.complaints()), ("onetwo", vec![]));
+    page.close();
+    read_all(&mut stream);
 }
 
 #[test]

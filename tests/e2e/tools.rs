@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::thread;
 
 use crate::support::http::{Event, Server};
-use crate::support::metrics::{Sample, check_as_openmetrics, check_with_promtool, samples};
+use crate::support::metrics::{Prometheus, Sample, check_as_openmetrics, check_with_promtool, samples};
 use crate::support::socket::{Service, assert_reads};
 
 /// Reads a request without a body, and gives this answer, whatever the request is.
@@ -16,8 +17,12 @@ fn answer(mut stream: impl Read + Write, answer: &str) {
     let _ = stream.write_all(answer.as_bytes());
 }
 
-fn server(response: &'static str) -> Server {
-    Server::Tcp(Service::start().serve(move |stream| answer(stream, response)))
+fn serve(response: String) -> SocketAddr {
+    Service::start().serve(move |stream| answer(stream, &response))
+}
+
+fn server(response: impl Into<String>) -> Server {
+    Server::Tcp(serve(response.into()))
 }
 
 #[test]
@@ -27,7 +32,7 @@ fn a_body_of_a_length_in_chunks_and_up_to_the_end_is_the_same() {
         "Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
         "Connection: close\r\n\r\nhello",
     ] {
-        let response = server(format!("HTTP/1.1 200 OK\r\nA: b\r\n{head_and_body}").leak()).get("/");
+        let response = server(format!("HTTP/1.1 200 OK\r\nA: b\r\n{head_and_body}")).get("/");
         assert_eq!((response.status, &*response.body), (200, "hello"), "{head_and_body}");
         assert_eq!((response.header("a"), response.header("B")), (Some("b"), None));
     }
@@ -178,4 +183,27 @@ fn what_is_not_a_sample_fails_the_test() {
         let read = thread::spawn(move || samples(text)).join();
         assert!(read.is_err(), "{text} was taken for {read:?}");
     }
+}
+
+/// Serves `metrics` as OpenMetrics.
+fn serve_metrics(metrics: &str) -> SocketAddr {
+    serve(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n\r\n{metrics}"
+    ))
+}
+
+#[test]
+fn prometheus_has_what_it_has_scraped() {
+    let prometheus = Prometheus::scrape(serve_metrics(OPENMETRICS));
+    assert_eq!(prometheus.await_scrape(), Ok(()));
+    let found = prometheus.query("spipe_sent_bytes_total{pipe=\"a\"} + 1");
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0]["value"][1], "4");
+    assert_eq!(prometheus.query("spipe_sent_bytes_total{pipe=\"b\"}").len(), 0);
+}
+
+#[test]
+fn prometheus_says_why_it_cannot_scrape() {
+    let prometheus = Prometheus::scrape(serve_metrics(&OPENMETRICS.replace("# EOF\n", "")));
+    assert_eq!(prometheus.await_scrape(), Err("data does not end with # EOF".to_owned()));
 }

@@ -103,7 +103,8 @@ impl Browser {
             "Target.attachToTarget",
             json!({ "targetId": target["targetId"], "flatten": true }),
         );
-        let page = Page { browser: self, session: text(&attached["sessionId"]) };
+        let (context, session) = (text(&context["browserContextId"]), text(&attached["sessionId"]));
+        let page = Page { browser: self, context, session };
         for domain in ["Page", "Runtime", "Log", "Audits", "Accessibility"] {
             page.command(&format!("{domain}.enable"), json!({}));
         }
@@ -212,6 +213,8 @@ pub(crate) enum ColourScheme {
 /// One page of a browser. What is set before [`Page::open`] is in force when the page loads.
 pub(crate) struct Page<'browser> {
     browser: &'browser Browser,
+    /// What separates it from other pages.
+    context: String,
     session: String,
 }
 
@@ -312,6 +315,16 @@ impl Page<'_> {
         let image = self.command("Page.captureScreenshot", parameters);
         let image = Base64::decode_vec(&text(&image["data"])).expect("Chromium sends Base64");
         std::fs::write(path, image).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+
+    /// Closes the page, and with it its connections.
+    #[track_caller]
+    pub(crate) fn close(self) {
+        self.browser.command(
+            None,
+            "Target.disposeBrowserContext",
+            json!({ "browserContextId": self.context }),
+        );
     }
 
     #[track_caller]

@@ -1,9 +1,16 @@
 //! Metrics, as monitoring reads them.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::process::Command;
 
-use super::process::{Ended, run, run_with_input};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::http::Server;
+use super::poll_until;
+use super::process::{Ended, Process, run, run_with_input};
+use super::redis::free_port;
 
 /// Asserts that Prometheus can read `text` as its text format, and has nothing against its names, types and help.
 #[track_caller]
@@ -83,5 +90,74 @@ fn unquote(text: &str) -> Option<(String, &str)> {
             }),
             (_, other) => value.push(other),
         }
+    }
+}
+
+/// A real Prometheus that scrapes one server every second.
+pub(crate) struct Prometheus {
+    _process: Process,
+    server: Server,
+    _directory: TempDir,
+}
+
+impl Prometheus {
+    /// Scrapes `/metrics` at this address. It takes five seconds until it begins.
+    pub(crate) fn scrape(address: SocketAddr) -> Self {
+        for _ in 0..10 {
+            if let Some(prometheus) = Self::try_scrape(address) {
+                return prometheus;
+            }
+        }
+        panic!("prometheus finds no free port in ten attempts");
+    }
+
+    fn try_scrape(address: SocketAddr) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let configuration = directory.path().join("prometheus.yml");
+        let text = format!(
+            "global: {{ scrape_interval: 1s }}\n\
+             scrape_configs: [{{ job_name: test, static_configs: [{{ targets: ['{address}'] }}] }}]\n"
+        );
+        std::fs::write(&configuration, text).expect("the file can be written");
+        let listens = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", configuration.display()));
+        command.arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()));
+        let process = Process::start(command.arg(format!("--web.listen-address={listens}")));
+        process.has_line_before_exit("Server is ready to receive web requests").then(|| Self {
+            _process: process,
+            server: Server::Tcp(listens),
+            _directory: directory,
+        })
+    }
+
+    /// Why the first scrape has failed, if it has.
+    #[track_caller]
+    pub(crate) fn await_scrape(&self) -> Result<(), String> {
+        poll_until("the first scrape", || {
+            let targets = self.ask("/api/v1/targets");
+            let target = &targets["activeTargets"][0];
+            match target["health"].as_str()? {
+                "up" => Some(Ok(())),
+                "down" => Some(Err(target["lastError"].as_str().unwrap_or_default().to_owned())),
+                _ => None,
+            }
+        })
+    }
+
+    /// The series that a query of PromQL finds, each as `{ "metric": { LABELS }, "value": [TIME, "VALUE"] }`.
+    #[track_caller]
+    pub(crate) fn query(&self, query: &str) -> Vec<Value> {
+        let escaped: Vec<_> = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let mut found = self.ask(&format!("/api/v1/query?query={}", escaped.concat()));
+        std::mem::take(found["result"].as_array_mut().expect("a query of series finds series"))
+    }
+
+    #[track_caller]
+    fn ask(&self, path: &str) -> Value {
+        let response = self.server.get(path);
+        assert_eq!(response.status, 200, "{path}: {response:?}");
+        let mut answer: Value = serde_json::from_str(&response.body).expect("Prometheus answers in JSON");
+        answer["data"].take()
     }
 }

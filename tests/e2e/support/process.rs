@@ -12,8 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("chromium", "chromium fonts-dejavu-core"),
+    ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
