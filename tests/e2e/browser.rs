@@ -8,7 +8,8 @@ use crate::support::browser::{Browser, ColourScheme, Device, Page};
 use crate::support::socket::{Service, read_all};
 use crate::support::{DEADLINE, poll_until};
 
-/// The start of each page: without a language, a title and an icon it would have faults of its own.
+/// The start of each page: without a document type it would have a fault of its own, and without an icon the browser
+/// asks for `/favicon.ico`.
 const HEAD: &str = "<!DOCTYPE html><html lang=\"en\"><title>Test</title><link rel=\"icon\" href=\"data:,\">";
 
 /// A server that answers `/` with a page of this Content-Security-Policy and `body`, and nothing else. Returns its URL.
@@ -49,11 +50,11 @@ fn page_of(body: &'static str) -> String {
     serve("", body)
 }
 
+/// Waits for a complaint with all of `parts` in it: those about forms come a moment after the page has loaded.
 #[track_caller]
-fn assert_complains(page: &Page, parts: &[&str]) {
-    let complaints = page.complaints();
+fn await_complaint(page: &Page, parts: &[&str]) {
     let matches = |complaint: &String| parts.iter().all(|part| complaint.contains(part));
-    assert!(complaints.iter().any(matches), "no {parts:?} in {complaints:#?}");
+    poll_until(&format!("a complaint with {parts:?}"), || page.complaints().into_iter().find(matches));
 }
 
 #[test]
@@ -61,21 +62,24 @@ fn what_is_wrong_with_a_page_is_complained_about() {
     let browser = Browser::start();
     let inline = serve("script-src 'self'", "<script>document.title = 'ran'</script>");
     let page = browser.open(&inline);
-    assert_complains(&page, &["Content Security Policy", "script-src 'self'"]);
+    await_complaint(&page, &["Content Security Policy", "script-src 'self'"]);
     assert_eq!(page.evaluate("document.title"), "Test");
 
     let page = browser.open(&page_of("<script>console.error('three', 3)</script>"));
-    assert_complains(&page, &["console error", "three", "3"]);
+    await_complaint(&page, &["console error", "three", "3"]);
 
     let page = browser.open(&page_of("<script>console.warn('beware')</script>"));
-    assert_complains(&page, &["console warning", "beware"]);
+    await_complaint(&page, &["console warning", "beware"]);
 
     let page = browser.open(&page_of("<script>setTimeout(() => { missing() })</script>"));
     page.evaluate("new Promise(resolve => setTimeout(resolve))");
-    assert_complains(&page, &["exception", "missing is not defined"]);
+    await_complaint(&page, &["exception", "missing is not defined"]);
 
     let page = browser.open(&page_of("<img src=\"nowhere.png\" alt=\"Nothing\">"));
-    assert_complains(&page, &["404", "Failed to load"]);
+    await_complaint(&page, &["Failed to load", "404", "/nowhere.png"]);
+
+    let page = browser.open(&page_of("<label>Name</label><input name=\"name\">"));
+    await_complaint(&page, &["issue", "FormLabelHasNeitherForNorNestedInput"]);
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn a_page_without_faults_is_not_complained_about() {
     ));
     assert_eq!(page.complaints(), [""; 0]);
     assert_eq!(page.text(), "Fine\n\nNothing is wrong here.\n\nAgain");
-    assert_complains(&faulty, &["of another page"]);
+    await_complaint(&faulty, &["of another page"]);
 }
 
 #[test]

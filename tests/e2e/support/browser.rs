@@ -8,18 +8,19 @@ use std::path::Path;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
+use std::time::Instant;
 
 use base64ct::{Base64, Encoding};
 use rustix::process::{Signal, geteuid, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::process::{Process, require};
+use super::process::{Process, after, require};
 use super::{DEADLINE, poll_until};
 
 /// Chromium reads requests from descriptor 3 and writes answers and events to descriptor 4. Its standard output has
 /// nothing for a test.
-const DESCRIPTORS: &str = "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null";
+const DESCRIPTORS: &str = "exec 3<&0 4>&1 </dev/null >/dev/null;";
 
 /// Nothing of this host's user, nothing that calls home, nothing that asks. Of its own log only what ends it, because it
 /// has much to say about a host without a desktop.
@@ -58,13 +59,13 @@ impl Browser {
         require("chromium");
         let home = tempfile::tempdir().expect("a temporary directory");
         let (answers, output) = io::pipe().expect("descriptors are left");
-        let mut command = Command::new("sh");
-        command.args(["-c", DESCRIPTORS, "chromium"]).args(OPTIONS);
-        command.arg(format!("--user-data-dir={}", home.path().display()));
+        let mut chromium = Command::new("chromium");
+        chromium.args(OPTIONS).arg(format!("--user-data-dir={}", home.path().display()));
         if geteuid().is_root() {
             // Chromium's sandbox refuses to work for root.
-            command.arg("--no-sandbox");
+            chromium.arg("--no-sandbox");
         }
+        let mut command = after(DESCRIPTORS, &chromium);
         // Also places that it finds by itself, such as the one for crash reports, are in its home directory.
         command.env("HOME", home.path()).env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
         command.process_group(0).stdin(Stdio::piped()).stdout(output).stderr(Stdio::piped());
@@ -130,8 +131,9 @@ impl Browser {
         }
         let sent = self.requests.borrow_mut().write_all(format!("{request}\0").as_bytes());
         sent.unwrap_or_else(|error| panic!("{method}: Chromium has ended ({error})"));
+        let start = Instant::now();
         loop {
-            let mut message = self.next_message(method);
+            let mut message = self.next_message(method, start);
             if message["id"] != id {
                 self.events.borrow_mut().push(message);
             } else if message["error"].is_null() {
@@ -152,8 +154,9 @@ impl Browser {
         if self.events.borrow().iter().any(matches) {
             return;
         }
+        let start = Instant::now();
         loop {
-            let event = self.next_message(what);
+            let event = self.next_message(what, start);
             let found = matches(&event);
             self.events.borrow_mut().push(event);
             if found {
@@ -162,10 +165,11 @@ impl Browser {
         }
     }
 
+    /// The next answer or event. The deadline is that of the whole wait: a busy page sends events for ever.
     #[track_caller]
-    fn next_message(&self, what: &str) -> Value {
+    fn next_message(&self, what: &str, start: Instant) -> Value {
         self.messages
-            .recv_timeout(DEADLINE)
+            .recv_timeout(DEADLINE.saturating_sub(start.elapsed()))
             .unwrap_or_else(|error| panic!("{what}: no answer from Chromium ({error})"))
     }
 }
@@ -287,10 +291,10 @@ impl Page<'_> {
     }
 
     /// All that Chromium has had to say against this page, and all that the page has written to the console as a
-    /// warning or an error: violations of its Content-Security-Policy, failed loads, exceptions, bad HTML.
+    /// warning or an error: violations of its Content-Security-Policy, failed loads, exceptions, forms without labels.
     #[track_caller]
     pub(crate) fn complaints(&self) -> Vec<String> {
-        // Events that have happened arrive before the answer.
+        // What the page has written, and what it was refused, arrives before the answer.
         self.evaluate("null");
         let events = self.browser.events.borrow();
         events.iter().filter(|event| event["sessionId"] == *self.session).filter_map(complaint).collect()
@@ -339,7 +343,9 @@ fn complaint(event: &Value) -> Option<String> {
     match event["method"].as_str()? {
         "Log.entryAdded" => {
             let entry = &parameters["entry"];
-            Some(format!("{} {}: {}", text(&entry["source"]), text(&entry["level"]), text(&entry["text"])))
+            let [source, level, said, url] =
+                ["source", "level", "text", "url"].map(|field| text(&entry[field]));
+            Some(format!("{source} {level}: {said} {url}"))
         }
         "Runtime.consoleAPICalled" if parameters["type"] == "error" || parameters["type"] == "warning" => {
             Some(format!("console {}: {}", text(&parameters["type"]), parameters["args"]))
