@@ -1,9 +1,12 @@
 //! Building blocks of the tests: processes that end with the test, both ends of a pipe, targets and clients for them,
-//! and a relay that does to the wire what networks and attackers can do.
+//! a browser, and a relay that does to the wire what networks and attackers can do.
 
+pub(crate) mod browser;
 pub(crate) mod dns;
+pub(crate) mod http;
 pub(crate) mod manager;
 pub(crate) mod memory;
+pub(crate) mod metrics;
 pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod pipe;

@@ -1,5 +1,6 @@
 //! Child processes that cannot outlive their test. Tests can wait for single lines of their output.
 
+use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
@@ -11,7 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 17] = [
+    ("chromium", "chromium fonts-dejavu-core"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("redis-benchmark", "redis-tools"),
@@ -45,13 +49,26 @@ pub(crate) fn after(setup: &str, command: &Command) -> Command {
 fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|error| {
         let program = command.get_program().to_string_lossy().into_owned();
-        match PACKAGES.iter().find(|(name, _)| *name == program) {
-            Some((name, package)) if error.kind() == std::io::ErrorKind::NotFound => {
-                panic!("this test needs {name}; type: apt-get install {package}")
-            }
-            _ => panic!("cannot start {program}: {error}"),
+        if error.kind() == std::io::ErrorKind::NotFound {
+            name_package(&program);
         }
+        panic!("cannot start {program}: {error}")
     })
+}
+
+/// Panics with the name of the package to install if `program` is missing: for a program that a shell starts.
+pub(crate) fn require(program: &str) {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if !env::split_paths(&path).any(|directory| directory.join(program).exists()) {
+        name_package(program);
+        panic!("this test needs {program}, which is not in PATH");
+    }
+}
+
+fn name_package(program: &str) {
+    if let Some((_, package)) = PACKAGES.iter().find(|(name, _)| *name == program) {
+        panic!("this test needs {program}; type: apt-get install {package}");
+    }
 }
 
 /// The lines that a process has written so far to its standard output and error.
@@ -206,8 +223,13 @@ impl Process {
 
     /// Waits until all recorded streams have ended.
     pub(crate) fn await_end_of_output(&self) {
-        let closed = self.lines.wait_for(|state| (state.open == 0).then_some(()));
-        assert!(closed.is_some(), "{} does not end:\n{}", self.name, self.log());
+        assert!(self.output_ends(), "{} does not end:\n{}", self.name, self.log());
+    }
+
+    /// Waits until all recorded streams have ended, also those that its own children have inherited. Returns false if
+    /// they do not in time.
+    pub(crate) fn output_ends(&self) -> bool {
+        self.lines.wait_for(|state| (state.open == 0).then_some(())).is_some()
     }
 
     /// Waits until it has ended by itself; panics if it does not.
