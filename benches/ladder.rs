@@ -18,7 +18,7 @@ use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::addr::Endpoint;
 use spipe::listen::Passed;
-use spipe::pipe::{self, Pipes, Registry, Spec, Specs};
+use spipe::pipe::{self, Pipes, Spec, Specs};
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
@@ -271,7 +271,7 @@ fn start(spec: Spec) -> (SocketAddr, Pipes) {
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         unreachable!("it is an IP address");
     };
-    (address, listening.start(Registry::default()).expect("a runtime is here"))
+    (address, listening.start(Arc::default()).expect("a runtime is here"))
 }
 
 /// Beside the ladder: what a connection costs before its first byte.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `[1.2.3.4]:80`, `1.2.3.4:80`, `[::1]:80` | an IP address and a port |
 //! | `[host]:80`, `host:80` | a name, resolved when it is used |
-//! | `/path/to.sock` | a Unix-domain socket |
+//! | `/path/to.sock`, `unix:/path/to.sock` | a Unix-domain socket |
 //! | `@name` | a Unix-domain socket in Linux's abstract namespace |
 //! | `[]:80`, `*:80` | every address of both families (only to listen on) |
 //! | `systemd`, `systemd:name` | the sockets that the service manager has passed, or those of that name (only to listen on) |
@@ -535,6 +535,8 @@ fn parse(text: &str, port_is: Port) -> Result<Parsed, AddressError> {
     if text.is_empty() {
         return Err(AddressError::Empty);
     }
+    // Other programs write it so; a port does not begin with a slash.
+    let text = text.strip_prefix("unix:").filter(|path| path.starts_with('/')).unwrap_or(text);
     if text.starts_with('/') {
         return Ok(Parsed::One(Endpoint::Unix(UnixName::new(text.into())?)));
     }

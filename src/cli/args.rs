@@ -88,7 +88,7 @@ pub(super) enum Command {
         #[allow(rustdoc::broken_intra_doc_links, reason = "--help shows these brackets")]
         file: PathBuf,
         #[command(flatten)]
-        service: ServiceOptions,
+        service: Box<ServiceOptions>,
     },
     /// Read a configuration file and its keys, and say what is wrong with them
     Check {

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::addr::{Endpoint, Source, Target};
 use crate::listen::Passed;
-use crate::pipe::{self, Pipes, Registry, Spec, Specs};
+use crate::pipe::{self, Pipes, Spec, Specs};
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::MESSAGE_1;
 use crate::proto::key::Key;
@@ -134,7 +134,7 @@ fn start(spec: Spec) -> Result<(SocketAddr, Pipes), String> {
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         return Err("cannot listen on 127.0.0.1".into());
     };
-    Ok((address, listening.start(Registry::default()).map_err(text)?))
+    Ok((address, listening.start(Arc::default()).map_err(text)?))
 }
 
 async fn start_echo() -> io::Result<SocketAddr> {

@@ -27,6 +27,7 @@ use crate::service::log::one_line;
 use crate::service::privileges::Identity;
 use crate::service::startup::StartupError;
 use crate::service::state::{Ago, StateDirectory, StateError};
+use crate::status;
 
 /// Why the command failed at run time; `main` prints it in one line and exits with 1.
 #[derive(Debug, Error)]
@@ -47,6 +48,9 @@ pub enum Error {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The status cannot be served as it is asked for.
+    #[error(transparent)]
+    Status(#[from] status::PlanError),
     /// The source cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -95,7 +99,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         (Some(Command::Demo { target }), _) => {
             demo::run(target).map(|()| ExitCode::SUCCESS).map_err(Error::Demo)
         }
-        (Some(Command::Run { file, service }), _) => serve::serve(Origin::File(absolute(&file)?), service),
+        (Some(Command::Run { file, service }), _) => serve::serve(Origin::File(absolute(&file)?), *service),
         (Some(Command::Check { file }), _) => check(&file),
         (None, Some(pipe)) => serve_or_connect(pipe, args.service),
         (None, None) => contradict("nothing to do; give -t TARGET and -k KEY, or a command such as keygen"),
@@ -189,6 +193,7 @@ fn contradict_or_fail<T>(error: Error) -> Result<T, Error> {
 /// `spipe check`
 fn check(file: &Path) -> Result<ExitCode, Error> {
     let parsed = Origin::File(absolute(file)?).parse()?;
+    parsed.service.status()?;
     let user = parsed.service.user.as_ref().map(Identity::of).transpose().map_err(StartupError::from)?;
     let owners = Owners::new(user.and_then(|user| user.uid()));
     let Configuration { specs, .. } = parsed.plan(&mut Planner::new(owners))?;

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 
 use super::{Error, contradict};
@@ -28,6 +29,7 @@ use crate::service::startup::{Service, Started, StartupError};
 use crate::service::state::{Keeper, StateDirectory};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
 use crate::stats::OfPipe;
+use crate::status::{Gatherer, Reload};
 use crate::stream::{Remote, Stream};
 use crate::upstream::Upstream;
 
@@ -73,7 +75,9 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         needs.pid_file(path);
     }
     let state = StateDirectory::find(options.state_directory.as_deref())?;
-    let registry = Registry::new(process::descriptors());
+    let status = options.status()?;
+    status.sources().for_each(|source| needs.listen_at(source));
+    let registry = Arc::new(Registry::new(process::descriptors().saturating_sub(status.descriptors())));
     if let Some(state) = &state {
         needs.state_directory(state.path());
         registry.usage.remember(state.last_used_or_nothing());
@@ -81,14 +85,19 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     needs.log_to(options.log_destination());
     let pipes = specs.iter().len();
     let manager = Manager::from_env();
-    let Service { runtime, sockets, signals, pid_file } = Started::new()
-        .listen(|passed| pipe::listen(specs, passed).map_err(Error::from))?
+    let Service { runtime, sockets, signals, pid_file, facts } = Started::new()
+        .listen(|passed| {
+            // The status first: a pipe may take all that systemd has passed.
+            let status = status.listen(passed)?;
+            Ok::<_, Error>((status, pipe::listen(specs, passed)?))
+        })?
         .write_pid_file(options.pid_file.as_deref())?
         .become_user(options.user.as_ref())?
         .detach(background)?
         .confine(|| options.confinement().apply(&needs))
         .start_runtime()?;
-    let (policy, confinement) = (options.policy(), options.confinement());
+    let (policy, confinement, facts) = (options.policy(), options.confinement(), Arc::new(facts));
+    let (status_sockets, sockets) = sockets;
     let served = runtime.block_on(async {
         // Before the log says that we listen: an administrator who has read that may send a signal, and it must stop us in an
         // orderly way and remove the socket file.
@@ -97,9 +106,14 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         let keeper = state.map(|state| Keeper::start(state, usage)).transpose();
         let keeper = keeper.map_err(|source| Error::System { doing: "start a thread", source })?;
         signals.release()?;
-        let running = sockets.start(registry)?;
+        let running = sockets.start(Arc::clone(&registry))?;
+        let gatherer = Gatherer::new(registry, Arc::clone(&facts), status.ready_needs_target);
+        let (ask, requests) = mpsc::channel(1);
+        let _serving = status_sockets.start(Arc::new(gatherer), Reload::new(ask))?;
         let reader = reader(origin, flags, options, planner);
-        Supervisor::new(running, pipes, reader, policy, &manager, confinement).supervise(received).await;
+        Supervisor::new(running, pipes, reader, policy, &manager, (confinement, facts))
+            .supervise(received, requests)
+            .await;
         if let Some(keeper) = keeper {
             keeper.finish();
         }

@@ -49,7 +49,7 @@ pub(crate) struct Parsed {
 
 enum ParsedPipes {
     CommandLine(Box<PipeOptions>, PathBuf),
-    File(PathBuf, File),
+    File(PathBuf, Box<File>),
 }
 
 /// Why there is no valid configuration.
@@ -84,7 +84,10 @@ impl Origin {
             }
             Self::File(path) => {
                 let file = toml_file::read(path)?;
-                Ok(Parsed { service: file.service.clone(), pipes: ParsedPipes::File(path.clone(), file) })
+                Ok(Parsed {
+                    service: file.service.clone(),
+                    pipes: ParsedPipes::File(path.clone(), Box::new(file)),
+                })
             }
         }
     }
@@ -102,7 +105,8 @@ impl Parsed {
                 let specs = Specs::new(vec![spec]).map_err(|conflict| PlanError::from(conflict.source))?;
                 Ok(Configuration { specs, key_files })
             }
-            ParsedPipes::File(path, File { pipes, keys, .. }) => {
+            ParsedPipes::File(path, file) => {
+                let File { pipes, keys, .. } = *file;
                 let beside = path.parent().unwrap_or(Path::new("/"));
                 let (mut specs, mut key_files) = (Vec::with_capacity(pipes.len()), Vec::new());
                 for pipe in &pipes {

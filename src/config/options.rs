@@ -23,6 +23,7 @@ use crate::service::log::{Destination, Format};
 use crate::service::privileges::UserName;
 use crate::service::sandbox::Confinement;
 use crate::service::supervisor::Policy;
+use crate::status::{self, StatusUser};
 use crate::stream::Keepalive;
 use crate::upstream::{Balance, CertificateName, Check, Pin, Running};
 
@@ -521,6 +522,30 @@ pub(crate) struct ServiceOptions {
     #[serde(deserialize_with = "text::optional")]
     pub(crate) on_revoke: Option<Running>,
 
+    /// Serve the status there: a page for people at /, /status as JSON, /metrics for Prometheus, /livez and /readyz. May be given
+    /// several times
+    #[arg(long, value_name = "ADDR")]
+    #[serde(deserialize_with = "text::one_or_more")]
+    pub(crate) status: Vec<Source>,
+
+    /// Who may read it: USER:HASH, with what 'openssl passwd -6' prints as HASH
+    #[arg(long, value_name = "USER:HASH")]
+    #[serde(deserialize_with = "text::optional")]
+    pub(crate) status_user: Option<StatusUser>,
+
+    /// Let everybody read it who can connect, also from other hosts
+    #[arg(long)]
+    pub(crate) status_public: bool,
+
+    /// Say at /readyz that the process is ready only if each pipe has a target that is up
+    #[arg(long)]
+    pub(crate) ready_needs_target: bool,
+
+    /// Obey 'spipe top', 'spipe reload', 'spipe close' and 'spipe drain' at this socket, which only its owner may use
+    #[arg(long, value_name = "PATH")]
+    #[serde(deserialize_with = "text::optional")]
+    pub(crate) control: Option<Source>,
+
     /// Keep in this directory when each key was last used; without it, in the one of systemd's StateDirectory=, if there is one
     #[arg(long, value_name = "DIR")]
     pub(crate) state_directory: Option<PathBuf>,
@@ -543,6 +568,11 @@ impl ServiceOptions {
             user: self.user.or(file.user),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             on_revoke: self.on_revoke.or(file.on_revoke),
+            status: if self.status.is_empty() { file.status } else { self.status },
+            status_user: self.status_user.or(file.status_user),
+            status_public: self.status_public || file.status_public,
+            ready_needs_target: self.ready_needs_target || file.ready_needs_target,
+            control: self.control.or(file.control),
             state_directory: self.state_directory.or(file.state_directory),
             no_sandbox: self.no_sandbox || file.no_sandbox,
         }
@@ -560,6 +590,20 @@ impl ServiceOptions {
     pub(crate) fn policy(&self) -> Policy {
         let drain_timeout = Duration::from_secs(self.drain_timeout.unwrap_or(DRAIN_TIMEOUT).into());
         Policy { drain_timeout, on_revoke: self.on_revoke.unwrap_or_default() }
+    }
+
+    /// Where the status is to be served.
+    ///
+    /// # Errors
+    /// [`status::PlanError`].
+    pub(crate) fn status(&self) -> Result<status::Plan, status::PlanError> {
+        status::Plan::new(
+            self.status.clone(),
+            self.status_user.clone(),
+            self.status_public,
+            self.control.clone(),
+            self.ready_needs_target,
+        )
     }
 
     /// Whether both are the same as far as a reload may change nothing.
@@ -585,6 +629,11 @@ impl ServiceOptions {
             (self.user.is_some(), "-u"),
             (self.drain_timeout.is_some(), "--drain-timeout"),
             (self.on_revoke.is_some(), "--on-revoke"),
+            (!self.status.is_empty(), "--status"),
+            (self.status_user.is_some(), "--status-user"),
+            (self.status_public, "--status-public"),
+            (self.ready_needs_target, "--ready-needs-target"),
+            (self.control.is_some(), "--control"),
             (self.state_directory.is_some(), "--state-directory"),
         ]
         .into_iter()

@@ -1,6 +1,5 @@
 //! An established connection carries bytes both ways, and ends in one log line.
 
-use std::fmt;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -8,13 +7,12 @@ use tracing::{debug, info, warn};
 
 use super::Common;
 use super::watch::Watch;
-use crate::addr::Target;
 use crate::gate::{Cut, Place};
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
 use crate::pump::{self, PumpError, TimeLimit};
-use crate::stats::{Carried, CloseReason, Ends, Live, OfPipe, Running};
-use crate::stream::{Remote, Stream};
+use crate::stats::{Addresses, Carried, CloseReason, Ends, Live, OfPipe, Running};
+use crate::stream::Stream;
 use crate::tunnel::Tunnel;
 use crate::upstream::InUse;
 
@@ -30,49 +28,6 @@ pub(super) struct Carrying {
     pub(super) place: Place,
     /// Why there is nothing to carry any more, if the connection failed as soon as it was established.
     pub(super) failed: Option<PumpError>,
-}
-
-/// The addresses of a connection, as the log has them.
-struct Addresses<'c> {
-    client: Option<Remote>,
-    peer: Dialed<'c>,
-    target: Dialed<'c>,
-    configured: &'c Target,
-}
-
-/// An address that was dialed; of a Unix-domain socket, that is what the configuration says.
-#[derive(Clone, Copy)]
-enum Dialed<'c> {
-    Address(Remote),
-    AsConfigured(&'c Target),
-}
-
-impl fmt::Display for Dialed<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(address) => address.fmt(formatter),
-            Self::AsConfigured(target) => target.fmt(formatter),
-        }
-    }
-}
-
-impl<'c> Addresses<'c> {
-    fn of(live: &'c Live) -> Self {
-        let configured = &live.configured;
-        let dialed = |remote| match remote {
-            Remote::Process { .. } | Remote::Local => Dialed::AsConfigured(configured),
-            Remote::Ip(..) => Dialed::Address(remote),
-        };
-        match live.ends {
-            Ends::Initiator { client, target } => {
-                let target = dialed(target);
-                Self { client: Some(client), peer: target, target, configured }
-            }
-            Ends::Responder { client, peer, target } => {
-                Self { client, peer: Dialed::Address(peer), target: dialed(target), configured }
-            }
-        }
-    }
 }
 
 impl Carrying {

@@ -22,6 +22,11 @@ pub struct SocketPermissions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketMode(u32);
 
+impl SocketMode {
+    /// For nobody but the owner.
+    pub const OWNER: Self = Self(0o600);
+}
+
 /// A text that is no mode of a socket.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("'{0}' is no mode of a socket; write it in octal digits as for chmod, such as 660")]

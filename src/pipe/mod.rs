@@ -13,6 +13,7 @@ mod spec;
 mod view;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
@@ -20,7 +21,7 @@ use self::accepting::Accepting;
 pub use self::expiries::{Expiries, Expiry, Stage};
 pub use self::registry::Registry;
 use self::spec::Group;
-pub use self::spec::{Conflict, Role, Spec, Specs, SpecsError};
+pub use self::spec::{Conflict, Mode, Role, Spec, Specs, SpecsError};
 pub use self::view::{KeyView, SharedView, View, Views};
 use crate::addr::{Endpoint, Source};
 use crate::connection::KeyNames;
@@ -81,7 +82,7 @@ impl Listening {
     ///
     /// # Errors
     /// [`ListenError`], when the runtime cannot take a socket.
-    pub fn start(self, registry: Registry) -> Result<Pipes, ListenError> {
+    pub fn start(self, registry: Arc<Registry>) -> Result<Pipes, ListenError> {
         let mut sockets = by_source(into_listeners(self.bound)?);
         registry.share_out(&self.specs);
         let mut pipes = Pipes { serving: Vec::new(), registry };
@@ -158,7 +159,7 @@ fn is_told_by(spec: &Spec, other: &Spec) -> bool {
 /// Pipes at work.
 pub struct Pipes {
     serving: Vec<Serving>,
-    registry: Registry,
+    registry: Arc<Registry>,
 }
 
 /// One of them, or several with the same sources.
@@ -173,7 +174,7 @@ struct Serving {
 
 impl Pipes {
     /// What outlives each of them.
-    pub fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 
@@ -295,7 +296,7 @@ impl Pipes {
             // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
             drop(accepting.stop().await);
         }
-        let connections = self.registry.connections;
+        let connections = &self.registry.connections;
         info!(
             connections = connections.running(),
             "stopping: letting connections finish; signal again to end them"
@@ -317,8 +318,6 @@ impl Pipes {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::net::TcpStream;
 
     use super::*;
@@ -339,7 +338,7 @@ mod tests {
         drop(listening);
         let spec = || specs(spec(&address.to_string()));
         let listening = listen(spec(), &mut Passed::default()).unwrap();
-        let mut pipes = listening.start(Registry::default()).unwrap();
+        let mut pipes = listening.start(Arc::default()).unwrap();
         assert_eq!(pipes.held().0.len(), 1);
         pipes.serving[0].accepting.kill().await;
         assert!(TcpStream::connect(address).await.is_err(), "its socket is gone with it");

@@ -15,6 +15,25 @@ use crate::listen::SocketPermissions;
 use crate::proto::cipher::Ciphers;
 use crate::proto::key::{Fingerprint, Key};
 
+/// Which end a pipe is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `-e`: accepts plain connections and seals them.
+    Encrypt,
+    /// `-d`: accepts sealed connections and opens them.
+    Decrypt,
+}
+
+/// As `mode` in a file has it.
+impl fmt::Display for Mode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+        })
+    }
+}
+
 /// Which end a pipe is, with the keys that this takes.
 #[derive(Clone)]
 pub enum Role {
@@ -31,6 +50,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// Which end it is.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Initiator { .. } => Mode::Encrypt,
+            Self::Responder { .. } => Mode::Decrypt,
+        }
+    }
+
     /// Each of its keys.
     pub fn keys(&self) -> &[Arc<Key>] {
         match self {
@@ -40,13 +67,9 @@ impl Role {
     }
 }
 
-/// As `mode` in a file has it.
 impl fmt::Display for Role {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Initiator { .. } => "encrypt",
-            Self::Responder { .. } => "decrypt",
-        })
+        self.mode().fmt(formatter)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::task::AbortHandle;
 
-use super::spec::{Role, Spec};
+use super::spec::{Mode, Role, Spec};
 use crate::addr::{Endpoint, Name, Source, Sources};
 use crate::proto::cipher::Ciphers;
 use crate::proto::key::Fingerprint;
@@ -17,8 +17,8 @@ use crate::upstream::{Check, Known};
 pub struct View {
     /// What the pipe is called, or else its sources: no two have the same.
     pub name: String,
-    /// `encrypt` or `decrypt`.
-    pub mode: String,
+    /// Which end it is.
+    pub mode: Mode,
     /// Where it listens.
     pub listening: Vec<Endpoint>,
     /// Where it does not listen yet, because the name does not resolve.
@@ -85,7 +85,7 @@ impl View {
         };
         Self {
             name: name(common.name.as_ref(), sources),
-            mode: role.to_string(),
+            mode: role.mode(),
             listening: listening.to_vec(),
             unresolved: unresolved.to_vec(),
             limit: rules.max_connections.map(Into::into),

@@ -52,6 +52,11 @@ impl Ciphers {
         }
     }
 
+    /// Each of them, the preferred one first.
+    pub fn iter(self) -> impl Iterator<Item = Cipher> {
+        self.0.iter().copied()
+    }
+
     /// I2: the offer as message 1 carries it, code points in order of preference, the rest 0.
     pub(super) fn offer(self) -> [u8; OFFER] {
         let mut offer = [0; OFFER];

@@ -3,6 +3,7 @@
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::str::FromStr;
 
 use thiserror::Error;
 
@@ -44,6 +45,21 @@ pub struct ConnectionId(pub [u8; 8]);
 impl fmt::Display for ConnectionId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+/// A text that is no [`ConnectionId`].
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the id of a connection has 16 hexadecimal digits")]
+pub struct NotAConnectionId;
+
+impl FromStr for ConnectionId {
+    type Err = NotAConnectionId;
+
+    fn from_str(text: &str) -> Result<Self, NotAConnectionId> {
+        let is_hexadecimal = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = is_hexadecimal.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+        number.map(|number| Self(number.to_be_bytes())).ok_or(NotAConnectionId)
     }
 }
 
@@ -216,7 +232,11 @@ mod tests {
             let field = [vec![ID, 0, length], vec![0; length.into()]].concat();
             assert_eq!(ConnectionInfo::decode(&field), Err(MalformedOpen::Id));
         }
-        assert_eq!(ConnectionId([0, 0, 0, 0, 0, 0, 1, 0xff]).to_string(), "00000000000001ff");
+        let id = ConnectionId([0, 0, 0, 0, 0, 0, 1, 0xff]);
+        assert_eq!((id.to_string().as_str(), "00000000000001ff".parse()), ("00000000000001ff", Ok(id)));
+        for text in ["", "1ff", "+0000000000001ff", "00000000000001fg", "00000000000001ff0"] {
+            assert_eq!(text.parse::<ConnectionId>(), Err(NotAConnectionId), "{text}");
+        }
     }
 
     #[test]

@@ -12,4 +12,5 @@ pub mod framing;
 pub mod handshake;
 pub mod key;
 pub mod noise;
+pub mod secret;
 pub mod stack;

@@ -2,7 +2,9 @@
 
 pub mod activation;
 pub mod daemon;
+pub mod facts;
 pub mod log;
+pub mod measures;
 pub mod notify;
 pub mod pid_file;
 pub mod privileges;

@@ -23,7 +23,9 @@ use tokio::runtime::Runtime;
 
 use super::activation::{self, ActivationError};
 use super::daemon::{Background, DaemonError};
+use super::facts::Facts;
 use super::log::writer;
+use super::measures::Measures;
 use super::pid_file::{PidFile, PidFileError};
 use super::privileges::{Identity, PrivilegesError, UserName};
 use super::process;
@@ -110,6 +112,7 @@ pub struct Confined<T> {
     recorded: Recorded<T>,
     /// How many processors there are for us, where that can be told.
     processors: Option<NonZero<usize>>,
+    facts: Facts,
 }
 
 /// The runtime and what was prepared for it.
@@ -122,6 +125,8 @@ pub struct Service<T> {
     pub signals: HeldSignals,
     /// To be kept to the end.
     pub pid_file: Option<PidFile>,
+    /// What is known of the process.
+    pub facts: Facts,
 }
 
 impl Started {
@@ -200,11 +205,11 @@ impl<T> Unprivileged<T> {
 }
 
 impl<T> Detached<T> {
-    /// Lets `give_up` take every right that serving does not need.
-    pub fn confine(self, give_up: impl FnOnce()) -> Confined<T> {
-        let processors = process::processors();
-        give_up();
-        Confined { recorded: self.0, processors }
+    /// Lets `give_up` take every right that serving does not need, and say what it has taken.
+    pub fn confine(self, give_up: impl FnOnce() -> String) -> Confined<T> {
+        let (processors, measures) = (process::processors(), Measures::open());
+        let facts = Facts::new(give_up(), measures);
+        Confined { recorded: self.0, processors, facts }
     }
 }
 
@@ -231,6 +236,6 @@ impl<T> Confined<T> {
         // The first of the threads: from here on, none waits for the reader of the log.
         writer::start();
         let runtime = runtime::build(threads).map_err(cannot("start the runtime"))?;
-        Ok(Service { runtime, sockets, signals, pid_file })
+        Ok(Service { runtime, sockets, signals, pid_file, facts: self.facts })
     }
 }

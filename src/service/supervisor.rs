@@ -7,10 +7,12 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
+use super::facts::Facts;
 use super::notify::Manager;
 use super::sandbox::Confinement;
 use super::signals::{Signal, Signals};
@@ -50,6 +52,9 @@ pub struct Policy {
     pub on_revoke: Running,
 }
 
+/// Asks for a reload. It is answered with how many pipes there are then, or with what is wrong.
+pub type ReloadRequest = oneshot::Sender<Result<usize, String>>;
+
 /// Reads the configuration again. It may block.
 pub type Reader = dyn Fn() -> Result<Reread, ReloadError> + Send + Sync;
 
@@ -71,6 +76,7 @@ pub struct Supervisor<'m> {
     policy: Policy,
     manager: &'m Manager,
     confined: Confinement,
+    facts: Arc<Facts>,
     status: Status,
 }
 
@@ -82,34 +88,35 @@ impl<'m> Supervisor<'m> {
         reader: Arc<Reader>,
         policy: Policy,
         manager: &'m Manager,
-        confined: Confinement,
+        (confined, facts): (Confinement, Arc<Facts>),
     ) -> Self {
         let usage = Arc::clone(&pipes.registry().usage);
         let text = Mutex::new(Text { note: "", pipes: count });
         let status = Status(Arc::new(StatusText { usage, text }));
         let expiries = pipes.expiries();
-        Self { pipes, expiries, reader, policy, manager, confined, status }
+        Self { pipes, expiries, reader, policy, manager, confined, facts, status }
     }
 
-    /// Obeys signals until all connections have ended, or may go on no longer.
-    pub async fn supervise(self, signals: Signals) {
+    /// Obeys signals and `requests` until all connections have ended, or may go on no longer.
+    pub async fn supervise(self, signals: Signals, requests: mpsc::Receiver<ReloadRequest>) {
         let (manager, status) = (self.manager, self.status.clone());
         let heartbeat = Arc::clone(&self.pipes.registry().heartbeat);
         tokio::select! {
-            () = self.obey(signals) => {}
+            () = self.obey(signals, requests) => {}
             () = manager.attend(&heartbeat, || status.to_string()) => unreachable!("it goes on for ever"),
         }
     }
 
-    async fn obey(mut self, mut signals: Signals) {
+    async fn obey(mut self, mut signals: Signals, mut requests: mpsc::Receiver<ReloadRequest>) {
         self.manager.ready(&self.status.to_string());
         self.tell_idle_keys();
         loop {
-            tokio::select! {
+            let asked_by = tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::Reload => {}
+                    Signal::Reload => None,
                     Signal::Stop => break,
                 },
+                Some(request) = requests.recv() => Some(request),
                 () = await_names(self.pipes.unresolved()) => {
                     let listened = tokio::select! {
                         listened = self.listen_again() => listened,
@@ -123,7 +130,7 @@ impl<'m> Supervisor<'m> {
                     self.obey_calendar(&expiry);
                     continue;
                 }
-            }
+            };
             self.manager.reloading();
             let reading = tokio::select! {
                 read = self.read_again() => read,
@@ -134,18 +141,25 @@ impl<'m> Supervisor<'m> {
                 Ok(reloaded) => self.replace(reloaded).await,
                 Err(error) => Err(error),
             };
-            match replaced {
-                Ok(()) => self.status.set_note(""),
-                Err(error) => {
-                    let hint = if is_denied(&*error) && self.confined == Confinement::On {
-                        "; a directory or a file of another user that is new since the start is out of reach (sandbox): restart to let it in"
-                    } else {
-                        ""
-                    };
-                    let reason = format!("{error}{hint}");
+            let result = replaced.map_err(|error| {
+                let hint = if is_denied(&*error) && self.confined == Confinement::On {
+                    "; a directory or a file of another user that is new since the start is out of reach (sandbox): restart to let it in"
+                } else {
+                    ""
+                };
+                format!("{error}{hint}")
+            });
+            match &result {
+                Ok(_) => self.status.set_note(""),
+                Err(reason) => {
                     error!(reason, "not reloaded: what was in force stays in force");
                     self.status.set_note("the last reload failed, see the log; ");
                 }
+            }
+            self.facts.note_reload(result.clone().map(drop));
+            if let Some(request) = asked_by {
+                // Who has asked may be gone.
+                let _ = request.send(result);
             }
             self.manager.ready(&self.status.to_string());
         }
@@ -218,8 +232,8 @@ impl<'m> Supervisor<'m> {
         async move { reading.await.unwrap_or_else(|panic| Err(panic.into())) }
     }
 
-    /// Puts what was read into force for new connections.
-    async fn replace(&mut self, reloaded: Reloaded) -> Result<(), ReloadError> {
+    /// Puts what was read into force for new connections. Gives how many pipes there are.
+    async fn replace(&mut self, reloaded: Reloaded) -> Result<usize, ReloadError> {
         let Reloaded { listening, pipes, accepted, policy, needs_restart } = reloaded;
         self.pipes.replace(listening).await?;
         self.status.set_pipes(pipes);
@@ -242,11 +256,12 @@ impl<'m> Supervisor<'m> {
         if needs_restart {
             warn!("what concerns the whole process has changed in the configuration; that takes a restart");
         }
-        Ok(())
+        Ok(pipes)
     }
 
     async fn drain(self, mut signals: Signals) {
         self.status.set_note("stopping; ");
+        self.facts.note_stop();
         let cut = async {
             tokio::select! {
                 () = sleep(self.policy.drain_timeout) => {}

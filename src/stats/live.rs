@@ -1,5 +1,6 @@
 //! One connection that carries, as others may see it.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
@@ -79,5 +80,55 @@ impl Live {
     /// Payload bytes so far: to the target, and from it.
     pub fn bytes(&self) -> (u64, u64) {
         (self.to_target.load(Ordering::Relaxed), self.from_target.load(Ordering::Relaxed))
+    }
+}
+
+/// The addresses of a connection, as people are told of them.
+pub struct Addresses<'c> {
+    /// Where the client is; a responder knows it from the initiator.
+    pub client: Option<Remote>,
+    /// The other end of the tunnel.
+    pub peer: Dialed<'c>,
+    /// What was dialed: by the initiator its peer, by the responder the service.
+    pub target: Dialed<'c>,
+    /// The target, as that was written.
+    pub configured: &'c Target,
+}
+
+/// An address that was dialed; of a Unix-domain socket, that is what the configuration says.
+#[derive(Clone, Copy)]
+pub enum Dialed<'c> {
+    /// An address of its own.
+    Address(Remote),
+    /// No other than this.
+    AsConfigured(&'c Target),
+}
+
+impl fmt::Display for Dialed<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::AsConfigured(target) => target.fmt(formatter),
+        }
+    }
+}
+
+impl<'c> Addresses<'c> {
+    /// Those of one connection.
+    pub fn of(live: &'c Live) -> Self {
+        let configured = &live.configured;
+        let dialed = |remote| match remote {
+            Remote::Process { .. } | Remote::Local => Dialed::AsConfigured(configured),
+            Remote::Ip(..) => Dialed::Address(remote),
+        };
+        match live.ends {
+            Ends::Initiator { client, target } => {
+                let target = dialed(target);
+                Self { client: Some(client), peer: target, target, configured }
+            }
+            Ends::Responder { client, peer, target } => {
+                Self { client, peer: Dialed::Address(peer), target: dialed(target), configured }
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ mod usage;
 
 pub use self::causes::{Cause, CloseReason, Kinds, PerKind};
 pub use self::histogram::Histogram;
-pub use self::live::{Ends, Live};
+pub use self::live::{Addresses, Dialed, Ends, Live};
 pub use self::of_pipe::{
     Carried, Failure, HISTORY_STEP, History, LiveView, OfPipe, Rate, Running, Stranger, Totals,
 };

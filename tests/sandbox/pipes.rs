@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use spipe::addr::{Endpoint, Target};
 use spipe::listen::Passed;
-use spipe::pipe::{self, Registry, Spec, Specs};
+use spipe::pipe::{self, Spec, Specs};
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::key::Key;
 use spipe::service::sandbox::Needs;
@@ -124,7 +124,7 @@ fn assert_carries(
     enter_sandbox(&needs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let ends = [far, near].map(|pipes| pipes.start(Registry::default()).unwrap());
+        let ends = [far, near].map(|pipes| pipes.start(Arc::default()).unwrap());
         start.send(()).unwrap();
         tokio::task::spawn_blocking(|| talking.join().unwrap()).await.unwrap();
         for end in ends {

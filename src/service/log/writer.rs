@@ -27,6 +27,9 @@ static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
 /// Lines that found no room in the queue, and were not reported yet.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
+/// All of them.
+static DROPPED_IN_ALL: AtomicU64 = AtomicU64::new(0);
+
 enum Message {
     /// One line, and where it goes.
     Line(Box<dyn Write + Send>, Vec<u8>),
@@ -41,6 +44,11 @@ pub fn start() {
     if thread.is_ok() {
         let _started_before = WRITER.set(lines);
     }
+}
+
+/// How many lines were lost, since the log was not read as fast as it was written.
+pub fn dropped() -> u64 {
+    DROPPED_IN_ALL.load(Ordering::Relaxed)
 }
 
 /// Waits until all lines so far are written, for a second at most. To be called at the end of the process.
@@ -104,6 +112,7 @@ impl Write for Line {
             Some(writer) if !IS_WRITER.get() => {
                 if writer.try_send(Message::Line(place, line)).is_err() {
                     DROPPED.fetch_add(1, Ordering::Relaxed);
+                    DROPPED_IN_ALL.fetch_add(1, Ordering::Relaxed);
                 }
             }
             _ => place.write_all(&line).and_then(|()| place.flush())?,

@@ -35,18 +35,21 @@ pub enum Confinement {
 }
 
 impl Confinement {
-    /// Does what this says with the process, whose `needs` are these.
-    pub fn apply(self, needs: &Needs) {
+    /// Does what this says with the process, whose `needs` are these. Gives what locks it in, for people.
+    pub fn apply(self, needs: &Needs) -> String {
         match self {
             Self::On => confine(needs),
-            Self::Off => warn!("not locked in, as --no-sandbox says: use it for debugging only"),
+            Self::Off => {
+                warn!("not locked in, as --no-sandbox says: use it for debugging only");
+                "off".to_owned()
+            }
         }
     }
 }
 
 /// Takes every right that is not among `needs`, for good. To be called while there is one thread: the others are born with
-/// what it has.
-pub fn confine(needs: &Needs) {
+/// what it has. Gives what locks it in, for people.
+pub fn confine(needs: &Needs) -> String {
     // Landlock and seccomp would see to it as well, but not on a kernel without them.
     if let Err(error) = rustix::thread::set_no_new_privs(true) {
         warn!(%error, "a program started from here could gain rights (no_new_privs)");
@@ -65,6 +68,7 @@ pub fn confine(needs: &Needs) {
             "a reload can read this very file and none in its place; put it in a directory of its own to replace it"
         );
     }
+    format!("landlock={landlock} seccomp={seccomp} memory={memory} capabilities={capabilities}")
 }
 
 /// Whether the service manager is told news by an abstract name, which is looked up at each message.

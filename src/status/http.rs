@@ -1,0 +1,225 @@
+//! The status over HTTP/1.1: who may ask, what there is, and how long it may take.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::access::{Guard, Refusal};
+use super::gather::Gatherer;
+use super::metrics;
+use super::query::Query;
+use super::verbs::{Answer, Reload};
+use crate::stream::Stream;
+
+/// How long a request may take to come, from its first moment or from the answer before it: more than the usual pause between
+/// two of a scraper.
+const HEADERS: Duration = Duration::from_secs(60);
+
+/// The most bytes of a request before its body. No request here has a body that is read.
+const HEADERS_MAX: usize = 16 * 1024;
+
+/// How long a connection may last, whatever it does. Browsers take an event stream up again by themselves.
+const AGE: Duration = Duration::from_secs(60 * 60);
+
+/// How long the accept loops may take to give a sign of life.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// The most connections that an answer lists, and how many it lists if nothing else is asked for.
+const LISTED_MAX: usize = 10_000;
+const LISTED: usize = 200;
+
+type Body = Full<Bytes>;
+
+/// Places for connections. One more than there are ends the connection that is there longest: readers that stall keep nobody out.
+pub(super) struct Doors {
+    places: usize,
+    open: Arc<Mutex<VecDeque<CancellationToken>>>,
+}
+
+impl Doors {
+    pub(super) fn new(places: usize) -> Self {
+        Self { places, open: Arc::default() }
+    }
+
+    /// Does `connection`, unless its place is needed for another before it is done.
+    pub(super) fn enter<F: Future<Output = ()> + Send>(
+        &self,
+        connection: F,
+    ) -> impl Future<Output = ()> + Send + use<F> {
+        let (token, open) = (CancellationToken::new(), Arc::clone(&self.open));
+        {
+            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those that have ended by themselves are still in the list; they are the first to go.
+            open.retain(|other| !other.is_cancelled());
+            if open.len() >= self.places
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.cancel();
+            }
+            open.push_back(token.clone());
+        }
+        async move {
+            tokio::select! {
+                () = connection => token.cancel(),
+                () = token.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// What is served at some sockets.
+#[derive(Clone)]
+pub(super) struct Service {
+    gatherer: Arc<Gatherer>,
+    guard: Arc<Guard>,
+    /// None where nothing but reading is allowed.
+    reload: Option<Reload>,
+}
+
+impl Service {
+    /// To be read.
+    pub(super) fn status(gatherer: Arc<Gatherer>, guard: Arc<Guard>) -> Self {
+        Self { gatherer, guard, reload: None }
+    }
+
+    /// To be read, and to be told what to do.
+    pub(super) fn control(gatherer: Arc<Gatherer>, guard: Arc<Guard>, reload: Reload) -> Self {
+        Self { gatherer, guard, reload: Some(reload) }
+    }
+
+    /// Serves one connection to its end.
+    pub(super) async fn serve(self, stream: Stream) {
+        match stream {
+            Stream::Tcp(stream) => self.serve_over(stream).await,
+            Stream::Unix(stream) => self.serve_over(stream).await,
+            Stream::Tls(_) | Stream::Stdio(_) => unreachable!("it was accepted"),
+        }
+    }
+
+    async fn serve_over(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+        let service = service_fn(|request| {
+            let service = self.clone();
+            async move { Ok::<_, Infallible>(service.answer(request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .max_buf_size(HEADERS_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Ok(Err(error)) = timeout(AGE, connection).await {
+            debug!(%error, "a reader of the status was not served to the end");
+        }
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        let admitted = self.guard.admit(request.uri(), request.headers()).await;
+        let mut response = match admitted {
+            Ok(()) => self.route(&request).await,
+            Err(Refusal::WrongHost) => text(
+                StatusCode::MISDIRECTED_REQUEST,
+                "the status is served to this host by its address or as localhost; --status-user lets it have other names\n",
+            ),
+            Err(Refusal::Unauthorized) => {
+                let mut response =
+                    text(StatusCode::UNAUTHORIZED, "the status is for those who have its password\n");
+                let scheme = HeaderValue::from_static("Basic realm=\"spipe\", charset=\"UTF-8\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+                response
+            }
+        };
+        for (name, value) in [
+            (header::CACHE_CONTROL, "no-store"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::REFERRER_POLICY, "no-referrer"),
+            (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        ] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        if !response.headers().contains_key(header::CONTENT_SECURITY_POLICY) {
+            let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+            response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, nothing);
+        }
+        response
+    }
+
+    async fn route(self, request: &Request<Incoming>) -> Response<Body> {
+        let (path, query) = (request.uri().path(), Query::of(request.uri()));
+        match (request.method(), &self.reload) {
+            (&Method::GET, _) => self.read(path, &query, request).await,
+            (&Method::POST, Some(reload)) => match reload.act(path, &query, &self.gatherer).await {
+                Some(Answer { status, text }) => json(status, &text),
+                None => text(StatusCode::NOT_FOUND, "there are the verbs reload, close, drain and resume\n"),
+            },
+            _ => {
+                let only = "the status can only be read; verbs are for the socket of --control\n";
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, only);
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+                response
+            }
+        }
+    }
+
+    async fn read(self, path: &str, query: &Query, request: &Request<Incoming>) -> Response<Body> {
+        match path {
+            "/status" => json(StatusCode::OK, &self.gatherer.report()),
+            "/connections" => {
+                let limit = query.number("limit").unwrap_or(LISTED).min(LISTED_MAX);
+                match query.sorting() {
+                    Ok(sorting) => json(StatusCode::OK, &self.gatherer.connections(sorting, limit)),
+                    Err(error) => text(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+                }
+            }
+            "/metrics" => {
+                let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+                let format = metrics::Format::for_accept(accept.unwrap_or_default());
+                typed(StatusCode::OK, format.content_type(), format.encode(&self.gatherer))
+            }
+            "/livez" => match timeout(ALIVE, self.gatherer.registry().heartbeat.answers()).await {
+                Ok(()) => text(StatusCode::OK, "the accept loops turn\n"),
+                Err(_) => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "an accept loop gives no sign of life; see the log, and restart spipe\n",
+                ),
+            },
+            "/readyz" => match &*self.gatherer.reasons_not_ready() {
+                [] => text(StatusCode::OK, "ready\n"),
+                reasons => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{}\n", reasons.join("\n"))),
+            },
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "there is /, /status, /connections, /metrics, /livez and /readyz\n",
+            ),
+        }
+    }
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Body> {
+    typed(status, "text/plain; charset=utf-8", text.to_owned())
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    let mut body = serde_json::to_vec(value).expect("all keys are texts");
+    body.push(b'\n');
+    typed(status, "application/json", body)
+}
