@@ -9,6 +9,7 @@ mod carry;
 mod check;
 pub(crate) mod clock;
 mod commit;
+mod echo;
 mod front;
 mod initiator;
 mod limits;
@@ -182,6 +183,15 @@ pub enum SetupError {
 }
 
 impl From<Cut> for SetupError {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Stopped => Self::Stopped,
+            Cut::Revoked => Self::KeyRevoked,
+        }
+    }
+}
+
+impl From<Cut> for PumpError {
     fn from(cut: Cut) -> Self {
         match cut {
             Cut::Stopped => Self::Stopped,
