@@ -3,6 +3,8 @@
 //! ```text
 //!  initiator:  Admitted client ─▶ Connected (a responder) ─▶ Tunnel ──────────────────────┐
 //!  responder:  Admitted stranger ─▶ Tunnel ─▶ Place ─▶ Connected (the target) ────────────┴─▶ carry ─▶ Carried
+//!
+//!  ping:       Connected (a responder) ─▶ Tunnel ─▶ Pinging ══▶ Tunnel ─▶ Place ─▶ echo
 //! ```
 
 mod carry;
@@ -13,6 +15,7 @@ mod echo;
 mod front;
 mod initiator;
 mod limits;
+mod ping;
 mod responder;
 mod watch;
 
@@ -24,6 +27,7 @@ pub use self::check::Checks;
 pub use self::front::Front;
 pub use self::initiator::Initiator;
 pub use self::limits::Limits;
+pub use self::ping::{PingError, Pinger, Pinging};
 pub use self::responder::Responder;
 use rand::TryRng;
 use rand::rngs::SysRng;
