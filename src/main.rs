@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Not eprintln!, which panics when standard error is closed or full.
             let _ = writeln!(std::io::stderr(), "spipe: {}", one_line(&error.to_string()));
-            ExitCode::FAILURE
+            error.exit_code()
         }
     }
 }

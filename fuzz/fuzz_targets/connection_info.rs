@@ -11,6 +11,9 @@ use spipe_fuzz::array;
 fuzz_target!(|data: &[u8]| {
     if let Ok(info) = ConnectionInfo::decode(data) {
         assert_eq!(encoded_and_decoded(&info), info);
+        // Whatever else it says, a connection is for one thing.
+        let probe_and_ping = [data, &[2, 0, 0, 6, 0, 0]].concat();
+        assert!(ConnectionInfo::decode(&probe_and_ping).is_err());
     }
 
     // Any address at all, the IPv4-mapped ones too: they must not turn into another family.

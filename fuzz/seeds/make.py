@@ -23,6 +23,8 @@ def texts(*plaintexts):
 CLIENT_4 = bytes([1, 0, 6, 192, 0, 2, 7, 195, 203])
 CLIENT_6 = bytes([1, 0, 18]) + bytes.fromhex("20010db8000000000000000000000007") + bytes([1, 187])
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
+PROBE = bytes([2, 0, 0])
+PING = bytes([6, 0, 0])
 LATER = bytes([99, 0, 3, 1, 2, 3])
 
 seeds = {
@@ -53,6 +55,9 @@ seeds = {
         "later_version": LATER + CLIENT_4 + LATER,
         "twice": CLIENT_4 + CLIENT_6,
         "cut_short": CLIENT_6[:-1],
+        "probe": CLIENT_4 + PROBE,
+        "ping": CLIENT_4 + PING,
+        "probe_and_ping": PROBE + PING,
     },
     "proxy_header": {
         "v1": b"PROXY TCP4 192.0.2.7 192.0.2.1 12345 443\r\nHELO",

@@ -6,7 +6,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::addr::{Source, Target};
 use crate::config::key_file::KeySource;
-use crate::config::options::{PipeOptions, ServiceOptions};
+use crate::config::options::{PingOptions, PipeOptions, ServiceOptions};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,9 +29,29 @@ Addresses:
   To listen on the sockets that systemd has passed: systemd or systemd:NAME
 
 Exit code: 0 when all went well, 1 when something failed, 2 for a mistake in the
-command line. SIGTERM stops accepting and lets connections finish, for the time
-of --drain-timeout; a second one ends them, and the log says how many. SIGHUP
-reads keys and configuration again, for new connections.";
+command line; 'spipe ping --help' has more, for its steps. SIGTERM stops
+accepting and lets connections finish, for the time of --drain-timeout; a second
+one ends them, and the log says how many. SIGHUP reads keys and configuration
+again, for new connections.";
+
+const PING: &str = "\
+Examples:
+  Does the other end answer, and does it reach its service?
+      spipe ping -t '[server]:6380' -k redis.key --through
+  How long does a round trip take?
+      spipe ping -t '[server]:6380' -k redis.key -c 20 -i 0.2
+
+Without --through, the target of the other end is not connected to.
+
+Exit code, by the step that failed:
+  0  all went well
+  1  anything else, such as a key file that cannot be read
+  2  a mistake in the command line
+  3  the name does not resolve
+  4  no connection: nothing listens there, or it cannot be reached
+  5  the handshake failed: another key or label, too busy, or not spipe
+  6  the other end: no place left, key not accepted, stopped, or too old
+  7  the other end cannot reach its target (--through)";
 
 /// The whole command line.
 #[derive(Parser)]
@@ -95,6 +115,9 @@ pub(super) enum Command {
         /// The same as for run
         file: PathBuf,
     },
+    /// Try the way to the other end step by step, and say where it fails: name, TCP, key and label, the other end, its target
+    #[command(after_help = PING)]
+    Ping(Box<PingOptions>),
     /// Show what a service would see: prints each connection and what it says, and sends that back
     Echo {
         /// Where to accept connections

@@ -3,6 +3,7 @@
 mod args;
 mod demo;
 mod echo;
+mod ping;
 mod serve;
 
 use std::ffi::OsString;
@@ -19,7 +20,7 @@ use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
 use crate::config::{ConfigError, Configuration, Origin};
-use crate::connection::ConnectionError;
+use crate::connection::{ConnectionError, PingError};
 use crate::listen::ListenError;
 use crate::proto::key::Fingerprint;
 use crate::service::daemon::DaemonError;
@@ -29,7 +30,7 @@ use crate::service::startup::StartupError;
 use crate::service::state::{Ago, StateDirectory, StateError};
 use crate::status;
 
-/// Why the command failed at run time; `main` prints it in one line and exits with 1.
+/// Why the command failed at run time; `main` prints it in one line and exits with [its code](Self::exit_code).
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -57,6 +58,9 @@ pub enum Error {
     /// The connection of standard input and output failed.
     #[error(transparent)]
     Connection(ConnectionError),
+    /// A ping ended before its last step.
+    #[error(transparent)]
+    Ping(#[from] PingError),
     /// The demonstration showed that something is wrong.
     #[error("the demo failed: {0}")]
     Demo(String),
@@ -68,6 +72,16 @@ pub enum Error {
         /// What it says.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// What the process is to end with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Ping(error) => ping::exit_code(error),
+            _ => ExitCode::FAILURE,
+        }
+    }
 }
 
 /// Runs the command line `arguments`, the program's name first, to its end.
@@ -96,6 +110,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         (Some(Command::Echo { source, accept_proxy }), _) => {
             echo::serve(&source, accept_proxy).map(|()| ExitCode::SUCCESS)
         }
+        (Some(Command::Ping(options)), _) => ping::run(*options).or_else(contradict_or_fail),
         (Some(Command::Demo { target }), _) => {
             demo::run(target).map(|()| ExitCode::SUCCESS).map_err(Error::Demo)
         }

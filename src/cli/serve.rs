@@ -192,7 +192,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
 }
 
 /// Starts the log; by default, it has what `level` lets through.
-fn start_log(options: &ServiceOptions, level: LevelFilter) {
+pub(super) fn start_log(options: &ServiceOptions, level: LevelFilter) {
     let destination = options.log_destination();
     log::start(options.log_level(level), options.log_format.unwrap_or_default(), destination);
     if destination == Destination::Syslog && !log::has_syslog_daemon() {

@@ -469,6 +469,117 @@ pub(crate) enum CipherChoice {
     Chacha20poly1305,
 }
 
+/// What `spipe ping` is to find out. What a pipe has as well means the same.
+#[derive(clap::Args)]
+pub(crate) struct PingOptions {
+    /// Where the other end listens: the target of -e
+    #[arg(short, long)]
+    pub(crate) target: Target,
+
+    /// The key file, the same as at the other end; of a directory of *.key files, the first. - reads standard input
+    #[arg(short, long)]
+    pub(crate) key: KeySource,
+
+    /// Have the other end connect to its target as well. The target gets no byte
+    #[arg(long)]
+    pub(crate) through: bool,
+
+    /// How many round trips to measure, over one connection
+    #[arg(short, long, value_name = "N", default_value_t = Trips(NonZero::<u32>::MIN))]
+    pub(crate) count: Trips,
+
+    #[arg(short, long, value_name = "SECONDS", default_value_t = Pause::default(), help = format!(
+        "The time from one round trip to the next: 0 to {}, such as 0.2", Pause::MAX.as_secs()
+    ))]
+    pub(crate) interval: Pause,
+
+    /// How long looking up, connecting and the handshake may take together, and each later step
+    #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = default_timeout())]
+    pub(crate) timeout: Timeout,
+
+    /// The text that both ends share besides the key
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<Label>,
+
+    /// The cipher for the data
+    #[arg(long, value_enum, default_value_t = CipherChoice::Auto, value_name = "CIPHER")]
+    pub(crate) cipher: CipherChoice,
+
+    /// The address to connect from; the port is optional
+    #[arg(short, long, value_name = "ADDR")]
+    pub(crate) bind: Option<Outgoing>,
+
+    /// The network interface to connect over, whatever the routes say
+    #[arg(long, value_name = "NAME")]
+    pub(crate) interface: Option<Interface>,
+
+    /// Connect through a proxy: socks5://HOST:PORT, or http://HOST:PORT for CONNECT
+    #[arg(long, value_name = "PROXY")]
+    pub(crate) via: Option<Proxy>,
+
+    /// A file with USER:PASSWORD for the proxy
+    #[arg(long, value_name = "FILE")]
+    pub(crate) via_auth: Option<PathBuf>,
+
+    /// Which addresses of a name to try first: ipv4 or ipv6
+    #[arg(long, value_name = "FAMILY")]
+    pub(crate) prefer: Option<Family>,
+
+    /// Accept a key file that others can read or own, and a directory of keys that others can write to
+    #[arg(long)]
+    pub(crate) insecure_key_permissions: bool,
+}
+
+/// A number of round trips.
+#[derive(Clone, Copy)]
+pub(crate) struct Trips(pub(crate) NonZero<u32>);
+
+impl std::str::FromStr for Trips {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| "write a whole number from 1 on")
+    }
+}
+
+impl std::fmt::Display for Trips {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// The time between two round trips.
+#[derive(Clone, Copy)]
+pub(crate) struct Pause(pub(crate) Duration);
+
+impl Pause {
+    /// The other end gives up a ping that says nothing for five seconds.
+    const MAX: Duration = Duration::from_secs(3);
+}
+
+/// As ping(8) has it.
+impl Default for Pause {
+    fn default() -> Self {
+        Self(Duration::from_secs(1))
+    }
+}
+
+impl std::str::FromStr for Pause {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let pause = seconds.filter(|seconds| *seconds <= Self::MAX).map(Self);
+        pause.ok_or_else(|| format!("write a number of seconds from 0 to {}", Self::MAX.as_secs()))
+    }
+}
+
+impl std::fmt::Display for Pause {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_secs_f64().fmt(formatter)
+    }
+}
+
 /// Seconds of `--drain-timeout` by default. No default of clap's, since what the command line leaves out, a file may say.
 const DRAIN_TIMEOUT: u32 = 60;
 

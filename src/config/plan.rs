@@ -9,10 +9,10 @@ use vec1::Vec1;
 
 use super::access::{self, ListFileError};
 use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
-use super::options::{CipherChoice, Mode, PipeOptions};
+use super::options::{CipherChoice, Mode, PingOptions, PipeOptions};
 use super::targets::{self, CredentialsError};
-use super::tls::{TlsFileError, TlsPlanner};
-use crate::addr::{Endpoint, Source, Sources};
+use super::tls::{self, TlsFileError, TlsPlanner};
+use crate::addr::{Endpoint, Scheme, Source, Sources};
 use crate::connection::{Common, KeyNames};
 use crate::listen::{SocketOwner, SocketPermissions};
 use crate::names::{Lookup, Refresh, Unresolved};
@@ -191,7 +191,8 @@ impl Planner {
         let lookup = lookup(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (tls, files) = self.tls.client(&options, beside, permissions)?.unzip();
-        let (via, file) = targets::via(&options, beside, permissions)?;
+        let (proxy, auth) = (options.via.as_ref(), options.via_auth.as_deref());
+        let (via, file) = targets::via(proxy, auth, beside, permissions)?;
         let targets = targets::targets(&options, via.as_ref(), tls.as_ref())?;
         let mut files = files.unwrap_or_default();
         files.extend(file);
@@ -232,6 +233,33 @@ impl Planner {
             limits,
         };
         Ok((common, Keys { keys, files }))
+    }
+
+    /// What a connection for pings needs, and the key that it proves.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub(crate) fn ping(&self, options: PingOptions) -> Result<(Common, Arc<Key>), PlanError> {
+        if options.target.scheme() != Scheme::Plain {
+            return Err(tls::not_for_spipe(&options.target));
+        }
+        let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
+        let (proxy, auth) = (options.via.as_ref(), options.via_auth.as_deref());
+        let (via, _) = targets::via(proxy, auth, Path::new(""), permissions)?;
+        let route = targets::route(options.target, options.bind, options.interface, via.as_ref())?;
+        let key = match &options.key {
+            KeySource::Stdin => key_file::read(&options.key, Permissions::Any)?,
+            KeySource::File(path) => {
+                let mut keys = key_file::read_all(path, permissions)?;
+                // A directory without a key is an error there.
+                keys.swap_remove(0).1
+            }
+        };
+        // A name is looked up by a step of its own.
+        let lookup = Lookup { refresh: Refresh::Never, prefer: options.prefer, ..Lookup::default() };
+        let terms = Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() };
+        let timeout = options.timeout.into();
+        Ok((Common { terms, timeout, lookup, ..Common::new(route, options.cipher.ciphers()) }, Arc::new(key)))
     }
 
     fn socket_permissions(&mut self, options: &PipeOptions) -> Result<SocketPermissions, PlanError> {

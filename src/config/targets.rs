@@ -11,7 +11,7 @@ use vec1::Vec1;
 use super::key_file::{self, KeyFileError, Permissions};
 use super::options::{Mode, PipeOptions};
 use super::plan::PlanError;
-use crate::addr::Proxy;
+use crate::addr::{Interface, Outgoing, Proxy, Target};
 use crate::upstream::{Check, Credentials, Exchange, NotCredentials, Route, Targets, TlsClient};
 
 /// What is wrong with a file of `--via-auth`.
@@ -40,11 +40,12 @@ pub(super) type Via = (Proxy, Option<Arc<Credentials>>);
 /// # Errors
 /// [`PlanError`].
 pub(super) fn via(
-    options: &PipeOptions,
+    proxy: Option<&Proxy>,
+    credentials_file: Option<&Path>,
     beside: &Path,
     permissions: Permissions,
 ) -> Result<(Option<Via>, Option<PathBuf>), PlanError> {
-    match (&options.via, &options.via_auth) {
+    match (proxy, credentials_file) {
         (None, None) => Ok((None, None)),
         (None, Some(_)) => Err(PlanError::contradiction(
             "via-auth",
@@ -74,20 +75,7 @@ pub(super) fn targets(
     tls: Option<&TlsClient>,
 ) -> Result<Targets, PlanError> {
     let routes = options.target.iter().map(|target| {
-        let route = Route::new(target.clone(), options.bind.clone())
-            .map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
-        let route = match options.interface {
-            Some(interface) => route
-                .over(interface)
-                .map_err(|error| PlanError::contradiction("interface", error.to_string()))?,
-            None => route,
-        };
-        let route = match via {
-            Some((proxy, credentials)) => route
-                .through(proxy.clone(), credentials.clone())
-                .map_err(|error| PlanError::contradiction("via", error.to_string()))?,
-            None => route,
-        };
+        let route = route(target.clone(), options.bind.clone(), options.interface, via)?;
         match tls {
             Some(client) => {
                 route.with_tls(client).map_err(|error| PlanError::contradiction("target", error.to_string()))
@@ -100,6 +88,32 @@ pub(super) fn targets(
     })?;
     Targets::new(routes, options.balance, check(options)?)
         .map_err(|error| PlanError::contradiction("target", error.to_string()))
+}
+
+/// The way to `target`, from the outgoing address `bind` over `interface` and through `via`, where these are given.
+///
+/// # Errors
+/// [`PlanError::Contradiction`].
+pub(super) fn route(
+    target: Target,
+    bind: Option<Outgoing>,
+    interface: Option<Interface>,
+    via: Option<&Via>,
+) -> Result<Route, PlanError> {
+    let route =
+        Route::new(target, bind).map_err(|error| PlanError::contradiction("bind", error.to_string()))?;
+    let route = match interface {
+        Some(interface) => {
+            route.over(interface).map_err(|error| PlanError::contradiction("interface", error.to_string()))?
+        }
+        None => route,
+    };
+    match via {
+        Some((proxy, credentials)) => route
+            .through(proxy.clone(), credentials.clone())
+            .map_err(|error| PlanError::contradiction("via", error.to_string())),
+        None => Ok(route),
+    }
 }
 
 fn check(options: &PipeOptions) -> Result<Option<Check>, PlanError> {

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::key_file::{self, KeyFileError, Permissions};
 use super::options::{Mode, PipeOptions};
 use super::plan::PlanError;
-use crate::addr::Scheme;
+use crate::addr::{Scheme, Target};
 use crate::proto::stack::{self, wiped};
 use crate::stream::tls::BareEnd;
 use crate::upstream::{Authorities, Certificate, ClientIdentity, NoAuthority, PrivateKey, TlsClient, Trust};
@@ -94,12 +94,7 @@ impl TlsPlanner {
             };
         };
         if !matches!(options.mode(), Some(Mode::Decrypt)) {
-            return Err(PlanError::contradiction(
-                "target",
-                format!(
-                    "{target}: TLS is for the service behind -d; without -d, the target is another spipe: write it plainly"
-                ),
-            ));
+            return Err(not_for_spipe(target));
         }
         let mut files = Vec::new();
         let mut file = |path: &Path| {
@@ -168,6 +163,16 @@ impl TlsPlanner {
         })?;
         Ok(self.system.insert(authorities).clone())
     }
+}
+
+/// A target of TLS where another spipe is to be.
+pub(super) fn not_for_spipe(target: &Target) -> PlanError {
+    PlanError::contradiction(
+        "target",
+        format!(
+            "{target}: TLS is for the service behind -d; without -d, the target is another spipe: write it plainly"
+        ),
+    )
 }
 
 /// The options about TLS that are given, by their long names.

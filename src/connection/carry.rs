@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::Common;
 use super::watch::Watch;
-use crate::gate::{Cut, Place};
+use crate::gate::Place;
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
 use crate::pump::{self, PumpError, TimeLimit};
@@ -65,13 +65,7 @@ pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Res
             live.note(waiting.sealed, waiting.opened);
             watch.poll(context, &waiting)
         });
-        place.unless_cut(carrying).await.unwrap_or_else(|cut| {
-            Err(match cut {
-                Cut::Stopped => PumpError::Stopped,
-                Cut::Revoked => PumpError::KeyRevoked,
-                Cut::Closed => PumpError::Closed,
-            })
-        })
+        place.unless_cut(carrying).await.unwrap_or_else(|cut| Err(cut.into()))
     };
     // The local side learns how it ended before the peer is told, which may take a moment. A stream to it that is complete is
     // delivered also when the other direction has failed; if that takes long, it learns of the failure when it writes.
@@ -100,7 +94,7 @@ pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Res
 }
 
 /// None where the peer has failed itself, or cannot be told.
-fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
+pub(super) fn reason_for_the_peer(failure: &PumpError) -> Option<AbortReason> {
     match failure {
         PumpError::Local(_) | PumpError::TargetDown | PumpError::Closed => Some(AbortReason::Reset),
         PumpError::Stopped => Some(AbortReason::Shutdown),

@@ -3,15 +3,19 @@
 //! ```text
 //!  initiator:  Admitted client ─▶ Connected (a responder) ─▶ Tunnel ──────────────────────┐
 //!  responder:  Admitted stranger ─▶ Tunnel ─▶ Place ─▶ Connected (the target) ────────────┴─▶ carry ─▶ Carried
+//!
+//!  ping:       Connected (a responder) ─▶ Tunnel ─▶ Pinging ══▶ Tunnel ─▶ Place ─▶ echo
 //! ```
 
 mod carry;
 mod check;
 pub(crate) mod clock;
 mod commit;
+mod echo;
 mod front;
 mod initiator;
 mod limits;
+mod ping;
 mod responder;
 mod watch;
 
@@ -23,6 +27,7 @@ pub use self::check::Checks;
 pub use self::front::Front;
 pub use self::initiator::Initiator;
 pub use self::limits::Limits;
+pub use self::ping::{PingError, Pinger, Pinging};
 pub use self::responder::Responder;
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -188,6 +193,16 @@ pub enum SetupError {
 }
 
 impl From<Cut> for SetupError {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Stopped => Self::Stopped,
+            Cut::Revoked => Self::KeyRevoked,
+            Cut::Closed => Self::Closed,
+        }
+    }
+}
+
+impl From<Cut> for PumpError {
     fn from(cut: Cut) -> Self {
         match cut {
             Cut::Stopped => Self::Stopped,

@@ -22,6 +22,15 @@ use crate::stream::Remote;
 use crate::tunnel::{Answered, Door};
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
+/// What the target is connected to for. A ping has no target.
+#[derive(Clone, Copy)]
+enum Visit {
+    /// To carry a client.
+    Carry,
+    /// To find out whether it can be reached.
+    Probe,
+}
+
 /// What all connections of a responder share.
 pub struct Responder {
     pub(super) common: Arc<Common>,
@@ -56,7 +65,7 @@ impl Responder {
     }
 
     /// Goes on with a peer that has answered at its door, has come at the time `started`, and could say message 1 since it `spoke`.
-    /// None for a probe, which carries nothing.
+    /// None for a probe or a ping, which carry no client.
     pub(super) async fn go_on(
         &self,
         answered: Answered,
@@ -69,12 +78,20 @@ impl Responder {
         let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         self.stats.handshakes.count(spoke.elapsed());
         let of_source = waiting.leave();
+        let visit = match info.purpose {
+            Purpose::Carry => Visit::Carry,
+            Purpose::Probe => Visit::Probe,
+            Purpose::Ping => {
+                let answering = Box::pin(self.answer_ping(tunnel, peer, of_source, started, deadline));
+                return answering.await.map(|()| None);
+            }
+        };
         let client = info.client.map(Remote::from);
         let id = info.id.unwrap_or_else(random_id);
-        let header = self.header(&info, id, tunnel.key);
+        let header = self.header(visit, &info, id, tunnel.key);
         let admitting = async {
             let place = self.gate.admit_peer(tunnel.key, peer, of_source, deadline).await?;
-            let dialed = place.unless_cut(pin!(self.dial(info.purpose, &header, deadline))).await;
+            let dialed = place.unless_cut(pin!(self.dial(visit, &header, deadline))).await;
             let (connected, in_use) = dialed.map_err(SetupError::from)??;
             Ok((connected, in_use, place))
         };
@@ -84,8 +101,8 @@ impl Responder {
             () = tunnel.gone() => Err(SetupError::Gone),
             admitted = admitting => admitted,
         };
-        match (admitted, info.purpose) {
-            (Ok((Connected { stream: local, remote: target }, in_use, place)), Purpose::Carry) => {
+        match (admitted, visit) {
+            (Ok((Connected { stream: local, remote: target }, in_use, place)), Visit::Carry) => {
                 if tunnel.features.have(Features::ACKNOWLEDGEMENT) {
                     tunnel.seal.acknowledge();
                 }
@@ -94,7 +111,7 @@ impl Responder {
                 let held = (in_use, place);
                 Ok(Some(Carrying::begin(&self.stats, local, tunnel, (id, ends), held, started, None)))
             }
-            (Ok((Connected { stream: local, remote: target }, ..)), Purpose::Probe) => {
+            (Ok((Connected { stream: local, remote: target }, ..)), Visit::Probe) => {
                 hang_up(local, deadline).await;
                 let answered = tunnel.probe(deadline).await;
                 let (pipe, result) =
@@ -102,12 +119,12 @@ impl Responder {
                 debug!(pipe, %peer, %target, result, "probed");
                 Ok(None)
             }
-            (Err(error), purpose) => {
+            (Err(error), visit) => {
                 tunnel.abort(reason_for_the_peer(&error)).await;
-                match purpose {
-                    Purpose::Carry => Err(error),
+                match visit {
+                    Visit::Carry => Err(error),
                     // The initiator has the warning, once and not each time that it asks.
-                    Purpose::Probe => {
+                    Visit::Probe => {
                         debug!(pipe = self.common.pipe(), %peer, result = error.to_string(), "probed");
                         Ok(None)
                     }
@@ -117,11 +134,11 @@ impl Responder {
     }
 
     /// What a target is told of a connection first, if it is told: who the client is, and what both ends know of it.
-    fn header(&self, info: &ConnectionInfo, id: ConnectionId, key: Fingerprint) -> Vec<u8> {
+    fn header(&self, visit: Visit, info: &ConnectionInfo, id: ConnectionId, key: Fingerprint) -> Vec<u8> {
         let Some(version) = self.common.send_proxy else { return Vec::new() };
-        match info.purpose {
-            Purpose::Probe => version.encode_local(),
-            Purpose::Carry => {
+        match visit {
+            Visit::Probe => version.encode_local(),
+            Visit::Carry => {
                 // Older initiators do not say what the client connected to.
                 let unknown = |client: SocketAddr| match client.ip().to_canonical() {
                     IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
@@ -142,14 +159,14 @@ impl Responder {
     /// Connects to a target.
     async fn dial(
         &self,
-        purpose: Purpose,
+        visit: Visit,
         header: &[u8],
         deadline: Instant,
     ) -> Result<(Connected, InUse), SetupError> {
         let mut failures = Vec::new();
-        let mut choice = match purpose {
-            Purpose::Carry => self.upstream.choose(),
-            Purpose::Probe => self.upstream.look(),
+        let mut choice = match visit {
+            Visit::Carry => self.upstream.choose(),
+            Visit::Probe => self.upstream.look(),
         };
         while let Some(next) = choice.next() {
             let chosen = match next {
@@ -180,7 +197,7 @@ fn base_name(file: &str) -> &str {
     name.strip_suffix(".key").unwrap_or(name)
 }
 
-fn reason_for_the_peer(error: &SetupError) -> AbortReason {
+pub(super) fn reason_for_the_peer(error: &SetupError) -> AbortReason {
     match error {
         SetupError::KeyRevoked => AbortReason::KeyRefused,
         SetupError::NotAdmitted(NotAdmitted::Key { refused, .. }) => match refused {

@@ -17,6 +17,8 @@ const REACHED: u8 = 3;
 const ID: u8 = 4;
 /// Field type: what a proxy before the initiator has told besides addresses.
 const PROXIED: u8 = 5;
+/// Field type: the connection is a ping. Empty.
+const PING: u8 = 6;
 /// Bytes in front of a field's value: its type, then its length as 16 bits in network order.
 const FIELD_HEADER: usize = 3;
 
@@ -36,6 +38,12 @@ pub enum MalformedOpen {
     /// The field that makes a connection a probe carries nothing.
     #[error("the probe field in Open is not empty")]
     Probe,
+    /// The field that makes a connection a ping carries nothing.
+    #[error("the ping field in Open is not empty")]
+    Ping,
+    /// A connection is for one thing.
+    #[error("Open says that the connection is a probe, and that it is a ping")]
+    Purposes,
 }
 
 /// What both ends call a connection, in their logs: random, and no secret.
@@ -86,12 +94,21 @@ pub enum Purpose {
     Carry,
     /// To find out whether the target can be reached. Nothing is carried.
     Probe,
+    /// To find out whether the responder answers, which sends back what it gets. No target has a part in it.
+    Ping,
+}
+
+impl Purpose {
+    /// What a connection is for whose fields say `other` as well.
+    fn and(self, other: Self) -> Result<Self, MalformedOpen> {
+        if self == Self::Carry || self == other { Ok(other) } else { Err(MalformedOpen::Purposes) }
+    }
 }
 
 impl ConnectionInfo {
     /// Bytes of [`Self::proxied`] that fit.
     pub const PROXIED_MAX: usize = 2 * 1024;
-    /// Bytes of all fields: two addresses, an id, a probe's mark, and what a proxy has told.
+    /// Bytes of all fields: two addresses, an id, the mark of a probe or a ping, and what a proxy has told.
     pub const ENCODED_MAX: usize = 5 * FIELD_HEADER + 2 * 18 + 8 + Self::PROXIED_MAX;
 
     /// Writes the fields to the front of `buffer`; gives the number of bytes, at most [`Self::ENCODED_MAX`].
@@ -118,6 +135,7 @@ impl ConnectionInfo {
         match self.purpose {
             Purpose::Carry => {}
             Purpose::Probe => add(PROBE, &[]),
+            Purpose::Ping => add(PING, &[]),
         }
         end
     }
@@ -137,8 +155,10 @@ impl ConnectionInfo {
                 ID => info.id = Some(ConnectionId(value.try_into().map_err(|_| MalformedOpen::Id)?)),
                 // More than is sent is somebody's joke: it would be kept.
                 PROXIED if length <= Self::PROXIED_MAX => info.proxied = value.to_vec(),
-                PROBE if value.is_empty() => info.purpose = Purpose::Probe,
+                PROBE if value.is_empty() => info.purpose = info.purpose.and(Purpose::Probe)?,
                 PROBE => return Err(MalformedOpen::Probe),
+                PING if value.is_empty() => info.purpose = info.purpose.and(Purpose::Ping)?,
+                PING => return Err(MalformedOpen::Ping),
                 _ => {}
             }
             fields = rest;
@@ -183,18 +203,35 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_told_apart_with_and_without_a_client() {
-        for client in [None, Some("[2001:db8::7]:1".parse().unwrap())] {
-            let info = ConnectionInfo { client, purpose: Purpose::Probe, ..ConnectionInfo::default() };
-            let mut buffer = [0; 24];
-            let length = info.encode(&mut buffer);
-            assert_eq!(ConnectionInfo::decode(&buffer[..length]), Ok(info));
+    fn probes_and_pings_are_told_apart_with_and_without_a_client() {
+        for purpose in [Purpose::Carry, Purpose::Probe, Purpose::Ping] {
+            for client in [None, Some("[2001:db8::7]:1".parse().unwrap())] {
+                let info = ConnectionInfo { client, purpose, ..ConnectionInfo::default() };
+                let mut buffer = [0; 24];
+                let length = info.encode(&mut buffer);
+                assert_eq!(ConnectionInfo::decode(&buffer[..length]), Ok(info));
+            }
         }
     }
 
     #[test]
-    fn a_probe_that_carries_something_is_refused() {
+    fn a_probe_or_a_ping_that_carries_something_is_refused() {
         assert_eq!(ConnectionInfo::decode(&[PROBE, 0, 1, 0]), Err(MalformedOpen::Probe));
+        assert_eq!(ConnectionInfo::decode(&[PING, 0, 1, 0]), Err(MalformedOpen::Ping));
+    }
+
+    #[test]
+    fn a_connection_that_is_a_probe_and_a_ping_is_refused_in_either_order() {
+        for fields in [[PROBE, 0, 0, PING, 0, 0], [PING, 0, 0, PROBE, 0, 0]] {
+            assert_eq!(ConnectionInfo::decode(&fields), Err(MalformedOpen::Purposes));
+        }
+    }
+
+    #[test]
+    fn a_purpose_that_is_said_twice_is_said() {
+        for (field, purpose) in [(PROBE, Purpose::Probe), (PING, Purpose::Ping)] {
+            assert_eq!(ConnectionInfo::decode(&[field, 0, 0, field, 0, 0]).unwrap().purpose, purpose);
+        }
     }
 
     #[test]

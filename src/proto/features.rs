@@ -11,8 +11,10 @@ impl Features {
     pub const NONE: Self = Self(0);
     /// The responder's first frame says that its target stands, before any byte of the target; and it answers probes.
     pub const ACKNOWLEDGEMENT: Self = Self(1);
+    /// The responder answers pings.
+    pub const PING: Self = Self(2);
     /// All that are known here.
-    pub const KNOWN: Self = Self::ACKNOWLEDGEMENT;
+    pub const KNOWN: Self = Self(Self::ACKNOWLEDGEMENT.0 | Self::PING.0);
 
     /// Those that are in both.
     #[must_use]
@@ -58,7 +60,17 @@ mod tests {
     #[test]
     fn features_of_later_versions_are_passed_over() {
         assert_eq!(Features::from_byte(0xff), Features::KNOWN);
-        assert_eq!(Features::from_byte(0xfe), Features::NONE);
+        assert_eq!(Features::from_byte(0xfc), Features::NONE);
+    }
+
+    #[test]
+    fn each_feature_is_agreed_on_by_itself() {
+        for (one, other) in
+            [(Features::ACKNOWLEDGEMENT, Features::PING), (Features::PING, Features::ACKNOWLEDGEMENT)]
+        {
+            assert_eq!(Features::KNOWN.and(one), one);
+            assert!(!one.have(other) && !one.have(Features::KNOWN));
+        }
     }
 
     #[test]

@@ -480,7 +480,28 @@ mod tests {
         upstream.check_failed(&upstream.candidates()[0], &check(Running::Keep), "a replica");
         assert_eq!(order(&upstream), "(a)b");
         let Some(Next::Down(_, reason)) = upstream.choose().next() else { panic!("it is down") };
-        assert_eq!(reason, "a replica");
+        assert_eq!(reason, "checks of it fail: a replica");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_is_drained_is_not_tried_until_it_no_longer_is() {
+        let upstream = upstream(2, Balance::RoundRobin, None);
+        let first = &upstream.candidates()[0].known;
+        first.set_drained(true);
+        let drained = [order(&upstream), order(&upstream)];
+        assert_eq!(drained, ["(a)b", "b(a)"]);
+        first.set_drained(false);
+        assert_eq!(order(&upstream), "ab");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_have_a_target_keep_it_when_it_is_drained() {
+        let upstream = upstream(1, Balance::Failover, Some(check(Running::Reset)));
+        let in_use = first(&upstream).worked();
+        upstream.candidates()[0].known.set_drained(true);
+        assert_eq!(upstream.candidates()[0].known.connections(), 1);
+        let down = in_use.down().unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(60), down).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

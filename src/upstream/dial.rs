@@ -150,6 +150,32 @@ impl Dialer {
         self
     }
 
+    /// The name of what is connected to first, the target or the proxy before it, if that is a name.
+    pub fn host(&self) -> Option<&str> {
+        match self.first_hop()? {
+            Host::Name { host, .. } => Some(host),
+            Host::Address(_) => None,
+        }
+    }
+
+    /// The addresses of what is connected to first. None of a Unix-domain socket.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn look_up(&self) -> Result<Option<Vec1<SocketAddr>>, ResolveError> {
+        match self.first_hop() {
+            Some(host) => self.addresses(host).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn first_hop(&self) -> Option<&Host> {
+        match &self.route.way {
+            Way::Tcp(way) => Some(way.first_hop()),
+            Way::Unix { .. } => None,
+        }
+    }
+
     /// Connects. The target gets to see `preamble` first, before TLS.
     ///
     /// # Errors

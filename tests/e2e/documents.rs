@@ -8,6 +8,7 @@ use std::process::Command;
 use crate::support::pipe::{End, Key};
 use crate::support::process::{run, spipe};
 use crate::support::site::Site;
+use crate::support::socket::echo;
 
 fn document(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name))
@@ -73,6 +74,39 @@ fn the_log_line_of_the_sandbox_matches_the_document() {
         fields.map(|field| field.split('=').next().unwrap_or_default().to_owned()).collect()
     };
     assert_eq!(names(&line), names(&shown));
+}
+
+/// The exit codes of `spipe ping` in lines that begin with them, with what stands before and behind.
+fn exit_codes<'t>(text: &'t str, before: &'t str, behind: &'t str) -> Vec<u8> {
+    let code = |line: &str| line.strip_prefix(before)?.split_once(behind)?.0.parse().ok();
+    text.lines().filter_map(code).collect()
+}
+
+#[test]
+fn the_guide_to_troubleshooting_has_each_exit_code_of_ping() {
+    let help = run(spipe().args(["ping", "--help"])).succeeded().text();
+    let guide = document("docs/guides/troubleshooting.md");
+    let told = exit_codes(&help, "  ", "  ");
+    assert_eq!(told, (0..=7).collect::<Vec<_>>());
+    assert_eq!(exit_codes(&guide, "| ", " |"), told);
+}
+
+#[test]
+fn the_guide_to_troubleshooting_shows_what_ping_prints() {
+    let key = Key::new();
+    let responder = End::responder(&key, echo()).start();
+    let shown = example(&document("docs/guides/troubleshooting.md"), "$ spipe ping");
+    let (command, shown) = shown.split_first().expect("a command and its output");
+    let command = command
+        .replace("server:6380", &format!("localhost:{}", responder.port()))
+        .replace("redis.key", &key.path().display().to_string());
+    let said = run(spipe().args(command.trim_start_matches("$ spipe ").split(' '))).succeeded().text();
+    // Names, addresses, keys and times differ.
+    let is_told = |word: &&str| word.chars().all(|character| character.is_ascii_lowercase());
+    let words =
+        |line: &str| line.split_whitespace().filter(is_told).map(ToOwned::to_owned).collect::<Vec<_>>();
+    let shown: Vec<_> = shown.iter().map(|line| words(&line.replace("server", "localhost"))).collect();
+    assert_eq!(said.lines().map(words).collect::<Vec<_>>(), shown, "{said}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ mod names;
 mod notification;
 mod patterns;
 mod pid_files;
+mod ping;
 mod proxies;
 mod proxy_headers;
 mod redis;

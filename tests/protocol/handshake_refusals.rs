@@ -366,7 +366,12 @@ fn agreed(asked: u8, granted: u8) -> Features {
     let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
     let second =
         Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, asked], &[1, granted]);
-    let features = if asked == 0 { Features::NONE } else { Features::ACKNOWLEDGEMENT };
+    let features = match asked {
+        0 => Features::NONE,
+        1 => Features::ACKNOWLEDGEMENT,
+        2 => Features::PING,
+        _ => Features::KNOWN,
+    };
     let abilities = Abilities { ciphers: Ciphers::only(Cipher::ChaCha20Poly1305), features };
     let (initiator, message_1) = Initiator::start(&key(), &Label::default(), abilities, &ours);
     assert_eq!(message_1, second.message_1);
@@ -377,18 +382,24 @@ fn agreed(asked: u8, granted: u8) -> Features {
 fn a_feature_is_agreed_on_when_it_is_asked_for_and_granted() {
     assert_eq!(agreed(1, 1), Features::ACKNOWLEDGEMENT);
     assert_eq!(agreed(1, 0), Features::NONE);
+    assert_eq!(agreed(2, 2), Features::PING);
+    assert_eq!(agreed(2, 0), Features::NONE);
+    assert_eq!(agreed(3, 3), Features::KNOWN);
+    assert_eq!(agreed(3, 1), Features::ACKNOWLEDGEMENT);
 }
 
 #[test]
 fn a_feature_that_was_not_asked_for_is_not_granted() {
     assert_eq!(agreed(0, 1), Features::NONE);
+    assert_eq!(agreed(1, 3), Features::ACKNOWLEDGEMENT);
+    assert_eq!(agreed(2, 1), Features::NONE);
 }
 
 #[test]
 fn features_of_later_versions_are_neither_granted_nor_believed() {
-    assert_eq!(agreed(1, 0xfe), Features::NONE);
+    assert_eq!(agreed(3, 0xfc), Features::NONE);
     let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
-    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, 0xff], &[1, 1]);
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, 0xff], &[1, 3]);
     let responder = Responder::read(&second.message_1, &[key()], &Label::default()).unwrap();
     let abilities = Abilities { ciphers: Ciphers::only(Cipher::ChaCha20Poly1305), features: Features::KNOWN };
     assert_eq!(responder.reply(abilities, &theirs).0, second.message_2);

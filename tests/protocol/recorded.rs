@@ -69,7 +69,7 @@ fn cases() -> Vec<Case> {
     };
     let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(true));
     let ((i1, r1), (i2, r2), (i3, r3)) = (seeded(0x00), seeded(0x21), seeded(0x42));
-    let (i4, r4) = seeded(0x63);
+    let ((i4, r4), (i5, r5)) = (seeded(0x63), seeded(0x84));
     vec![
         Case {
             name: "chacha20poly1305 without a label",
@@ -127,6 +127,20 @@ fn cases() -> Vec<Case> {
             choice: &[1, 1],
             client: "192.0.2.7:50123",
             purpose: Purpose::Probe,
+        },
+        Case {
+            name: "a ping, with pings agreed on",
+            key_file: (0xa0..0xc0).collect(),
+            label: "",
+            initiator: i5,
+            responder: r5,
+            offers: aes,
+            accepts: aes,
+            features: Features::PING,
+            offer: &[2, 1, 0, 0, 0, 0, 0, 0, 2],
+            choice: &[2, 2],
+            client: "[2001:db8::7]:443",
+            purpose: Purpose::Ping,
         },
     ]
 }
@@ -232,8 +246,12 @@ fn open_payload(case: &Case) -> Vec<u8> {
             [&[1, 0, 18][..], &v6.ip().octets(), &v6.port().to_be_bytes()].concat()
         }
     };
-    let probe: &[u8] = if case.purpose == Purpose::Probe { &[2, 0, 0] } else { &[] };
-    [&client[..], probe].concat()
+    let purpose: &[u8] = match case.purpose {
+        Purpose::Carry => &[],
+        Purpose::Probe => &[2, 0, 0],
+        Purpose::Ping => &[6, 0, 0],
+    };
+    [&client[..], purpose].concat()
 }
 
 fn long_stream(mut sealer: Sealer, section: &mut Section) -> Vec<u8> {

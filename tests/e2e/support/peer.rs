@@ -2,7 +2,7 @@
 //!
 //! It follows docs/PROTOCOL.md step by step and shares no code with `spipe::proto`, which shows no secret.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -27,6 +27,7 @@ const TAG: usize = 16;
 pub(crate) const OPEN: u8 = 1;
 pub(crate) const DATA: u8 = 2;
 pub(crate) const END: u8 = 3;
+pub(crate) const ABORT: u8 = 4;
 
 /// Frames under one secret (T5).
 pub(crate) const REKEY_AFTER: usize = 1 << 16;
@@ -304,8 +305,13 @@ impl Tunnel {
     }
 
     pub(crate) fn send(&mut self, kind: u8, payload: &[u8]) {
+        self.try_send(kind, payload).expect("the other end reads");
+    }
+
+    /// The same where the other end may have closed the connection.
+    pub(crate) fn try_send(&mut self, kind: u8, payload: &[u8]) -> io::Result<()> {
         let frame = self.sends.seal(&[payload, &[kind]].concat());
-        self.wire.write_all(&frame).expect("the other end reads");
+        self.wire.write_all(&frame)
     }
 
     /// The payload of the next frame, which has this kind.
@@ -325,9 +331,11 @@ impl Tunnel {
         self.wire.write_all(bytes).expect("the other end reads");
     }
 
-    /// Waits until the other end closes the connection.
-    pub(crate) fn await_close(mut self) {
-        let _closed_or_reset = self.wire.read_to_end(&mut Vec::new());
+    /// Waits until the other end closes the connection. Gives the bytes that came before.
+    pub(crate) fn await_close(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _closed_or_reset = self.wire.read_to_end(&mut rest);
+        rest
     }
 
     /// Closes the connection.
