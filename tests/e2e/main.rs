@@ -47,6 +47,7 @@ mod several_keys;
 mod several_targets;
 mod shared_sources;
 mod signals;
+mod status_page;
 mod stdio;
 mod storm;
 mod strangers;
