@@ -26,7 +26,7 @@
 //! | [`pipe`] | what pipes there are to be, and those at work; what outlives a reload | `connection`, `upstream`, `gate`, `listen`, `stats`, `names`, `addr`, `proto` |
 //! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stats`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |
-//! | [`upstream`] | connecting out | `stats`, `stream`, `names`, `addr` |
+//! | [`upstream`] | connecting out | `stats`, `stream`, `names`, `addr`, `proto` |
 //! | [`gate`] | which arrivals are admitted | `listen`, `stats`, `stream`, `proxy_header`, `addr`, `proto` |
 //! | [`listen`] | sources become sockets, sockets become arrivals | `stats`, `stream`, `names`, `addr` |
 //! | [`pump`] | both directions of a connection, and its buffers | `stream`, `proto` |

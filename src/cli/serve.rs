@@ -109,11 +109,12 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         let running = sockets.start(Arc::clone(&registry))?;
         let gatherer = Gatherer::new(registry, Arc::clone(&facts), status.ready_needs_target);
         let (ask, requests) = mpsc::channel(1);
-        let _serving = status_sockets.start(Arc::new(gatherer), Reload::new(ask))?;
+        let serving = status_sockets.start(Arc::new(gatherer), Reload::new(ask))?;
         let reader = reader(origin, flags, options, planner);
         Supervisor::new(running, pipes, reader, policy, &manager, (confinement, facts))
             .supervise(received, requests)
             .await;
+        serving.end().await;
         if let Some(keeper) = keeper {
             keeper.finish();
         }

@@ -6,6 +6,7 @@
 
 pub mod cipher;
 pub mod connection_info;
+pub mod digest;
 pub mod features;
 pub mod frame;
 pub mod framing;

@@ -7,10 +7,16 @@ use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
 
 /// The time between two events.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// The longest time between two events. Those that take long to make come less often, so that they take a twentieth of one processor
+/// at most; a reader that has heard nothing for much longer takes it that the process does not answer.
+const SELDOM: Duration = Duration::from_secs(4);
+const SHARE: u32 = 20;
 
 /// How long a reader may leave an event unread before its stream ends.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,19 +25,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Events(mpsc::Receiver<Bytes>);
 
 impl Events {
-    /// An event each second, with what `make` gives at that time. Of a reader that is slow, no more than one event waits.
-    pub(super) fn each_second(make: impl Fn() -> String + Send + 'static) -> Self {
+    /// An event each second, with what `make` gives at that time, on a thread where it may take a while; no more, once it gives
+    /// nothing. Of a reader that is slow, no more than one event waits.
+    pub(super) fn each_second(make: impl Fn() -> Option<String> + Clone + Send + 'static) -> Self {
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
-            let mut ticks = interval(EVERY);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                tokio::select! {
-                    _ = ticks.tick() => {}
-                    () = sender.closed() => return,
-                }
-                if sender.send_timeout(event(&make()), PATIENCE).await.is_err() {
+                let began = Instant::now();
+                let made = spawn_blocking(make.clone()).await;
+                let pause = (began.elapsed() * SHARE).clamp(EVERY, SELDOM);
+                let Ok(Some(data)) = made else { return };
+                if sender.send_timeout(event(&data), PATIENCE).await.is_err() {
                     return;
+                }
+                tokio::select! {
+                    () = sleep_until(began + pause) => {}
+                    () = sender.closed() => return,
                 }
             }
         });
@@ -75,7 +84,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_reads_nothing_is_given_up() {
-        let Events(receiver) = Events::each_second(|| "x".to_owned());
+        let Events(receiver) = Events::each_second(|| Some("x".to_owned()));
         // One event waits in the channel, and the next one for room.
         tokio::time::sleep(EVERY + PATIENCE + Duration::from_secs(1)).await;
         assert!(receiver.is_closed());
@@ -83,8 +92,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn events_come_each_second() {
-        let Events(mut receiver) = Events::each_second(|| "x".to_owned());
-        let start = tokio::time::Instant::now();
+        let Events(mut receiver) = Events::each_second(|| Some("x".to_owned()));
+        let start = Instant::now();
         for _ in 0..4 {
             assert_eq!(receiver.recv().await.unwrap(), "data: x\n\n");
         }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::page::{Order, Sorting};
 use super::report::{
     Bytes, Check, Connection, ConnectionList, Connections, Durations, Failure, Failures, History, Key,
-    Lookups, Mode, Pipe, PipeState, Process, Rate, Reload, Reloads, Report, SCHEMA, SortBy, Sorting, State,
-    Target, TargetState,
+    Lookups, Mode, Pipe, PipeState, Process, Rate, Reload, Reloads, Report, SCHEMA, SortBy, State, Target,
+    TargetState,
 };
 use crate::addr::Endpoint;
 use crate::pipe::{self, KeyView, Registry, View, Views};
@@ -177,7 +178,7 @@ impl Gatherer {
     }
 
     /// The connections that carry: the first `limit` of them in this order.
-    pub fn connections(&self, Sorting { by, is_reversed }: Sorting, limit: usize) -> ConnectionList {
+    pub fn connections(&self, Sorting { by, order }: Sorting, limit: usize) -> ConnectionList {
         let views = self.registry.views();
         let mut running: Vec<_> = views
             .pipes
@@ -186,7 +187,7 @@ impl Gatherer {
             .collect();
         let total = running.len();
         sort_running(&mut running, by);
-        if is_reversed {
+        if order == Order::Reversed {
             running.reverse();
         }
         running.truncate(limit);

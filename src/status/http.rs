@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
@@ -14,13 +14,16 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::access::{Guard, Refusal};
+use super::events::Events;
 use super::gather::Gatherer;
 use super::metrics;
+use super::page::{Page, Sorting};
 use super::query::Query;
 use super::verbs::{Answer, Reload};
 use crate::stream::Stream;
@@ -42,7 +45,7 @@ const ALIVE: Duration = Duration::from_secs(5);
 const LISTED_MAX: usize = 10_000;
 const LISTED: usize = 200;
 
-type Body = Full<Bytes>;
+type Body = Either<Full<Bytes>, Events>;
 
 /// Places for connections. One more than there are ends the connection that is there longest: readers that stall keep nobody out.
 pub(super) struct Doors {
@@ -85,6 +88,7 @@ impl Doors {
 #[derive(Clone)]
 pub(super) struct Service {
     gatherer: Arc<Gatherer>,
+    page: Arc<Page>,
     guard: Arc<Guard>,
     /// None where nothing but reading is allowed.
     reload: Option<Reload>,
@@ -93,12 +97,12 @@ pub(super) struct Service {
 impl Service {
     /// To be read.
     pub(super) fn status(gatherer: Arc<Gatherer>, guard: Arc<Guard>) -> Self {
-        Self { gatherer, guard, reload: None }
+        Self { gatherer, page: Arc::default(), guard, reload: None }
     }
 
     /// To be read, and to be told what to do.
     pub(super) fn control(gatherer: Arc<Gatherer>, guard: Arc<Guard>, reload: Reload) -> Self {
-        Self { gatherer, guard, reload: Some(reload) }
+        Self { gatherer, page: Arc::default(), guard, reload: Some(reload) }
     }
 
     /// Serves one connection to its end.
@@ -176,13 +180,17 @@ impl Service {
     async fn read(self, path: &str, query: &Query, request: &Request<Incoming>) -> Response<Body> {
         match path {
             "/status" => json(StatusCode::OK, &self.gatherer.report()),
-            "/connections" => {
-                let limit = query.number("limit").unwrap_or(LISTED).min(LISTED_MAX);
-                match query.sorting() {
-                    Ok(sorting) => json(StatusCode::OK, &self.gatherer.connections(sorting, limit)),
-                    Err(error) => text(StatusCode::BAD_REQUEST, &format!("{error}\n")),
-                }
-            }
+            "/" | "/events" | "/connections" => match query.sorting() {
+                Err(error) => text(StatusCode::BAD_REQUEST, &format!("{error}\n")),
+                Ok(sorting) => match path {
+                    "/" => self.page(sorting).await,
+                    "/events" => self.events(sorting),
+                    _ => {
+                        let limit = query.number("limit").unwrap_or(LISTED).min(LISTED_MAX);
+                        json(StatusCode::OK, &self.gatherer.connections(sorting, limit))
+                    }
+                },
+            },
             "/metrics" => {
                 let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
                 let format = metrics::Format::for_accept(accept.unwrap_or_default());
@@ -207,8 +215,42 @@ impl Service {
     }
 }
 
+impl Service {
+    async fn page(self, sorting: Sorting) -> Response<Body> {
+        let Self { gatherer, page, .. } = self;
+        let policy = HeaderValue::from_str(page.content_security_policy());
+        // Of many pipes, it takes a while.
+        let rendered = spawn_blocking(move || {
+            page.render(&gatherer.report(), &gatherer.connections(sorting, LISTED), sorting)
+        });
+        match rendered.await {
+            Ok(Ok(html)) => {
+                let mut response = typed(StatusCode::OK, "text/html; charset=utf-8", html);
+                let policy = policy.expect("the policy is a text of ours");
+                response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+                response
+            }
+            Ok(Err(error)) => {
+                text(StatusCode::INTERNAL_SERVER_ERROR, &format!("a fault in spipe: {error}\n"))
+            }
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "a fault in spipe; see the log\n"),
+        }
+    }
+
+    fn events(self, sorting: Sorting) -> Response<Body> {
+        let Self { gatherer, page, .. } = self;
+        let events = Events::each_second(move || {
+            page.render_content(&gatherer.report(), &gatherer.connections(sorting, LISTED), sorting).ok()
+        });
+        let mut response = Response::new(Either::Right(events));
+        let media_type = HeaderValue::from_static("text/event-stream");
+        response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+        response
+    }
+}
+
 fn typed(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -135,7 +135,14 @@ pub struct Listening {
 }
 
 /// The status is served as long as this lives.
-pub struct Serving(#[expect(dead_code, reason = "the tasks end with it")] JoinSet<()>);
+pub struct Serving(JoinSet<()>);
+
+impl Serving {
+    /// Serves no more; the sockets and their files are gone when this is done.
+    pub async fn end(mut self) {
+        self.0.shutdown().await;
+    }
+}
 
 impl Listening {
     /// Serves what `gatherer` knows; `reload` is asked for by the control socket. To be called within the runtime.

@@ -7,10 +7,13 @@
 //! ```
 
 mod access;
+mod events;
 mod gather;
 mod http;
+pub mod human;
 mod listening;
 mod metrics;
+pub mod page;
 mod query;
 pub mod report;
 mod verbs;

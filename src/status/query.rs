@@ -2,7 +2,8 @@
 
 use hyper::Uri;
 
-use super::report::{SortBy, Sorting};
+use super::page::{Order, Sorting};
+use super::report::SortBy;
 
 /// The fields of a query, decoded.
 pub(super) struct Query(Vec<(String, String)>);
@@ -35,7 +36,8 @@ impl Query {
                     .map_err(|error| format!("connections are not sorted so: {error}"))?
             }
         };
-        Ok(Sorting { by, is_reversed: self.get("reverse") == Some("1") })
+        let order = if self.get("reverse") == Some("1") { Order::Reversed } else { Order::Usual };
+        Ok(Sorting { by, order })
     }
 }
 
@@ -58,8 +60,9 @@ mod tests {
 
     #[test]
     fn an_order_that_there_is_not_is_an_error_that_names_those_that_there_are() {
-        assert!(query("/?sort=to_target&reverse=1").sorting().unwrap().is_reversed);
-        assert!(!query("/").sorting().unwrap().is_reversed);
+        let sorting = query("/?sort=to_target&reverse=1").sorting();
+        assert_eq!(sorting, Ok(Sorting { by: SortBy::ToTarget, order: Order::Reversed }));
+        assert_eq!(query("/").sorting(), Ok(Sorting::default()));
         let error = query("/?sort=colour").sorting().unwrap_err();
         assert!(error.contains("colour") && error.contains("from_target"), "{error}");
     }

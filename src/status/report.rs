@@ -354,15 +354,6 @@ pub struct Connection {
     pub from_target: u64,
 }
 
-/// The order of connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sorting {
-    /// What they are sorted by.
-    pub by: SortBy,
-    /// Whether the last ones come first.
-    pub is_reversed: bool,
-}
-
 /// What connections are sorted by.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use crate::proto::digest::sha256;
 use crate::stream::tls::{BareEnd, Shared, Tls};
 
 /// A certificate of a server or of its authority.
@@ -136,12 +137,6 @@ impl fmt::Display for Pin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{SHA256}{}", Base64::encode_string(&self.0))
     }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let suite = provider::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().expect("it is of TLS 1.3");
-    let digest = suite.common.hash_provider.hash(bytes);
-    digest.as_ref().try_into().expect("a digest of SHA-256 has 32 bytes")
 }
 
 /// How connections to TLS targets are set up.
@@ -378,12 +373,6 @@ mod tests {
         for text in ["", "sha256/", "sha256/AAEC", "sha1/AAECAwQFBgcICQoLDA0ODxAREhM=", "sha256/!", "AAEC"] {
             assert!(text.parse::<Pin>().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn the_digest_is_sha256() {
-        // FIPS 180-2, appendix B.1.
-        assert_eq!(sha256(b"abc")[..4], [0xba, 0x78, 0x16, 0xbf]);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! The browser of the tests: it reports what is wrong with a page, and shows pages as different users see them.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::sync::mpsc;
 
 use crate::support::browser::{Browser, ColourScheme, Device, Page};
+use crate::support::http::read_request;
 use crate::support::socket::{Service, read_all};
 use crate::support::{DEADLINE, poll_until};
 
@@ -20,15 +21,6 @@ fn serve(policy: &'static str, body: &'static str) -> String {
         }
     });
     format!("http://{address}/")
-}
-
-/// The first line of a request, which is read to its end. A browser also connects ahead of requests that it then does
-/// not make.
-fn read_request(stream: &TcpStream) -> Option<String> {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
-    let first = lines.next();
-    lines.for_each(drop);
-    first
 }
 
 fn answer(request: &str, mut stream: TcpStream, policy: &str, body: &str) {

@@ -50,6 +50,7 @@ mod several_targets;
 mod shared_sources;
 mod signals;
 mod status;
+mod status_page;
 mod stdio;
 mod storm;
 mod strangers;

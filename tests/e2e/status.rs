@@ -7,11 +7,13 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::support::browser::{Browser, ColourScheme, Device};
 use crate::support::http::Server;
 use crate::support::metrics::samples;
 use crate::support::pipe::{End, EndBuilder, Key, Pipe, field};
 use crate::support::poll_until;
 use crate::support::process::{Process, run, spipe};
+use crate::support::redis::Redis;
 use crate::support::site::Site;
 use crate::support::socket::{self, Port, Service, assert_echoes, echo};
 
@@ -394,7 +396,7 @@ fn garbage_is_refused_and_harms_nobody() {
     let mut client = pipes.connect();
     assert_echoes(&mut client, "before");
     let status = status_of(&pipes.responder.process);
-    let long = [b"GET /".as_slice(), &[b'a'; 100_000], b" HTTP/1.1\r\n\r\n"].concat();
+    let long = [b"GET /".as_slice(), &vec![b'a'; 100_000], b" HTTP/1.1\r\n\r\n"].concat();
     for garbage in [&b"\x16\x03\x01\x02\x00\x01"[..], b"\0\0\0\0\r\n\r\n", b"GET\r\n\r\n", &long] {
         let answer = status.send_raw(garbage);
         assert!(
@@ -500,4 +502,78 @@ fn metrics_are_live_and_agree_with_the_report() {
     };
     assert!((value("spipe_bytes_total", ("direction", "to_target")) - 12.0).abs() < 0.1);
     assert!((value("spipe_connections_accepted_total", ("pipe", "[127.0.0.1]:0")) - 1.0).abs() < 0.1);
+}
+
+#[test]
+fn the_page_moves_in_a_real_browser_while_redis_benchmark_runs() {
+    let redis = Redis::start();
+    let pipes = Pipe::to(redis.address()).args(&["-n", "0"]).initiator_args(&STATUS).start();
+    let status = status_of(&pipes.initiator.process);
+    let browser = Browser::start();
+    let page = browser.open(&format!("http://{}/", address_of(&status)));
+    page.wait_until("document.querySelector('#stream').textContent === 'Live'");
+    let port = pipes.initiator.port();
+    let mut benchmark = std::process::Command::new("redis-benchmark");
+    benchmark.args(["-p", &port, "-q", "-t", "get", "-n", "1000000000", "-c", "7"]);
+    let benchmark = Process::start(&mut benchmark);
+    // Seven connections are listed, and what they have carried is more at each look.
+    page.wait_until("document.querySelectorAll('#all-connections tbody tr').length >= 7");
+    let carried = "Number([...document.querySelectorAll('#all-connections tbody td[title$=bytes]')]\
+                   .map(cell => cell.title.replace(/[^0-9]/g, '')).reduce((a, b) => Number(a) + Number(b), 0))";
+    let before = page.evaluate(carried).as_f64().unwrap();
+    page.wait_until(&format!("{carried} > {before}"));
+    let text = page.text();
+    assert!(text.contains("listening") && text.contains("serving"), "{text}");
+    drop(benchmark);
+    assert_eq!(page.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn the_page_of_a_real_process_is_whole_without_scripts_and_on_a_phone() {
+    let pipes = Pipe::to(echo()).responder_args(&STATUS).start();
+    let mut client = pipes.connect();
+    assert_echoes(&mut client, "hello");
+    let status = status_of(&pipes.responder.process);
+    let browser = Browser::start();
+    let page = browser.page();
+    page.set_size(390, 844, Device::Phone);
+    page.set_colour_scheme(ColourScheme::Dark);
+    page.disable_scripts();
+    page.open(&format!("http://{}/?sort=client&reverse=1", address_of(&status)));
+    let local = client.local_addr().unwrap();
+    assert!(page.text().contains(&format!("[{}]:{}", local.ip(), local.port())), "{}", page.text());
+    let width = page.evaluate("document.scrollingElement.scrollWidth");
+    assert!(width.as_u64().unwrap() <= 390, "{width}");
+    assert_eq!(page.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn readers_of_events_that_read_nothing_take_nothing_from_others() {
+    let pipes = Pipe::to(echo()).responder_args(&STATUS).start();
+    let mut client = pipes.connect();
+    assert_echoes(&mut client, "before");
+    let status = status_of(&pipes.responder.process);
+    let _deaf: Vec<_> = (0..20)
+        .map(|_| {
+            let mut reader = TcpStream::connect(address_of(&status)).unwrap();
+            reader.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            reader
+        })
+        .collect();
+    let mut events = status.events("/events");
+    for _ in 0..3 {
+        assert!(events.next_event().unwrap().data.contains("Process"));
+    }
+    assert_echoes(&mut client, "after");
+}
+
+#[test]
+fn an_event_stream_ends_with_the_process() {
+    let mut responder = responder(&Key::new(), echo()).start();
+    let mut events = TcpStream::connect(address_of(&status_of(&responder.process))).unwrap();
+    events.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    assert_ne!(events.read(&mut [0; 64]).unwrap(), 0);
+    responder.process.signal(Signal::TERM);
+    assert!(responder.process.wait().success());
+    socket_ends(&mut events);
 }

@@ -254,6 +254,12 @@ impl Page<'_> {
         self.command("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
+    /// The page as it is printed, in place of [`Page::set_colour_scheme`].
+    #[track_caller]
+    pub(crate) fn set_print(&self) {
+        self.command("Emulation.setEmulatedMedia", json!({ "media": "print" }));
+    }
+
     /// From now on, pages run no scripts. [`Page::evaluate`] still works.
     #[track_caller]
     pub(crate) fn disable_scripts(&self) {

@@ -1,8 +1,8 @@
 //! A client of HTTP/1.1 over TCP or a Unix-domain socket. It believes nothing: a response that is not complete, or not
-//! as RFC 9112 has it, fails the test.
+//! as RFC 9112 has it, fails the test. For servers that a test plays there is [`read_request`].
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 
 use super::socket::{connect, connect_unix};
@@ -269,4 +269,13 @@ impl Events {
             }
         }
     }
+}
+
+/// The first line of a request, which is read to its end. A browser also connects ahead of requests that it then does
+/// not make.
+pub(crate) fn read_request(stream: &TcpStream) -> Option<String> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    let first = lines.next();
+    lines.for_each(drop);
+    first
 }
