@@ -19,7 +19,7 @@
 //!
 //! | room | what lives there | uses |
 //! |---|---|---|
-//! | [`cli`] | the command line; start-up of what it asks for | `config`, `service`, `pipe`, `connection`, `upstream`, `gate`, `listen`, `pump`, `stats`, `stream`, `names`, `addr`, `proto` |
+//! | [`cli`] | the command line; start-up of what it asks for | `config`, `status`, `service`, `pipe`, `connection`, `upstream`, `gate`, `listen`, `pump`, `stats`, `stream`, `names`, `addr`, `proto` |
 //! | [`config`] | texts become pipes that are valid, with their keys | `service`, `pipe`, `connection`, `tunnel`, `upstream`, `gate`, `listen`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`status`] | what a process says of itself to those who ask | |
 //! | [`service`] | what a process owes its system; signals, reload, drain | `pipe`, `upstream`, `listen`, `stats`, `names`, `addr`, `proto` |
