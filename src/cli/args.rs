@@ -125,16 +125,16 @@ pub(super) enum Administration {
         form: StatusForm,
     },
     /// Watch a running process: its pipes, keys, targets and connections, each second
-    ///
-    /// In a terminal: q quits, s sorts the connections by something else, arrows and Page Up/Down scroll. Without a terminal,
-    /// prints plain text.
+    #[command(after_help = "\
+On a terminal: q quits, s sorts the connections by something else, arrows, Page
+Up and Down scroll. Elsewhere it prints plain text.")]
     Top {
         #[command(flatten)]
         control: Control,
         /// How long to wait between two looks
         #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=3600))]
         interval: u32,
-        /// How often to look [default: until q in a terminal, otherwise once]
+        /// How often to look [default: until q on a terminal, elsewhere once]
         #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(1..))]
         count: Option<u32>,
     },

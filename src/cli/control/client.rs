@@ -88,7 +88,7 @@ pub enum Fault {
     /// The connection ended too early.
     #[error("the process does not answer: the connection ended too early ({0}); is it still running?")]
     BrokenOff(hyper::Error),
-    /// The size of [`LARGEST`].
+    /// It has no end in sight.
     #[error("the answer is larger than {} MiB; is this the --control socket of spipe?", LARGEST / 1024 / 1024)]
     TooLarge,
     /// It is another program's socket.
@@ -296,17 +296,9 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Fault>>
 
 async fn converse(stream: UnixStream, request: Request<Empty<Bytes>>) -> Result<(StatusCode, Bytes), Fault> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Fault::of)?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let response = match sender.send_request(request).await {
-        Ok(response) => response,
-        // The connection failed before the request was sent, and knows why.
-        Err(error) if error.is_canceled() => {
-            let reason = connection.await.ok().and_then(Result::err);
-            return Err(Fault::of(reason.unwrap_or(error)));
-        }
-        Err(error) => return Err(Fault::of(error)),
-    };
-    read(response).await
+    // What goes wrong here, the request and its answer hear of.
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    read(sender.send_request(request).await.map_err(Fault::of)?).await
 }
 
 async fn read(response: Response<Incoming>) -> Result<(StatusCode, Bytes), Fault> {
@@ -322,11 +314,13 @@ async fn read(response: Response<Incoming>) -> Result<(StatusCode, Bytes), Fault
 
 impl Fault {
     fn of(error: hyper::Error) -> Self {
-        let of_system = error.source().is_some_and(<dyn Error>::is::<io::Error>);
-        if of_system || error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        // A server that speaks before it is asked has the request cancelled, and is the cause of that.
+        let cause = error.source().and_then(|cause| cause.downcast_ref()).unwrap_or(&error);
+        let of_system = cause.source().is_some_and(<dyn Error>::is::<io::Error>);
+        if of_system || cause.is_incomplete_message() || cause.is_canceled() || cause.is_closed() {
             Self::BrokenOff(error)
         } else {
-            Self::NotSpipe(error.to_string())
+            Self::NotSpipe(cause.to_string())
         }
     }
 }

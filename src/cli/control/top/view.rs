@@ -29,7 +29,7 @@ pub(super) enum Paint {
 }
 
 impl Paint {
-    /// What the environment variable `NO_COLOR` says (https://no-color.org).
+    /// What the environment variable `NO_COLOR` says (<https://no-color.org>).
     pub(super) fn chosen(no_color: Option<&OsStr>) -> Self {
         if no_color.is_some_and(|value| !value.is_empty()) { Self::Plain } else { Self::Colours }
     }
