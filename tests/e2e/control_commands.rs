@@ -461,10 +461,10 @@ fn readiness_is_an_exit_code() {
     assert_eq!(ask(&ready.path, &["status", "--ready"]).succeeded().text(), "ready");
     assert_eq!(ready.await_request(""), "GET /readyz HTTP/1.1");
 
-    let not_ready = Server::start(|_| response(503, "pipe redis: all targets are down\u{1b}\n"));
+    let not_ready = Server::start(|_| response(503, "pipe redis: all targets are down\u{1b}\nstopping\n"));
     let ended = ask(&not_ready.path, &["status", "--ready"]);
     assert_eq!(ended.code, Some(1));
-    assert_eq!(ended.text(), "pipe redis: all targets are down\\u{1b}");
+    assert_eq!(ended.text(), "pipe redis: all targets are down\\u{1b}\nstopping");
     assert_eq!(ended.stderr, "", "it could be asked");
 }
 

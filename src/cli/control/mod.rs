@@ -58,7 +58,10 @@ async fn status(client: &Client, form: &StatusForm) -> Result<ExitCode, Error> {
     if form.ready {
         return match client.readiness().await? {
             Readiness::Ready => say("ready"),
-            Readiness::NotReady(why) => say(&printable(&why)).map(|_| ExitCode::FAILURE),
+            Readiness::NotReady(why) => {
+                let reasons: Vec<_> = why.lines().map(printable).collect();
+                say(&reasons.join("\n")).map(|_| ExitCode::FAILURE)
+            }
         };
     }
     if form.json {
