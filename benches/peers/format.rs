@@ -1,6 +1,9 @@
 //! How numbers and tables are written.
 
 use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::count::float_len;
 
 /// Three significant digits, and thousands apart.
 pub(crate) fn number(value: f64) -> String {
@@ -20,6 +23,15 @@ pub(crate) fn number(value: f64) -> String {
         grouped.push(digit);
     }
     grouped
+}
+
+/// How far a run is, and when it ends if what is left takes as long as what is done.
+pub(crate) fn progress(done: usize, all: usize, elapsed: Duration) -> String {
+    if done == 0 {
+        return format!("0 of {all} measured");
+    }
+    let left = elapsed.as_secs_f64() / float_len(done) * float_len(all - done);
+    format!("{done} of {all} measured, about {:.0} min left", (left / 60.0).ceil())
 }
 
 /// Rows of cells, the first one the heading, with columns that line up.

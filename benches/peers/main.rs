@@ -61,6 +61,7 @@ use peer::Peer;
 use pipe::{Backend, OPEN_FILES, Pipe};
 use results::{Record, Results};
 use secrets::Secrets;
+use spipe::cli::progress::Progress;
 use tempfile::TempDir;
 use work::{Kind, Work};
 
@@ -194,13 +195,19 @@ fn measure(options: &Options) -> Result<Results> {
     let mut results =
         Results { machine: machine::describe(&peers), rounds, records: Vec::new(), errors: Vec::new() };
     let start = Instant::now();
+    let all = rounds * works.len() * peers.len();
+    let mut progress = Progress::new();
     for round in 1..=rounds {
         for &work in &works {
             for &peer in &peers {
+                progress.erase();
                 println!("{:>5} s  round {round}  {}  {}", start.elapsed().as_secs(), work.id(), peer.name());
+                let done = results.records.len() + results.errors.len();
+                progress.show(&format::progress(done, all, start.elapsed()));
                 match bench.one(round, work, peer) {
                     Ok(record) => results.records.push(record),
                     Err(error) => {
+                        progress.erase();
                         let error = format!("round {round}, {}, {}: {error}", work.id(), peer.name());
                         eprintln!("         {error}");
                         results.errors.push(error);

@@ -1,6 +1,6 @@
 //! The command line: what clap reads, and the texts of `--help`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Parser, Subcommand};
 
@@ -133,4 +133,116 @@ pub(super) enum Command {
         #[arg(long)]
         target: Option<Target>,
     },
+    #[command(flatten)]
+    Administer(Administration),
+}
+
+/// What an administrator asks of a running process.
+#[derive(Subcommand)]
+pub(super) enum Administration {
+    /// Say how a running process is: its pipes, keys and targets, and what failed
+    Status {
+        #[command(flatten)]
+        control: Control,
+        #[command(flatten)]
+        form: StatusForm,
+    },
+    /// Watch a running process: its pipes, keys, targets and connections, each second
+    #[command(after_help = "\
+On a terminal: q quits, s sorts the connections by something else, arrows, Page
+Up and Down scroll. Elsewhere it prints plain text.")]
+    Top {
+        #[command(flatten)]
+        control: Control,
+        /// How long to wait between two looks
+        #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=3600))]
+        interval: u32,
+        /// How often to look [default: until q on a terminal, elsewhere once]
+        #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(1..))]
+        count: Option<u32>,
+    },
+    /// Have a running process read its keys and configuration again, and say what came of it
+    Reload {
+        #[command(flatten)]
+        control: Control,
+    },
+    /// End running connections: one, or all of a key
+    Close {
+        #[command(flatten)]
+        control: Control,
+        #[command(flatten)]
+        what: Closing,
+    },
+    /// Take a target away from new connections; those that run go on
+    Drain {
+        #[command(flatten)]
+        control: Control,
+        #[command(flatten)]
+        destination: DestinationArgs,
+        /// Wait until no connection has the target any more
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Give a target to new connections again, after drain
+    Resume {
+        #[command(flatten)]
+        control: Control,
+        #[command(flatten)]
+        destination: DestinationArgs,
+    },
+}
+
+/// Which process is asked.
+#[derive(clap::Args)]
+pub(super) struct Control {
+    /// The control socket of the process: the path that it was started with
+    #[arg(long = "control", value_name = "PATH")]
+    path: PathBuf,
+}
+
+/// How `status` says it.
+#[derive(clap::Args)]
+#[group(multiple = false)]
+pub(super) struct StatusForm {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Say only whether new connections are served, and if not, why; the exit code is 0 or 1
+    #[arg(long)]
+    pub(super) ready: bool,
+}
+
+/// What `close` ends.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Closing {
+    /// The connection with this id, which the log and top show
+    pub(super) id: Option<String>,
+    /// All connections that have the key with this fingerprint
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub(super) key: Option<String>,
+}
+
+/// Which target `drain` and `resume` are about.
+#[derive(clap::Args)]
+pub(super) struct DestinationArgs {
+    /// The target, as the configuration has it
+    pub(super) target: String,
+    /// That of this pipe only, if several pipes have it
+    #[arg(long, value_name = "NAME")]
+    pub(super) pipe: Option<String>,
+}
+
+impl Administration {
+    /// The control socket.
+    pub(super) fn socket(&self) -> &Path {
+        match self {
+            Self::Status { control, .. }
+            | Self::Top { control, .. }
+            | Self::Reload { control }
+            | Self::Close { control, .. }
+            | Self::Drain { control, .. }
+            | Self::Resume { control, .. } => &control.path,
+        }
+    }
 }

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use vec1::Vec1;
 use zeroize::Zeroizing;
 
+use super::progress::Progress;
 use crate::addr::{Endpoint, Source, Target};
 use crate::listen::Passed;
 use crate::pipe::{self, Pipes, Spec, Specs};
@@ -32,6 +33,8 @@ const SECRET: &[u8] = b"The password is: correct horse battery staple\n";
 /// What it asks a real service: Redis answers this with +PONG, and most others with an error, which serves as well.
 const QUESTION: &[u8] = b"PING\r\n";
 
+/// Steps that one has to wait for.
+const STEPS: usize = 4;
 /// No step should take anywhere near this long on one machine.
 const STEP: Duration = Duration::from_secs(5);
 /// How long a service may take to speak first, as SSH and SMTP do.
@@ -93,9 +96,9 @@ async fn show(service: Option<Target>) -> Result<(), String> {
     // Without the wiretap, and always against the echo service, so that no real service is loaded.
     let (responder, _responding) = start_responder(parse(echo), &key)?;
     let (initiator, _initiating) = start_initiator(parse(responder), &key)?;
-    let direct = step("a direct round trip", round_trip(echo)).await?;
-    let piped = step("a round trip", round_trip(initiator)).await?;
-    let throughput = step("the throughput", throughput(initiator)).await?;
+    let direct = step(2, "a direct round trip", round_trip(echo)).await?;
+    let piped = step(3, "a round trip", round_trip(initiator)).await?;
+    let throughput = step(4, "the throughput", throughput(initiator)).await?;
     print(&format!(
         "  Round trip of 64 bytes, median of {ROUND_TRIPS}: {:.0} µs through the pipe, {:.0} µs without.\n  \
          Throughput through the pipe: {throughput:.0} MB/s each way at the same time, client and service included.\n\n\
@@ -202,7 +205,8 @@ async fn converse(through: SocketAddr, real: bool) -> Result<Conversation, Strin
     if count == 0 {
         sent = if real { QUESTION } else { SECRET }.to_vec();
         client.write_all(&sent).await.map_err(unreachable)?;
-        count = step("an answer", async { client.read(&mut received).await.map_err(unreachable) }).await?;
+        let answer = async { client.read(&mut received).await.map_err(unreachable) };
+        count = step(1, "an answer", answer).await?;
     }
     if count == 0 {
         return Err("the service closed the connection without a word".into());
@@ -261,7 +265,13 @@ async fn throughput(address: SocketAddr) -> io::Result<f64> {
     Ok(total as f64 / start.elapsed().as_secs_f64() / 1e6)
 }
 
-async fn step<T, E: ToString>(what: &str, work: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+async fn step<T, E: ToString>(
+    number: usize,
+    what: &str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    let mut progress = Progress::new();
+    progress.show(&format!("{number} of {STEPS}: waiting for {what}"));
     match tokio::time::timeout(STEP, work).await {
         Ok(done) => done.map_err(|error| format!("{what}: {}", error.to_string())),
         Err(_) => Err(format!("{what} took longer than {} s", STEP.as_secs())),

@@ -1,10 +1,13 @@
 //! From the command line to a running pipe. Nothing half-valid leaves this room.
 
 mod args;
+mod control;
 mod demo;
 mod echo;
 mod ping;
+pub mod progress;
 mod serve;
+mod text;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -16,6 +19,7 @@ use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
 use self::args::{Args, Command};
+pub use self::control::{ControlError, Fault};
 use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
@@ -61,6 +65,9 @@ pub enum Error {
     /// A ping ended before its last step.
     #[error(transparent)]
     Ping(#[from] PingError),
+    /// A running process was not asked, or did not do what it was asked for.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The demonstration showed that something is wrong.
     #[error("the demo failed: {0}")]
     Demo(String),
@@ -116,6 +123,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         }
         (Some(Command::Run { file, service }), _) => serve::serve(Origin::File(absolute(&file)?), *service),
         (Some(Command::Check { file }), _) => check(&file),
+        (Some(Command::Administer(command)), _) => control::run(command),
         (None, Some(pipe)) => serve_or_connect(pipe, args.service),
         (None, None) => contradict("nothing to do; give -t TARGET and -k KEY, or a command such as keygen"),
     }

@@ -14,6 +14,7 @@ mod checks;
 mod ciphers;
 mod command_line;
 mod configuration;
+mod control_commands;
 mod control_socket;
 mod cuts;
 mod dead_paths;

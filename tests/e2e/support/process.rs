@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 17] = [
+const PACKAGES: [(&str, &str); 18] = [
     ("chromium", "chromium fonts-dejavu-core"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &str); 17] = [
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),
     ("script", "bsdutils"),
+    ("stty", "coreutils"),
     ("prlimit", "util-linux"),
     ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
