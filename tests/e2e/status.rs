@@ -1,5 +1,6 @@
 //! `--status`: what a process says of itself to people and programs.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -577,4 +578,63 @@ fn an_event_stream_ends_with_the_process() {
     responder.process.signal(Signal::TERM);
     assert!(responder.process.wait().success());
     socket_ends(&mut events);
+}
+
+/// Every name of a field in `value`; not those of maps by cause, reason, result or cipher, which are words.
+fn names(value: &Value, names: &mut BTreeSet<String>) {
+    const WORDS: [&str; 5] = ["total", "last_24_hours", "closed", "dials", "established"];
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                names.insert(name.clone());
+                if !(WORDS.contains(&&**name) && value.is_object()) {
+                    self::names(value, names);
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| self::names(value, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_document_has_every_field_and_word_of_the_json() {
+    let port = Port::reserve();
+    let pipes = Pipe::to(echo()).responder_args(&STATUS).responder_args(&["--check", "1"]).start();
+    let other = responder(&Key::new(), port.address()).start();
+    let _client = pipes.connect();
+    let mut stranger = other.connect();
+    stranger.write_all(&[7; 2000]).unwrap();
+    let status = status_of(&other.process);
+    poll_until("it is counted", || failures(&status, "wrong_key_or_label").at_least(1).then_some(()));
+    other.process.signal(Signal::HUP);
+    poll_until("the reload is told", || (report(&status)["reload"]["succeeded"] == 1).then_some(()));
+    let established = status_of(&pipes.responder.process);
+    await_value(&established, "/connections/now", 1);
+    let connections = serde_json::from_str::<Value>(&established.get("/connections").body).unwrap();
+    let (mut fields, document) = (BTreeSet::new(), include_str!("../../docs/STATUS.md"));
+    for value in [&report(&status), &report(&established), &connections] {
+        names(value, &mut fields);
+    }
+    let pipe = pipe(&status);
+    for words in [&pipe["failures"]["total"], &pipe["closed"], &pipe["targets"][0]["dials"]] {
+        fields.extend(words.as_object().unwrap().keys().cloned());
+    }
+    assert!(fields.len() > 90, "{fields:?}");
+    let missing: Vec<_> = fields.iter().filter(|name| !document.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn a_socket_that_systemd_passes_serves_it_although_the_pipe_takes_all_others() {
+    let (key, site) = (Key::new(), Site::new());
+    let mut command = std::process::Command::new("systemd-socket-activate");
+    command.arg("-l").arg(site.path("status")).arg("-l").arg(site.path("pipe"));
+    command.args(["--fdname=status:pipe"]).arg(spipe().get_program());
+    command.args(["-d", "-s", "systemd", "-t", &echo().to_string(), "-k"]).arg(key.path());
+    let process = Process::start(command.args(["--status", "systemd:status"]));
+    process.await_lines(2, "Listening on");
+    let server = Server::Unix(site.path("status"));
+    assert_eq!(server.get("/readyz").body, "ready\n");
+    assert_eq!(pipe(&server)["sources"], serde_json::json!([site.name("pipe")]));
 }
