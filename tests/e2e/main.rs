@@ -31,6 +31,7 @@ mod limits;
 mod log_destinations;
 mod logs;
 mod many_pipes;
+mod monitoring;
 mod names;
 mod notification;
 mod patterns;
