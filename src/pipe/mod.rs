@@ -262,8 +262,9 @@ impl Pipes {
                 views.pipes.push(View::of(spec, (listening, unresolved), known, accepting));
             }
             if let Some(stats) = self.registry.unknown(group) {
-                let names: Vec<_> = group.iter().filter_map(|spec| spec.common.pipe()).collect();
-                views.shared.push(SharedView { name: names.join(","), stats });
+                let names =
+                    group.iter().filter_map(|spec| spec.common.pipe().map(ToOwned::to_owned)).collect();
+                views.shared.push(SharedView { names, stats });
             }
         }
         self.registry.show(views);

@@ -42,8 +42,8 @@ pub struct View {
 
 /// Pipes that share their sources.
 pub struct SharedView {
-    /// The names of the pipes, with commas between them.
-    pub name: String,
+    /// The names of the pipes.
+    pub names: Vec<String>,
     /// Peers of whom it is not known which of the pipes they are for.
     pub stats: Arc<OfPipe>,
 }

@@ -1,6 +1,6 @@
 //! From what the rooms know to a [`Report`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::report::{
     TargetState,
 };
 use crate::addr::Endpoint;
-use crate::pipe::{self, KeyView, Registry, View, Views};
+use crate::pipe::{self, KeyView, Registry, SharedView, View, Views};
 use crate::proto::key::Fingerprint;
 use crate::service::facts::Facts;
 use crate::service::log::writer;
@@ -62,10 +62,10 @@ impl Gatherer {
         let not_ready = self.not_ready(&views);
         let pipes = views.pipes.iter().map(|view| self.pipe(view, &last_used));
         // Of sources that pipes share, where peers count of whom it is not known which pipe they are for.
-        let shared = views.shared.iter().filter_map(|shared| {
-            let first =
-                views.pipes.iter().find(|view| shared.name.split(',').any(|name| name == view.name))?;
-            let stats = Counted { name: &shared.name, limit: None, stats: &shared.stats };
+        let names = names_of_shared(&views);
+        let shared = views.shared.iter().zip(&names).filter_map(|(shared, name)| {
+            let first = views.pipes.iter().find(|view| shared.names.contains(&view.name))?;
+            let stats = Counted { name, limit: None, stats: &shared.stats };
             Some(stats.pipe(self.state(first), first, Vec::new(), Vec::new()))
         });
         Report {
@@ -204,6 +204,20 @@ pub(super) async fn keep_looking(gatherer: Arc<Gatherer>) {
         ticks.tick().await;
         gatherer.look();
     }
+}
+
+/// What pipes that share their sources are called together: their names with commas between them, and one more at the end if another
+/// entry has that name. Two entries with one name would be series that are there twice, for which Prometheus refuses all of them.
+fn names_of_shared(views: &Views) -> Vec<String> {
+    let mut taken: HashSet<_> = views.pipes.iter().map(|view| view.name.clone()).collect();
+    let unique = |shared: &SharedView| {
+        let mut name = shared.names.join(",");
+        while !taken.insert(name.clone()) {
+            name.push(',');
+        }
+        name
+    };
+    views.shared.iter().map(unique).collect()
 }
 
 /// Where something counts, and what it is called.

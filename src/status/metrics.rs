@@ -3,6 +3,7 @@
 //! Names are part of what programs read; `docs/STATUS.md` lists them. No label says who a client is: each value of a label is a series
 //! that a database keeps for ever, and strangers must not be able to make any.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::gather::Gatherer;
 use super::report::{PipeState, Report, TargetState};
-use crate::pipe::Views;
+use crate::pipe::{View, Views};
 use crate::stats::{Cause, Histogram, Kinds};
 
 /// Which text a scraper gets.
@@ -67,6 +68,7 @@ impl Collector for Scrape {
         let mut families = Families(encoder);
         of_process(&mut families, &report)?;
         of_pipes(&mut families, &report)?;
+        of_keys(&mut families, &views)?;
         of_targets(&mut families, &report)?;
         histograms(&mut families, &views)
     }
@@ -167,6 +169,12 @@ fn of_process(families: &mut Families<'_>, report: &Report) -> fmt::Result {
         "Times that the configuration was read again",
         [(vec![("result", "ok")], reload.succeeded), (vec![("result", "failed")], reload.failed)],
     )?;
+    let is_good = reload.last.as_ref().is_none_or(|last| last.error.is_none());
+    families.gauge(
+        "spipe_last_reload_successful",
+        "0, if the configuration was wrong when it was last read again, so that an older one is in force",
+        [(none(), if is_good { 1.0 } else { 0.0 })],
+    )?;
     let lookups = &report.name_lookups;
     families.counter(
         "spipe_name_lookups",
@@ -215,16 +223,6 @@ fn of_pipes(families: &mut Families<'_>, report: &Report) -> fmt::Result {
         }),
     )?;
     families.gauge(
-        "spipe_connections",
-        "Connections that carry",
-        pipes().flat_map(|pipe| {
-            pipe.keys.iter().map(|key| {
-                let labels = vec![("pipe", &*pipe.name), ("key", &*key.fingerprint)];
-                (labels, as_float(key.connections as u64))
-            })
-        }),
-    )?;
-    families.gauge(
         "spipe_connections_limit",
         "The most connections at a time (-n); +Inf is no limit",
         pipes().map(|pipe| {
@@ -236,18 +234,6 @@ fn of_pipes(families: &mut Families<'_>, report: &Report) -> fmt::Result {
         "spipe_connections_accepted",
         "Connections that arrived and may be here by where they come from",
         pipes().map(|pipe| (vec![("pipe", &*pipe.name)], pipe.connections.accepted)),
-    )?;
-    families.counter(
-        "spipe_connections_established",
-        "Connections that carried, or still do",
-        pipes().flat_map(|pipe| {
-            pipe.keys.iter().flat_map(|key| {
-                key.established.iter().map(|(cipher, count)| {
-                    let (pipe, key) = (("pipe", &*pipe.name), ("key", &*key.fingerprint));
-                    (vec![pipe, key, ("cipher", &**cipher)], *count)
-                })
-            })
-        }),
     )?;
     families.counter(
         "spipe_connections_closed",
@@ -281,6 +267,40 @@ fn of_pipes(families: &mut Families<'_>, report: &Report) -> fmt::Result {
         "spipe_strangers",
         "Connections that have not proved the key so far",
         pipes().map(|pipe| (vec![("pipe", &*pipe.name)], as_float(pipe.strangers as u64))),
+    )
+}
+
+/// Keys that a reload has taken away stay as long as the pipe does: their connections may run and need places, and a counter that
+/// vanished and came back would count them anew.
+fn of_keys(families: &mut Families<'_>, views: &Views) -> fmt::Result {
+    let running = |view: &View| -> BTreeMap<String, usize> {
+        let before = view.stats.by_key().into_iter().map(|((key, _), _)| key);
+        let keys = view.keys.iter().map(|of_view| of_view.key).chain(before);
+        keys.map(|key| (key.to_string(), view.stats.running_with(key))).collect()
+    };
+    let running: Vec<_> = views.pipes.iter().map(|view| (&*view.name, running(view))).collect();
+    families.gauge(
+        "spipe_connections",
+        "Connections that carry",
+        running.iter().flat_map(|(pipe, keys)| {
+            keys.iter().map(|(key, count)| (vec![("pipe", *pipe), ("key", &**key)], as_float(*count as u64)))
+        }),
+    )?;
+    let established = |view: &View| -> BTreeMap<(String, String), u64> {
+        let kinds =
+            view.keys.iter().flat_map(|of_view| view.ciphers.iter().map(|cipher| (of_view.key, cipher)));
+        let counts = kinds.map(|kind| (kind, 0)).chain(view.stats.by_key());
+        counts.map(|((key, cipher), count)| ((key.to_string(), cipher.to_string()), count)).collect()
+    };
+    let established: Vec<_> = views.pipes.iter().map(|view| (&*view.name, established(view))).collect();
+    families.counter(
+        "spipe_connections_established",
+        "Connections that carried, or still do",
+        established.iter().flat_map(|(pipe, kinds)| {
+            kinds.iter().map(|((key, cipher), count)| {
+                (vec![("pipe", *pipe), ("key", &**key), ("cipher", &**cipher)], *count)
+            })
+        }),
     )
 }
 

@@ -33,6 +33,7 @@ mod limits;
 mod log_destinations;
 mod logs;
 mod many_pipes;
+mod monitoring;
 mod names;
 mod notification;
 mod patterns;

@@ -116,7 +116,7 @@ impl Prometheus {
         let configuration = directory.path().join("prometheus.yml");
         let text = format!(
             "global: {{ scrape_interval: 1s }}\n\
-             scrape_configs: [{{ job_name: test, static_configs: [{{ targets: ['{address}'] }}] }}]\n"
+             scrape_configs: [{{ job_name: spipe, static_configs: [{{ targets: ['{address}'] }}] }}]\n"
         );
         std::fs::write(&configuration, text).expect("the file can be written");
         let listens = SocketAddr::from(([127, 0, 0, 1], free_port()));

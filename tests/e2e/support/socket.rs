@@ -22,6 +22,20 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// A connection from `from`, which is one of the addresses of the loopback network.
+pub(crate) fn connect_from(from: [u8; 4], address: SocketAddr) -> TcpStream {
+    try_connect_from(from, address).unwrap_or_else(|error| panic!("{address}: {error}"))
+}
+
+pub(crate) fn try_connect_from(from: [u8; 4], address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::from(from), 0)).into())?;
+    socket.connect(&address.into())?;
+    let stream = TcpStream::from(socket);
+    guard(&stream);
+    Ok(stream)
+}
+
 fn guard(stream: &TcpStream) {
     // These fail on a connection that has already ended; its first use reports that too.
     let _ = stream.set_read_timeout(Some(DEADLINE));
