@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::http::Server;
 use crate::support::pipe::{End, Key};
 use crate::support::poll_until;
-use crate::support::process::Process;
+use crate::support::process::{Ended, Process, run, spipe};
 use crate::support::site::Site;
 use crate::support::socket::{Service, assert_echoes, assert_reads, assert_reset, echo};
 
@@ -225,4 +225,49 @@ fn what_is_drained_stays_so_after_a_reload() {
     assert_eq!(controlled.tell(&format!("/drain?target={}", target.address())).0, 200);
     assert_eq!(controlled.tell("/reload").0, 200);
     assert_eq!(controlled.report()["pipes"][0]["targets"][0]["state"], "drained");
+}
+
+/// Runs `spipe` with these arguments and the socket.
+fn command(controlled: &Controlled, args: &[&str]) -> Ended {
+    run(spipe().args(args).arg("--control").arg(controlled.site.path("control")))
+}
+
+#[test]
+fn the_commands_tell_what_a_real_process_does() {
+    let controlled = Controlled::new();
+    let mut client = controlled.site.connect("a");
+    assert_echoes(&mut client, "hello");
+    let status = command(&controlled, &["status"]).succeeded().text();
+    for part in ["serving, ready", "pipe a: encrypts", "pipe a-sealed: decrypts", "1 connection"] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    assert_eq!(command(&controlled, &["status", "--ready"]).succeeded().text(), "ready");
+    let json: Value =
+        serde_json::from_str(&command(&controlled, &["status", "--json"]).succeeded().text()).unwrap();
+    assert_eq!(json["pipes"][0]["name"], "a");
+    let top = command(&controlled, &["top"]).succeeded().text();
+    assert!(top.contains("a-sealed") && !top.contains('\u{1b}'), "{top}");
+}
+
+#[test]
+fn the_commands_tell_a_real_process_what_to_do() {
+    let controlled = Controlled::new();
+    let mut client = controlled.site.connect("a");
+    assert_echoes(&mut client, "hello");
+    let list: Value = serde_json::from_str(&controlled.control.get("/connections").body).unwrap();
+    let (id, key) =
+        (list["connections"][0]["id"].as_str().unwrap(), list["connections"][0]["key"].as_str().unwrap());
+    assert!(command(&controlled, &["reload"]).succeeded().text().contains("reloaded: 2 pipes"));
+    // The process is both ends of it.
+    assert!(command(&controlled, &["close", id]).succeeded().text().contains('2'));
+    command(&controlled, &["close", id]).failed_with(1, &["no connection with the id"]);
+    command(&controlled, &["close", "--key", key]).failed_with(1, &["no connection with the key"]);
+    let target = controlled.report()["pipes"][1]["targets"][0]["target"].as_str().unwrap().to_owned();
+    command(&controlled, &["drain", &target, "--wait"]).succeeded();
+    assert_eq!(controlled.report()["pipes"][1]["targets"][0]["state"], "drained");
+    command(&controlled, &["resume", &target]).succeeded();
+    assert_eq!(controlled.report()["pipes"][1]["targets"][0]["state"], "up");
+    command(&controlled, &["drain", "nowhere:1"]).failed_with(1, &["no pipe has the target"]);
+    controlled.site.configure("[[pipe]]\nmode = \"sideways\"\n");
+    command(&controlled, &["reload"]).failed_with(1, &["not reloaded", "sideways"]);
 }

@@ -601,7 +601,8 @@ fn names(value: &Value, names: &mut BTreeSet<String>) {
 fn the_document_has_every_field_and_word_of_the_json() {
     let port = Port::reserve();
     let pipes = Pipe::to(echo()).responder_args(&STATUS).responder_args(&["--check", "1"]).start();
-    let other = responder(&Key::new(), port.address()).start();
+    let key = Key::new();
+    let other = responder(&key, port.address()).start();
     let _client = pipes.connect();
     let mut stranger = other.connect();
     stranger.write_all(&[7; 2000]).unwrap();
