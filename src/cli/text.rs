@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use jiff::Timestamp;
 use unicode_width::UnicodeWidthChar;
 
 use crate::service::log::one_line;
+pub(super) use crate::status::human::{between, bytes, duration, moment as time};
 use crate::status::report::{Mode, PipeState, State, TargetState};
 
 /// `text` on one line, with nothing in it that would change what a terminal shows around it.
@@ -39,51 +39,10 @@ pub(super) fn cut(text: &str, columns: usize) -> &str {
     end.map_or(text, |(at, _)| &text[..at])
 }
 
-/// `12.3 MB`
-pub(super) fn bytes(bytes: f64) -> String {
-    let mut units = ["B", "kB", "MB", "GB", "TB", "PB"].into_iter();
-    let (mut value, mut unit) = (bytes, units.next().unwrap_or_default());
-    for larger in units {
-        // Not 1000, which three digits would round to.
-        if value < 999.5 {
-            break;
-        }
-        (value, unit) = (value / 1000.0, larger);
-    }
-    if unit == "B" || value >= 99.95 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") }
-}
-
 /// A count as a number of bytes.
 pub(super) fn count_of_bytes(count: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     bytes(count as f64)
-}
-
-/// `3d 4h`
-pub(super) fn duration(seconds: f64) -> String {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "whole seconds; below zero is zero"
-    )]
-    let seconds = seconds as u64;
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m {}s", seconds % 60),
-        (0, _, _) => format!("{hours}h {}m", minutes % 60),
-        _ => format!("{days}d {}h", hours % 24),
-    }
-}
-
-/// From `then` to `now`; nothing, where a clock was set back.
-pub(super) fn between(then: Timestamp, now: Timestamp) -> String {
-    duration(then.duration_until(now).as_secs_f64())
-}
-
-/// `2026-03-01 09:00:00 UTC`
-pub(super) fn time(time: Timestamp) -> String {
-    time.strftime("%F %T UTC").to_string()
 }
 
 /// `1 connection`, `2 connections`
@@ -123,7 +82,7 @@ pub(super) fn mode(mode: Mode) -> &'static str {
 pub(super) fn pipe_state(state: PipeState) -> &'static str {
     match state {
         PipeState::Listening => "listening",
-        PipeState::WaitingForName => "waiting for a name",
+        PipeState::WaitingForName => "waiting for name",
         PipeState::Dead => "dead",
         PipeState::Stopping => "stopping",
     }
@@ -141,20 +100,6 @@ pub(super) fn target_state(state: TargetState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn amounts_have_three_digits_and_a_unit() {
-        let amounts = [0.0, 999.0, 999.6, 1234.0, 99_940.0, 99_960.0, 999_600.0, 2.5e9, 1e19];
-        let shown = ["0 B", "999 B", "1.0 kB", "1.2 kB", "99.9 kB", "100 kB", "1.0 MB", "2.5 GB", "10000 PB"];
-        assert_eq!(amounts.map(bytes), shown);
-    }
-
-    #[test]
-    fn durations_have_two_units() {
-        let seconds = [-5.0, 0.9, 59.9, 60.0, 3_599.0, 3_600.0, 86_399.0, 86_400.0, 1e6, f64::NAN];
-        let shown = ["0s", "0s", "59s", "1m 0s", "59m 59s", "1h 0m", "23h 59m", "1d 0h", "11d 13h", "0s"];
-        assert_eq!(seconds.map(duration), shown);
-    }
 
     #[test]
     fn what_would_change_a_terminal_is_escaped() {

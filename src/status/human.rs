@@ -50,15 +50,18 @@ pub fn rate(number: f64) -> String {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
 pub fn duration(seconds: f64) -> String {
     match seconds {
-        _ if !seconds.is_finite() => return UNKNOWN.to_owned(),
-        _ if seconds < 0.000_000_5 => return "0 s".to_owned(),
-        _ if seconds < 0.000_999_5 => return format!("{:.0} µs", seconds * 1e6),
-        _ if seconds < 0.009_95 => return format!("{:.1} ms", seconds * 1e3),
-        _ if seconds < 0.999_5 => return format!("{:.0} ms", seconds * 1e3),
-        _ if seconds < 9.95 => return format!("{seconds:.1} s"),
-        _ => {}
+        _ if !seconds.is_finite() => UNKNOWN.to_owned(),
+        _ if seconds < 0.000_000_5 => "0 s".to_owned(),
+        _ if seconds < 0.000_999_5 => format!("{:.0} µs", seconds * 1e6),
+        _ if seconds < 0.009_95 => format!("{:.1} ms", seconds * 1e3),
+        _ if seconds < 0.999_5 => format!("{:.0} ms", seconds * 1e3),
+        _ if seconds < 9.95 => format!("{seconds:.1} s"),
+        _ => whole_seconds(seconds.round() as u64),
     }
-    let whole = seconds.round() as u64;
+}
+
+/// `12 s`, `4 min 5 s`, `3 d 4 h`: the same of whole seconds.
+pub fn whole_seconds(whole: u64) -> String {
     let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{whole} s"),
@@ -78,19 +81,17 @@ pub fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// The time from one moment to another, in seconds.
-#[expect(clippy::cast_precision_loss, reason = "jiff's 20,000 years are exact to the millisecond")]
-pub fn seconds(from: Timestamp, to: Timestamp) -> f64 {
-    (to.as_millisecond() - from.as_millisecond()) as f64 / 1e3
+/// `3 h 4 min`: the time from one moment to another, in whole seconds; nothing, where a clock was set back.
+pub fn between(from: Timestamp, to: Timestamp) -> String {
+    whole_seconds(u64::try_from((to.as_millisecond() - from.as_millisecond()) / 1000).unwrap_or_default())
 }
 
 /// `3 h 4 min ago`, `in 6 d`, `now`: as seen from `now`.
 pub fn relative(at: Timestamp, now: Timestamp) -> String {
-    let seconds = seconds(at, now);
-    match seconds {
-        _ if seconds.abs() < 1.0 => "now".to_owned(),
-        _ if seconds > 0.0 => format!("{} ago", duration(seconds.floor())),
-        _ => format!("in {}", duration(-seconds.ceil())),
+    match now.as_millisecond() - at.as_millisecond() {
+        -999..=999 => "now".to_owned(),
+        1_000.. => format!("{} ago", between(at, now)),
+        _ => format!("in {}", between(now, at)),
     }
 }
 
@@ -183,6 +184,7 @@ mod tests {
         for (at, text) in [
             ("2026-03-01T09:00:00.1Z", "now"),
             ("2026-03-01T09:00:01.5Z", "now"),
+            ("2026-03-01T08:59:57Z", "3 s ago"),
             ("2026-03-01T05:56:00Z", "3 h 4 min ago"),
             ("2026-03-07T09:00:00.9Z", "in 6 d"),
             ("-009999-01-02T01:59:59Z", "4,392,099 d 7 h ago"),

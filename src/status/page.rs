@@ -470,7 +470,7 @@ fn of_a_target(target: &Target, now: Timestamp) -> Option<(Severity, String)> {
         TargetState::Down => (Severity::Bad, "down"),
         TargetState::Drained => (Severity::Muted, "drained"),
     };
-    let time = human::duration(human::seconds(target.since, now));
+    let time = human::between(target.since, now);
     let why = target.last_error.as_ref().filter(|_| target.state != TargetState::Drained);
     let why = why.map(|error| format!(": {error}")).unwrap_or_default();
     Some((severity, format!("the target {} has been {state} for {time}{why}", target.target)))

@@ -716,7 +716,7 @@ fn top_shows_numbers_until_q_is_pressed() {
     let server = Server::start(healthy(&report(), 3));
     let mut terminal = Terminal::start(&server.path, "");
     for parts in
-        [&["redis", "listening", "1 of 100", "3.2", "1.2 MB", "340 kB"][..], &["3 connections by rate"]]
+        [&["redis", "listening", "1 of 100", "3.2", "1.1 MiB", "332 KiB"][..], &["3 connections by rate"]]
     {
         terminal.script.await_line(parts);
     }
@@ -745,7 +745,7 @@ fn top_shows_new_numbers_without_a_key() {
         response(200, &to_json(&list))
     });
     let terminal = Terminal::start(&server.path, "");
-    for part in ["processor 10.0 %", "for 1h 0m", "7.7 MB"] {
+    for part in ["processor 10.0 %", "for 1 h", "7.3 MiB"] {
         terminal.script.await_lines(2, part);
     }
 }

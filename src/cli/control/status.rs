@@ -180,17 +180,17 @@ mod tests {
             text(&samples::report()),
             "\
 spipe 1.2.3, process 4711: serving, ready
-  started      2026-03-01 09:00:00 UTC, 1h 0m ago
+  started      2026-03-01 09:00:00 UTC, 1 h ago
   reloaded     never
   sandbox      seccomp
-  has          34 of 1024 files, 12.3 MB of memory, 1.5 s of processor time, 3 threads
+  has          34 of 1024 files, 11.7 MiB of memory, 1.5 s of processor time, 3 threads
 
 pipe redis: encrypts, listening at [127.0.0.1]:6379
   connections  1 of 100 now, at most 40 at a time, 1234 since 2026-03-01 09:00:00 UTC
-  rate         3.2 new/s, 1.2 MB/s to the target, 340 kB/s from it
-  carried      5.0 GB to the target, 12 B from it
-  key          7f3a-19c2 (web1): 1 connection, last used 3s ago
-  target       [10.0.0.1]:6380: up for 1h 0m, 1 connection
+  rate         3.2 new/s, 1.1 MiB/s to the target, 332 KiB/s from it
+  carried      4.7 GiB to the target, 12 B from it
+  key          7f3a-19c2 (web1): 1 connection, last used 3 s ago
+  target       [10.0.0.1]:6380: up for 1 h, 1 connection
   failures     none in 24 hours
 "
         );
@@ -219,15 +219,15 @@ pipe redis: encrypts, listening at [127.0.0.1]:6379
         let text = text(&report);
         for line in [
             "spipe 1.2.3, process 4711: serving, not ready: pipe redis: all targets are down; stopping",
-            "  reloaded     2026-03-01 09:58:59 UTC, 1m 1s ago, refused: a.toml: no\\nsuch key (0 succeeded, 1 failed)",
+            "  reloaded     2026-03-01 09:58:59 UTC, 1 min 1 s ago, refused: a.toml: no\\nsuch key (0 succeeded, 1 failed)",
             "  look-ups     2 of names, 2 failed",
             "  log          7 lines were lost, since it was not read in time",
             "  strangers    5 have not proved the key so far",
-            "  key          7f3a-19c2 (web1): 1 connection, last used 3s ago, expired 2026-03-01 10:00:00 UTC",
-            "  target       [10.0.0.1]:6380: down for 1h 0m, 1 connection, 1 of 2 checks contradict, \
+            "  key          7f3a-19c2 (web1): 1 connection, last used 3 s ago, expired 2026-03-01 10:00:00 UTC",
+            "  target       [10.0.0.1]:6380: down for 1 h, 1 connection, 1 of 2 checks contradict, \
              last error: connection refused",
             "  failures     in 24 hours: dial 3",
-            "  last failure 1m 1s ago: dial: \\u{1b}[31mrefused",
+            "  last failure 1 min 1 s ago: dial: \\u{1b}[31mrefused",
         ] {
             assert!(text.lines().any(|has| has == line), "no '{line}' in:\n{text}");
         }

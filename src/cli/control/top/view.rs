@@ -586,7 +586,7 @@ mod tests {
     #[test]
     fn nothing_is_lost_of_ten_thousand_connections() {
         let (seen, mut scroll) = (seen(10_000), Scroll::default());
-        assert_eq!(plain(&seen).lines().filter(|line| line.contains("2.0 kB")).count(), 10_000);
+        assert_eq!(plain(&seen).lines().filter(|line| line.contains("2.0 KiB")).count(), 10_000);
         scroll.go(To::End);
         let last = render(&seen, 200, 20, &mut scroll, Paint::Plain).join("\n");
         assert!(last.contains(&format!("{:016x}", 9_999)), "{last}");
