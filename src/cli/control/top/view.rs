@@ -504,7 +504,7 @@ mod tests {
         seen.report.state = State::Stopping;
         for (pipe, pipe_word) in [
             (PipeState::Listening, "listening"),
-            (PipeState::WaitingForName, "waiting for a name"),
+            (PipeState::WaitingForName, "waiting for name"),
             (PipeState::Dead, "dead"),
             (PipeState::Stopping, "stopping"),
         ] {
