@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use crate::addr::{Source, Target};
 use crate::config::key_file::KeySource;
 use crate::config::options::{PingOptions, PipeOptions, ServiceOptions};
 
-const EXAMPLES: &str = "\
+/// The first of three parts that follow the options in `--help`. The manual page has the first two in sections of their own.
+pub(super) const EXAMPLES: &str = "\
 Examples:
   Make a key, and copy it to the other host over a channel you trust:
       spipe keygen redis.key
@@ -21,13 +22,16 @@ Examples:
   Many pipes in one process, from a file:
       spipe run pipes.toml
   See it all work on this machine:
-      spipe demo
+      spipe demo";
 
+/// The addresses that options take.
+pub(super) const ADDRESSES: &str = "\
 Addresses:
   [1.2.3.4]:80  1.2.3.4:80  [::1]:80  host:80  /path/to.sock  @abstract
   To listen on every address: []:80 or *:80
-  To listen on the sockets that systemd has passed: systemd or systemd:NAME
+  To listen on the sockets that systemd has passed: systemd or systemd:NAME";
 
+const ENDING: &str = "\
 Exit code: 0 when all went well, 1 when something failed, 2 for a mistake in the
 command line; 'spipe ping --help' has more, for its steps. SIGTERM stops
 accepting and lets connections finish, for the time of --drain-timeout; a second
@@ -59,7 +63,7 @@ Exit code, by the step that failed:
     name = "spipe",
     version,
     about = "A symmetric-key encrypted pipe: carries any TCP or Unix-socket service between two hosts with one shared key",
-    after_help = EXAMPLES,
+    after_help = format!("{EXAMPLES}\n\n{ADDRESSES}\n\n{ENDING}"),
     disable_version_flag = true,
     disable_help_subcommand = true,
     args_conflicts_with_subcommands = true,
@@ -135,6 +139,32 @@ pub(super) enum Command {
     },
     #[command(flatten)]
     Administer(Administration),
+    /// Make what a package of spipe has besides the command
+    #[command(subcommand, hide = true)]
+    Generate(Generated),
+}
+
+/// What is made from the definitions in this file.
+#[derive(Subcommand)]
+pub(super) enum Generated {
+    /// Write the manual pages spipe.1 and spipe.toml.5
+    Man {
+        /// The directory to write them to; it has to exist, and pages that are there already are replaced
+        directory: PathBuf,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// The shells whose completions are tested.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Shell {
+    Bash,
+    Fish,
+    Zsh,
 }
 
 /// What an administrator asks of a running process.

@@ -4,6 +4,7 @@ mod args;
 mod control;
 mod demo;
 mod echo;
+mod generate;
 mod ping;
 pub mod progress;
 mod serve;
@@ -71,6 +72,14 @@ pub enum Error {
     /// The demonstration showed that something is wrong.
     #[error("the demo failed: {0}")]
     Demo(String),
+    /// A file that was asked for cannot be written.
+    #[error("cannot write {path}: {source}", path = .path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The operating system refuses something that everything needs.
     #[error("cannot {doing}: {source}")]
     System {
@@ -124,6 +133,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         (Some(Command::Run { file, service }), _) => serve::serve(Origin::File(absolute(&file)?), *service),
         (Some(Command::Check { file }), _) => check(&file),
         (Some(Command::Administer(command)), _) => control::run(command),
+        (Some(Command::Generate(what)), _) => generate::run(what).map(|()| ExitCode::SUCCESS),
         (None, Some(pipe)) => serve_or_connect(pipe, args.service),
         (None, None) => contradict("nothing to do; give -t TARGET and -k KEY, or a command such as keygen"),
     }

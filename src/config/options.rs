@@ -322,6 +322,9 @@ pub(crate) struct PipeOptions {
 }
 
 impl PipeOptions {
+    /// The long names of the visible options that a file does not have: the fields above that serde skips.
+    pub(crate) const NOT_IN_A_FILE: [&str; 4] = ["encrypt", "decrypt", "foreground", "forward-secrecy"];
+
     /// None for a pipe of standard input and output.
     pub(crate) fn mode(&self) -> Option<Mode> {
         match (self.mode, self.encrypt, self.decrypt) {

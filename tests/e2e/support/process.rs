@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 18] = [
+const PACKAGES: [(&str, &str); 21] = [
     ("chromium", "chromium fonts-dejavu-core"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
@@ -31,6 +31,9 @@ const PACKAGES: [(&str, &str); 18] = [
     ("ip", "iproute2"),
     ("/usr/sbin/dnsmasq", "dnsmasq-base"),
     ("systemd-socket-activate", "systemd"),
+    ("mandoc", "mandoc"),
+    ("fish", "fish"),
+    ("zsh", "zsh"),
 ];
 
 /// The binary under test.
