@@ -84,6 +84,7 @@ pub(super) fn pipe_state(state: PipeState) -> &'static str {
         PipeState::Listening => "listening",
         PipeState::WaitingForName => "waiting for name",
         PipeState::Dead => "dead",
+        PipeState::Removed => "removed",
         PipeState::Stopping => "stopping",
     }
 }

@@ -267,6 +267,13 @@ impl Pipes {
                 views.shared.push(SharedView { names, stats });
             }
         }
+        for before in &self.registry.views().pipes {
+            let is_there = views.pipes.iter().any(|now| Arc::ptr_eq(&now.stats, &before.stats));
+            if !is_there && before.stats.totals().running > 0 {
+                let removed = before.removed(&views.pipes);
+                views.pipes.push(removed);
+            }
+        }
         self.registry.show(views);
     }
 

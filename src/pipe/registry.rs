@@ -232,14 +232,15 @@ impl Registry {
         })
     }
 
-    /// Forgets the pipes that are gone, the targets that a pipe has no longer, and their names; and keys that no
+    /// Forgets the pipes that are gone and have no connections any more, the targets that a pipe has no longer, and their names; and keys that no
     /// pipe has and no connection.
     pub(super) fn keep_only<'s>(&self, used: impl Iterator<Item = (Identity, &'s Spec)>) {
         let used: HashMap<_, _> = used.map(|(pipe, spec)| (pipe, &spec.common.targets)).collect();
         let routes = used.values().flat_map(|targets| targets.routes().iter());
         self.names.keep_only(&routes.flat_map(Route::names).collect());
         self.by_pipe().retain(|pipe, memory| {
-            let Some(targets) = used.get(pipe) else { return false };
+            // One that is gone and comes back finds the connections counted that it left.
+            let Some(targets) = used.get(pipe) else { return memory.stats.totals().running > 0 };
             memory.targets.retain(|target, _| targets.routes().iter().any(|route| route.target() == target));
             true
         });

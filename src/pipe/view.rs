@@ -14,6 +14,7 @@ use crate::stats::OfPipe;
 use crate::upstream::{Check, Known};
 
 /// One pipe at work.
+#[derive(Clone)]
 pub struct View {
     /// What the pipe is called, or else its sources: no two have the same.
     pub name: String,
@@ -38,6 +39,7 @@ pub struct View {
     /// What it has counted.
     pub stats: Arc<OfPipe>,
     accepting: AbortHandle,
+    is_removed: bool,
 }
 
 /// Pipes that share their sources.
@@ -49,6 +51,7 @@ pub struct SharedView {
 }
 
 /// A key of a pipe.
+#[derive(Clone)]
 pub struct KeyView {
     /// Which key.
     pub key: Fingerprint,
@@ -63,7 +66,7 @@ pub struct KeyView {
 /// All pipes of a process at work.
 #[derive(Default)]
 pub struct Views {
-    /// Each of them.
+    /// Each of them, and those that a reload has taken away while they had connections.
     pub pipes: Vec<View>,
     /// Those sources that several share.
     pub shared: Vec<SharedView>,
@@ -96,12 +99,32 @@ impl View {
             check: common.targets.check().cloned(),
             stats,
             accepting,
+            is_removed: false,
         }
+    }
+
+    /// The same pipe after a reload that has taken it away, beside those that are `there`. It keeps its name, as far as no other has it.
+    pub(super) fn removed(&self, there: &[Self]) -> Self {
+        let mut name = self.name.clone();
+        while there.iter().any(|other| other.name == name) {
+            name.push_str(" (removed)");
+        }
+        Self { name, listening: Vec::new(), unresolved: Vec::new(), is_removed: true, ..self.clone() }
+    }
+
+    /// Whether a reload has taken it away, so that it has no more than the connections that it left.
+    pub fn is_removed(&self) -> bool {
+        self.is_removed
+    }
+
+    /// Whether there is nothing left of it.
+    pub fn is_gone(&self) -> bool {
+        self.is_removed && self.stats.totals().running == 0
     }
 
     /// Whether nobody accepts any more, although the pipe is there: a fault, which a reload mends.
     pub fn has_died(&self) -> bool {
-        self.accepting.is_finished()
+        !self.is_removed && self.accepting.is_finished()
     }
 }
 

@@ -60,7 +60,8 @@ impl Gatherer {
         let is_stopping = self.facts.is_stopping();
         let (found, failed) = self.registry.names.look_ups();
         let not_ready = self.not_ready(&views);
-        let pipes = views.pipes.iter().map(|view| self.pipe(view, &last_used));
+        let there = views.pipes.iter().filter(|view| !view.is_gone());
+        let pipes = there.map(|view| self.pipe(view, &last_used));
         // Of sources that pipes share, where peers count of whom it is not known which pipe they are for.
         let names = names_of_shared(&views);
         let shared = views.shared.iter().zip(&names).filter_map(|(shared, name)| {
@@ -110,12 +111,14 @@ impl Gatherer {
                 None
             }
         };
-        views.pipes.iter().filter_map(of_pipe).collect()
+        views.pipes.iter().filter(|view| !view.is_removed()).filter_map(of_pipe).collect()
     }
 
     fn state(&self, view: &View) -> PipeState {
         if self.facts.is_stopping() {
             PipeState::Stopping
+        } else if view.is_removed() {
+            PipeState::Removed
         } else if view.has_died() {
             PipeState::Dead
         } else if view.unresolved.is_empty() {

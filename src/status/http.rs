@@ -265,3 +265,95 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     body.push(b'\n');
     typed(status, "application/json", body)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::service::facts::Facts;
+    use crate::service::measures::Measures;
+    use crate::status::access::Access;
+
+    /// A reader that a service of its own serves.
+    fn reader() -> DuplexStream {
+        let facts = Arc::new(Facts::new("off".to_owned(), Measures::open()));
+        let gatherer = Arc::new(Gatherer::new(Arc::default(), facts, false));
+        let (reader, served) = duplex(64);
+        tokio::spawn(Service::status(gatherer, Guard::new(Access::Local)).serve_over(served));
+        reader
+    }
+
+    /// How long the service keeps the connection.
+    async fn until_its_end(mut reader: DuplexStream) -> Duration {
+        let start = Instant::now();
+        let _ = reader.read_to_end(&mut Vec::new()).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_end_is_given_up() {
+        for part in ["", "GET /sta", "GET /status HTTP/1.1\r\nHost: x\r\n"] {
+            let mut reader = reader();
+            reader.write_all(part.as_bytes()).await.unwrap();
+            assert_eq!(until_its_end(reader).await.as_secs(), HEADERS.as_secs(), "{part}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_byte_by_byte_has_no_more_time() {
+        let (mut reader, start) = (reader(), Instant::now());
+        loop {
+            // It goes on for ever: all bytes belong to one field.
+            if reader.write_all(b"a").await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(start.elapsed() < HEADERS * 2);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scraper_that_comes_again_in_time_keeps_its_connection() {
+        let mut reader = reader();
+        for _ in 0..3 {
+            reader.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            let mut answer = [0; 1024];
+            assert_ne!(reader.read(&mut answer).await.unwrap(), 0);
+            while timeout(Duration::from_secs(1), reader.read(&mut answer)).await.is_ok() {}
+            tokio::time::sleep(HEADERS / 2).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_of_a_long_answer_that_stalls_is_ended_at_last() {
+        let mut reader = reader();
+        reader.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        // Nothing is read of it, so it waits for room.
+        tokio::time::sleep(AGE + Duration::from_secs(1)).await;
+        assert!(reader.write_all(b"x").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_reader_more_ends_the_one_that_is_there_longest() {
+        let doors = Doors::new(2);
+        let enter = || tokio::spawn(doors.enter(std::future::pending::<()>()));
+        let [first, second] = [enter(), enter()];
+        tokio::task::yield_now().await;
+        assert!(!first.is_finished());
+        let _third = enter();
+        first.await.unwrap();
+        assert!(!second.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_has_ended_makes_room_without_the_end_of_another() {
+        let doors = Doors::new(2);
+        let first = tokio::spawn(doors.enter(std::future::pending::<()>()));
+        tokio::spawn(doors.enter(std::future::ready(()))).await.unwrap();
+        let _third = tokio::spawn(doors.enter(std::future::pending::<()>()));
+        tokio::task::yield_now().await;
+        assert!(!first.is_finished());
+    }
+}

@@ -272,13 +272,18 @@ fn of_pipes(families: &mut Families<'_>, report: &Report) -> fmt::Result {
 
 /// Keys that a reload has taken away stay as long as the pipe does: their connections may run and need places, and a counter that
 /// vanished and came back would count them anew.
+/// The pipes that the report has.
+fn there(views: &Views) -> impl Iterator<Item = &View> {
+    views.pipes.iter().filter(|view| !view.is_gone())
+}
+
 fn of_keys(families: &mut Families<'_>, views: &Views) -> fmt::Result {
     let running = |view: &View| -> BTreeMap<String, usize> {
         let before = view.stats.by_key().into_iter().map(|((key, _), _)| key);
         let keys = view.keys.iter().map(|of_view| of_view.key).chain(before);
         keys.map(|key| (key.to_string(), view.stats.running_with(key))).collect()
     };
-    let running: Vec<_> = views.pipes.iter().map(|view| (&*view.name, running(view))).collect();
+    let running: Vec<_> = there(views).map(|view| (&*view.name, running(view))).collect();
     families.gauge(
         "spipe_connections",
         "Connections that carry",
@@ -292,7 +297,7 @@ fn of_keys(families: &mut Families<'_>, views: &Views) -> fmt::Result {
         let counts = kinds.map(|kind| (kind, 0)).chain(view.stats.by_key());
         counts.map(|((key, cipher), count)| ((key.to_string(), cipher.to_string()), count)).collect()
     };
-    let established: Vec<_> = views.pipes.iter().map(|view| (&*view.name, established(view))).collect();
+    let established: Vec<_> = there(views).map(|view| (&*view.name, established(view))).collect();
     families.counter(
         "spipe_connections_established",
         "Connections that carried, or still do",
@@ -333,7 +338,7 @@ const QUICK: (i32, i32) = (-12, 4);
 const LONG: (i32, i32) = (-3, 18);
 
 fn histograms(families: &mut Families<'_>, views: &Views) -> fmt::Result {
-    let of_pipes = || views.pipes.iter().map(|view| (vec![("pipe", &*view.name)], &view.stats));
+    let of_pipes = || there(views).map(|view| (vec![("pipe", &*view.name)], &view.stats));
     families.histogram(
         "spipe_handshake_duration_seconds",
         "How long handshakes took",
@@ -346,9 +351,7 @@ fn histograms(families: &mut Families<'_>, views: &Views) -> fmt::Result {
         LONG,
         of_pipes().map(|(labels, stats)| (labels, &stats.durations)),
     )?;
-    let targets: Vec<_> = views
-        .pipes
-        .iter()
+    let targets: Vec<_> = there(views)
         .flat_map(|view| view.targets.iter().map(move |known| (view, known.target().to_string(), known)))
         .collect();
     families.histogram(

@@ -436,6 +436,11 @@ fn of_a_pipe(pipe: &Pipe, now: Timestamp) -> Vec<Note<'_>> {
             let text = "it does not listen: its accept loop has died; a reload listens anew";
             notes.push(note(Severity::Bad, text.to_owned()));
         }
+        PipeState::Removed => {
+            // Nothing else of it matters any more.
+            let text = "a reload took it away; the connections that it had go on";
+            return vec![note(Severity::Muted, text.to_owned())];
+        }
     }
     if let Some(limit) = pipe.connections.limit
         && pipe.connections.now >= limit

@@ -160,6 +160,8 @@ pub enum PipeState {
     WaitingForName,
     /// Its accept loop has died: a fault in spipe, which a reload mends.
     Dead,
+    /// A reload has taken it away; what is left are its connections.
+    Removed,
     /// The process stops.
     Stopping,
 }

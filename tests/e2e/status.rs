@@ -129,6 +129,76 @@ fn counters_go_on_after_a_reload() {
     assert!(report(&status)["reload"]["last"]["error"].is_null());
 }
 
+/// Two pipes, of which a reload takes the first away while it has a connection.
+struct Removed {
+    site: Site,
+    process: Process,
+    status: Server,
+    client: std::os::unix::net::UnixStream,
+    before: String,
+}
+
+impl Removed {
+    fn new() -> Self {
+        let site = Site::with_key();
+        let status = "status = \"127.0.0.1:0\"\n";
+        let stays = site.both_ends("stays", echo());
+        let before = format!("{status}{}{stays}", site.encrypt("goes", site.socket("stays-sealed")));
+        let process = site.serve(&before);
+        let (server, mut client) = (status_of(&process), site.connect("goes"));
+        assert_echoes(&mut client, "hello");
+        site.configure(format!("{status}{stays}"));
+        process.reload_successfully();
+        Self { site, process, status: server, client, before }
+    }
+
+    fn pipe(&self, name: &str) -> Option<Value> {
+        let report = report(&self.status);
+        report["pipes"].as_array().unwrap().iter().find(|pipe| pipe["name"] == name).cloned()
+    }
+}
+
+#[test]
+fn a_pipe_that_a_reload_takes_away_is_shown_as_long_as_it_has_connections() {
+    let mut removed = Removed::new();
+    let pipe = removed.pipe("goes").unwrap();
+    assert_eq!((&pipe["state"], &pipe["connections"]["now"]), (&"removed".into(), &1.into()));
+    assert_echoes(&mut removed.client, "goes on");
+    assert!(removed.status.get("/connections?limit=9").body.contains("\"pipe\":\"goes\""));
+    assert_eq!(removed.status.get("/readyz").status, 200);
+    drop(removed.client.shutdown(std::net::Shutdown::Both));
+    poll_until("it is gone", || {
+        let report = report(&removed.status);
+        let pipes = report["pipes"].as_array()?;
+        pipes.iter().all(|pipe| pipe["name"] != "goes").then_some(())
+    });
+    assert!(!removed.status.get("/metrics").body.contains("\"goes\""));
+    assert!(removed.process.log().contains("no longer listening"));
+}
+
+#[test]
+fn a_pipe_that_comes_back_goes_on_counting_where_it_was() {
+    let removed = Removed::new();
+    removed.site.configure(&removed.before);
+    removed.process.reload_successfully();
+    poll_until("it is back", || (removed.pipe("goes")?["state"] == "listening").then_some(()));
+    assert_eq!(removed.pipe("goes").unwrap()["connections"]["now"], 1);
+    let report = report(&removed.status);
+    assert_eq!(report["pipes"].as_array().unwrap().len(), 3, "it is there once");
+}
+
+#[test]
+fn a_pipe_that_takes_the_name_of_one_that_is_gone_is_another() {
+    let removed = Removed::new();
+    let moved = removed.before.replace("goes.sock", "elsewhere.sock");
+    removed.site.configure(moved);
+    removed.process.reload_successfully();
+    poll_until("it is there", || (removed.pipe("goes")?["state"] == "listening").then_some(()));
+    assert_eq!(removed.pipe("goes").unwrap()["connections"]["established"], 0);
+    assert_eq!(removed.pipe("goes (removed)").unwrap()["connections"]["now"], 1);
+    crate::support::metrics::check_with_promtool(&removed.status.get("/metrics").body);
+}
+
 #[test]
 fn a_reload_that_fails_is_told_with_its_reason() {
     let site = Site::with_key();

@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         units::the_journal_has_levels,
         units::a_reload_with_an_unusable_key_fails_and_changes_nothing,
         units::a_reload_that_fails_in_the_process_is_in_the_status,
+        units::an_administrator_asks_a_service_over_its_control_socket,
         units::a_port_below_1024_needs_one_capability,
         units::the_first_connection_to_the_socket_unit_starts_the_service,
         units::the_unit_lines_of_guides_for_spiped_work_with_the_name_changed,

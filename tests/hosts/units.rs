@@ -136,6 +136,27 @@ pub(crate) fn a_reload_that_fails_in_the_process_is_in_the_status(hosts: &Hosts)
     assert_eq!(hosts.client.run("redis-cli -p 8000 ping"), "PONG");
 }
 
+pub(crate) fn an_administrator_asks_a_service_over_its_control_socket(hosts: &Hosts) {
+    hosts.start_office();
+    let pipes = hosts.server.run("cat /etc/spipe/office.toml");
+    let service = "control = \"/run/spipe-office/control\"\nstatus = \"127.0.0.1:9100\"";
+    hosts.server.put("/etc/spipe/office.toml", "644", format!("{service}\n{pipes}\n").as_bytes());
+    hosts.server.run("systemctl restart spipe@office");
+    let status = hosts.server.run("spipe status --control /run/spipe-office/control");
+    assert!(status.contains("serving, ready"), "{status}");
+    hosts.server.run("spipe reload --control /run/spipe-office/control");
+    hosts
+        .server
+        .fail("setpriv --reuid=nobody --clear-groups spipe status --control /run/spipe-office/control");
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/9100; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    hosts.server.put("/root/ask", "755", ask.as_bytes());
+    let metrics = hosts.server.run("bash /root/ask");
+    for name in ["spipe_ready 1", "process_open_fds ", "process_resident_memory_bytes "] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
+    assert_eq!(hosts.client.run("redis-cli -p 8000 ping"), "PONG");
+}
+
 pub(crate) fn the_journal_has_levels(hosts: &Hosts) {
     hosts.start_pipe();
     hosts

@@ -278,7 +278,7 @@ fn pipes(report: &Report) -> Table {
     let row = |pipe: &Pipe| {
         let tone = match pipe.state {
             PipeState::Listening => Tone::Good,
-            PipeState::WaitingForName | PipeState::Stopping => Tone::Warning,
+            PipeState::WaitingForName | PipeState::Removed | PipeState::Stopping => Tone::Warning,
             PipeState::Dead => Tone::Bad,
         };
         vec![
@@ -506,6 +506,7 @@ mod tests {
             (PipeState::Listening, "listening"),
             (PipeState::WaitingForName, "waiting for name"),
             (PipeState::Dead, "dead"),
+            (PipeState::Removed, "removed"),
             (PipeState::Stopping, "stopping"),
         ] {
             for (target, target_word) in [
