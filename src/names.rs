@@ -177,7 +177,7 @@ impl Names {
         let known = name.state().known.clone();
         let addresses = match known {
             Some(known) => known,
-            None => self.look_up(&name).await?,
+            None => self.look_up(&name, RECENT).await?,
         };
         Ok(with_port(addresses, port))
     }
@@ -192,7 +192,7 @@ impl Names {
         host: &str,
         port: u16,
     ) -> Result<Vec1<SocketAddr>, ResolveError> {
-        self.look_up(&self.name(host)).await.map(|addresses| with_port(addresses, port))
+        self.look_up(&self.name(host), RECENT).await.map(|addresses| with_port(addresses, port))
     }
 
     /// Looks `host` up now and again, until what is given is dropped.
@@ -201,7 +201,7 @@ impl Names {
         Refreshing(tokio::spawn(async move {
             loop {
                 // A name that has never had an address is one that somebody may be about to set up.
-                let pause = match names.look_up(&name).await {
+                let pause = match names.look_up(&name, RECENT.min(every)).await {
                     Ok(_) => every,
                     Err(_) if name.state().known.is_some() => every,
                     Err(_) => every.min(5 * RECENT),
@@ -239,13 +239,13 @@ impl Names {
         name
     }
 
-    /// Looks `name` up, or joins a look-up of it that is under way.
-    async fn look_up(&self, name: &Arc<Name>) -> Answer {
+    /// Looks `name` up, or joins a look-up of it that is under way, or takes the answer of one that is younger than `recent`.
+    async fn look_up(&self, name: &Arc<Name>, recent: Duration) -> Answer {
         let mut looked_up = name.looked_up.subscribe();
         {
             let mut state = name.state();
             match &state.last {
-                Some((answer, at)) if !state.is_being_looked_up && at.elapsed() < RECENT => {
+                Some((answer, at)) if !state.is_being_looked_up && at.elapsed() < recent => {
                     return answer.clone();
                 }
                 _ => {}
@@ -399,6 +399,14 @@ mod tests {
         names.name("localhost").note(Err(refused));
         assert_eq!(names.addresses("localhost", 80).await.unwrap(), known);
         assert!(names.addresses_anew("localhost", 80).await.is_err(), "it was looked up a moment ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_looked_up_as_often_as_asked_also_within_a_second() {
+        let names = Arc::new(Names::default());
+        let _refreshing = names.keep_fresh("localhost", Duration::from_millis(200));
+        sleep(Duration::from_millis(1_100)).await;
+        assert_eq!(names.look_ups(), (6, 0));
     }
 
     #[tokio::test]

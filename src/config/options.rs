@@ -130,10 +130,10 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) rate_per_source: Option<NonZero<u32>>,
 
-    /// How long connecting and the handshake may take together
+    /// How long connecting and the handshake may take together: 0.1 to 86400, such as 2.5
     #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = default_timeout())]
     #[serde(default = "default_timeout")]
-    pub(crate) timeout: Timeout,
+    pub(crate) timeout: FineSeconds,
 
     /// Which of several targets a connection gets: failover, the first that is up; round-robin, one after the other; or
     /// least-connections
@@ -236,11 +236,12 @@ pub(crate) struct PipeOptions {
     pub(crate) tls_ignore_unexpected_eof: bool,
 
     #[arg(short = 'r', long, value_name = "SECONDS", conflicts_with = "resolve_once", help = format!(
-        "How often to look the names of targets up again, and of --bind; a connection uses the last answer [default: {}]",
+        "How often to look the names of targets up again, and of --bind: 0.1 to 86400, such as 0.5; a connection uses the last \
+         answer [default: {}]",
         Lookup::INTERVAL.as_secs()
     ))]
     #[serde(default)]
-    pub(crate) resolve_interval: Option<Seconds<1, 86_400>>,
+    pub(crate) resolve_interval: Option<FineSeconds>,
 
     /// Never look a name up again once it has resolved
     #[arg(short = 'R', long)]
@@ -375,7 +376,7 @@ impl std::str::FromStr for Mode {
     }
 }
 
-/// Whole seconds, from `MIN` to `MAX`.
+/// Whole seconds, from `MIN` to `MAX`: for the times of people and of services, and for keep-alive, which the kernel counts so.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
 pub(crate) struct Seconds<const MIN: u64, const MAX: u64>(u64);
@@ -383,15 +384,12 @@ pub(crate) struct Seconds<const MIN: u64, const MAX: u64>(u64);
 /// How long a connection may go on, up to a year.
 pub(crate) type TimeLimit = Seconds<1, 31_536_000>;
 
-/// `-o`, up to a day.
-pub(crate) type Timeout = Seconds<1, 86_400>;
-
 /// `--dead-after`, up to an hour. Keep-alive counts in seconds, and a limit in which a network cannot recover from a lost packet is
 /// none; TCP itself gives up after a quarter of an hour.
 pub(crate) type DeadAfter = Seconds<5, 3_600>;
 
-fn default_timeout() -> Timeout {
-    Seconds(Common::TIMEOUT.as_secs())
+fn default_timeout() -> FineSeconds {
+    FineSeconds(Common::TIMEOUT)
 }
 
 fn default_dead_after() -> DeadAfter {
@@ -429,6 +427,71 @@ impl<const MIN: u64, const MAX: u64> std::str::FromStr for Seconds<MIN, MAX> {
 impl<const MIN: u64, const MAX: u64> std::fmt::Display for Seconds<MIN, MAX> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(formatter)
+    }
+}
+
+/// Seconds and fractions of a second, from a tenth to a day: for `-o` and `-r`, which spiped takes so. What two hosts say to each
+/// other need not take a second; in less than a tenth, a handshake over a long way does not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FineSeconds(Duration);
+
+impl FineSeconds {
+    const MIN: Duration = Duration::from_millis(100);
+    const MAX: Duration = Duration::from_secs(86_400);
+
+    fn new(time: Option<Duration>) -> Result<Self, String> {
+        time.filter(|time| (Self::MIN..=Self::MAX).contains(time)).map(Self).ok_or_else(|| {
+            let [min, max] = [Self::MIN, Self::MAX].map(|limit| limit.as_secs_f64());
+            format!("write a number of seconds from {min} to {max}, such as 2.5")
+        })
+    }
+}
+
+impl From<FineSeconds> for Duration {
+    fn from(seconds: FineSeconds) -> Self {
+        seconds.0
+    }
+}
+
+impl std::str::FromStr for FineSeconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // f64 reads signs, exponents, "inf" and "nan" too.
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let seconds = text.parse().ok().filter(|_| is_plain);
+        Self::new(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
+    }
+}
+
+impl std::fmt::Display for FineSeconds {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_secs_f64().fmt(formatter)
+    }
+}
+
+impl<'de> Deserialize<'de> for FineSeconds {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FineSecondsVisitor)
+    }
+}
+
+/// TOML tells integers from floats; here they mean the same.
+struct FineSecondsVisitor;
+
+impl serde::de::Visitor<'_> for FineSecondsVisitor {
+    type Value = FineSeconds;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a number of seconds")
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<FineSeconds, E> {
+        FineSeconds::new(u64::try_from(seconds).ok().map(Duration::from_secs)).map_err(E::custom)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, seconds: f64) -> Result<FineSeconds, E> {
+        FineSeconds::new(Duration::try_from_secs_f64(seconds).ok()).map_err(E::custom)
     }
 }
 
@@ -496,9 +559,9 @@ pub(crate) struct PingOptions {
     ))]
     pub(crate) interval: Pause,
 
-    /// How long looking up, connecting and the handshake may take together, and each later step
+    /// How long looking up, connecting and the handshake may take together, and each later step: 0.1 to 86400, such as 2.5
     #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = default_timeout())]
-    pub(crate) timeout: Timeout,
+    pub(crate) timeout: FineSeconds,
 
     /// The text that both ends share besides the key
     #[arg(long, value_name = "TEXT")]
@@ -752,5 +815,91 @@ impl ServiceOptions {
         ]
         .into_iter()
         .find_map(|(asked, name)| asked.then_some(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the line of a file writes it.
+    fn in_a_file(value: &str) -> Result<FineSeconds, String> {
+        #[derive(Deserialize)]
+        struct Line {
+            timeout: FineSeconds,
+        }
+        let line = toml::from_str::<Line>(&format!("timeout = {value}"));
+        line.map(|line| line.timeout).map_err(|error| error.message().to_owned())
+    }
+
+    #[test]
+    fn fine_seconds_are_the_same_on_the_command_line_and_in_a_file() {
+        for (text, milliseconds) in
+            [("0.1", 100), ("0.5", 500), ("1", 1_000), ("2.5", 2_500), ("5.0", 5_000), ("86400", 86_400_000)]
+        {
+            let expected = Ok(FineSeconds(Duration::from_millis(milliseconds)));
+            assert_eq!((text.parse(), in_a_file(text)), (expected.clone(), expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_within_the_range_of_fine_seconds_is_refused_with_the_range() {
+        let refused = Err("write a number of seconds from 0.1 to 86400, such as 2.5".to_owned());
+        for text in [
+            "0",
+            "0.0",
+            "0.0001",
+            "0.000000001",
+            "0.099",
+            "-1",
+            "-0.5",
+            "86400.5",
+            "86401",
+            "1e300",
+            "1e-9",
+            "inf",
+            "nan",
+            "+inf",
+            "-inf",
+        ] {
+            assert_eq!((text.parse(), in_a_file(text)), (refused.clone(), refused.clone()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_plain_decimal_number_is_refused_on_the_command_line() {
+        for text in [
+            "",
+            ".",
+            "1e1",
+            "5E-1",
+            "+1",
+            "1.2.3",
+            "0,5",
+            " 1",
+            "1 ",
+            "1s",
+            "0x10",
+            "infinity",
+            "NaN",
+            &"9".repeat(400),
+        ] {
+            assert!(text.parse::<FineSeconds>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused_in_a_file_with_what_was_expected() {
+        for value in ["\"0.5\"", "true", "[1]"] {
+            let error = in_a_file(value).unwrap_err();
+            assert!(error.ends_with("expected a number of seconds"), "{error}");
+        }
+    }
+
+    #[test]
+    fn fine_seconds_are_shown_as_they_are_written() {
+        for text in ["0.1", "0.5", "5", "86400"] {
+            assert_eq!(text.parse::<FineSeconds>().unwrap().to_string(), text);
+        }
     }
 }

@@ -240,16 +240,14 @@ fn a_value_of_the_wrong_type_is_refused() {
 
 #[test]
 fn an_invalid_timeout_is_refused_with_the_valid_range() {
-    for timeout in ["0", "86401"] {
-        assert_refused(
-            &format!("{VALID}timeout = {timeout}"),
-            6,
-            &["a whole number of seconds from 1 to 86400"],
-        );
+    for option in ["timeout", "resolve-interval"] {
+        for seconds in ["0", "0.0", "0.05", "1e-9", "-1", "-0.5", "86401", "inf", "nan"] {
+            let range = "a number of seconds from 0.1 to 86400";
+            assert_refused(&format!("{VALID}{option} = {seconds}"), 6, &[range]);
+        }
+        assert_refused(&format!("{VALID}{option} = \"5\""), 6, &["invalid type", "a number of seconds"]);
     }
-    for timeout in ["-1", "1.5", "\"5\""] {
-        assert_refused(&format!("{VALID}timeout = {timeout}"), 6, &["invalid"]);
-    }
+    assert_refused(&format!("{VALID}check = 0.5"), 6, &["invalid type"]);
 }
 
 #[test]

@@ -311,3 +311,18 @@ fn a_reload_changes_limits_for_new_connections_and_running_ones_go_on() {
     process.reload_successfully();
     assert_echoes(&mut site.connect("a"), "unlimited again");
 }
+
+#[test]
+fn a_handshake_may_be_given_less_than_a_second() {
+    let (key, never) = (Key::new(), Service::start());
+    // It accepts, and never shakes hands.
+    let initiator = End::initiator(&key, never.address()).args(&["-o", "0.3"]).start();
+    let start = Instant::now();
+    let mut client = initiator.connect();
+    assert_reset(&mut client);
+    assert!(
+        (Duration::from_millis(300)..Duration::from_secs(1)).contains(&start.elapsed()),
+        "{:?}",
+        start.elapsed()
+    );
+}
