@@ -244,7 +244,8 @@ fn a_wrong_default_is_told_of_with_its_line() {
         &format!("[defaults]\nkey = 'a.key'\ntimout = 7\n{pipe}"),
         &["pipes.toml:3", "unknown field `timout`"],
     );
-    shared.check(&format!("[defaults]\nkey = 'a.key'\ntimeout = 0\n{pipe}"), &["pipes.toml:3", "from 1 to"]);
+    shared
+        .check(&format!("[defaults]\nkey = 'a.key'\ntimeout = 0\n{pipe}"), &["pipes.toml:3", "from 0.1 to"]);
     shared.check(&format!("[defaults]\nkey = 'missing.key'\n{pipe}"), &["pipes.toml:2", "missing.key"]);
     shared.check(&format!("defaults = 7\n{pipe}"), &["pipes.toml:1", "write [defaults]"]);
 }
