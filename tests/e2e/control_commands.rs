@@ -657,15 +657,20 @@ struct Terminal {
 impl Terminal {
     /// Starts it with 24 lines and 120 columns, and waits until it shows something.
     fn start(control: &Path, arguments: &str) -> Self {
-        let terminal = Self::start_any(control, arguments);
+        Self::start_by("", control, arguments)
+    }
+
+    /// The same by the command `by`.
+    fn start_by(by: &str, control: &Path, arguments: &str) -> Self {
+        let terminal = Self::start_any(by, control, arguments);
         terminal.script.await_line(&[ENTERS]);
         terminal.script.await_line(&["spipe 1.2.3"]);
         terminal
     }
 
-    fn start_any(control: &Path, arguments: &str) -> Self {
+    fn start_any(by: &str, control: &Path, arguments: &str) -> Self {
         let (program, control) = (spipe().get_program().to_string_lossy().into_owned(), control.display());
-        let top = format!("exec '{program}' top --control '{control}' {arguments}");
+        let top = format!("exec {by} '{program}' top --control '{control}' {arguments}");
         let shell = format!(
             "tty; stty rows 24 cols 120; echo \"before $(stty -g)\"; \
              sh -c 'echo \"pid $$\"; {}'; echo \"code $?\"; echo \"after $(stty -g)\"",
@@ -767,6 +772,15 @@ fn top_ends_by_ctrl_c_and_by_signals_with_the_terminal_as_it_was() {
 fn top_ends_when_its_terminal_goes_away() {
     let server = Server::start(healthy(&report(), 3));
     let Terminal { script, pid, .. } = Terminal::start(&server.path, "");
+    script.kill();
+    poll_until("top ends", || test_kill_process(pid).is_err().then_some(()));
+}
+
+#[test]
+fn top_ends_when_its_terminal_goes_away_and_no_signal_says_so() {
+    let server = Server::start(healthy(&report(), 3));
+    // In a session of its own it has no controlling terminal, so nobody sends it SIGHUP.
+    let Terminal { script, pid, .. } = Terminal::start_by("setsid", &server.path, "-i 3600");
     script.kill();
     poll_until("top ends", || test_kill_process(pid).is_err().then_some(()));
 }
@@ -877,7 +891,7 @@ fn top_has_colours_unless_no_color_is_set() {
 #[test]
 fn top_that_cannot_begin_leaves_the_screen_alone() {
     let site = Site::new();
-    let terminal = Terminal::start_any(&site.path("none"), "");
+    let terminal = Terminal::start_any("", &site.path("none"), "");
     terminal.script.await_line(&["spipe: ", "no such socket"]);
     terminal.script.await_line(&["code 1"]);
     assert!(!terminal.script.log().contains(ENTERS));

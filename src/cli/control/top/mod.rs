@@ -14,7 +14,7 @@ use crossterm::event::{Event, KeyCode, KeyModifiers};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::time::Instant;
 
-use self::screen::{Screen, events};
+use self::screen::{Screen, events, gone};
 use self::view::{Paint, Scroll, View};
 use self::watch::{Seen, Sort, Watch};
 use super::client::{Client, ControlError};
@@ -69,6 +69,7 @@ async fn show(mut watch: Watch, interval: Duration, count: Option<u32>) -> Resul
     let (answer, mut looks) = mpsc::channel(1);
     // Beside everything else, since a process may take long to answer, and keys should not.
     let mut looking = std::pin::pin!(look_on(watch, interval, wanted, answer));
+    let mut gone = std::pin::pin!(gone());
 
     let paint = Paint::chosen(env::var_os("NO_COLOR").as_deref());
     // Each look is shown for an interval, the last one too.
@@ -81,6 +82,7 @@ async fn show(mut watch: Watch, interval: Duration, count: Option<u32>) -> Resul
         tokio::select! {
             biased;
             _ = signals.next() => break,
+            () = &mut gone => break,
             event = events.recv() => match event.map(|event| event.map(Action::of)) {
                 Some(Ok(Action::Quit)) | None => break,
                 Some(Ok(Action::Sort)) => {

@@ -3,6 +3,7 @@
 use std::io::{self, Stdout, Write};
 use std::panic;
 use std::thread;
+use std::time::Duration;
 
 use crossterm::cursor::{Hide, Show};
 use crossterm::event::{self, Event};
@@ -11,9 +12,13 @@ use crossterm::terminal::{
     enable_raw_mode, is_raw_mode_enabled, window_size,
 };
 use crossterm::{execute, queue};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 
 use super::view::Size;
+
+/// How often to see whether the terminal is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where the size is not known.
 const USUAL: Size = Size { columns: 80, lines: 24 };
@@ -70,6 +75,20 @@ fn size() -> Size {
             Size { columns: size.columns.into(), lines: size.rows.into() }
         }
         _ => USUAL,
+    }
+}
+
+/// Ends when the terminal has gone. A process need not get SIGHUP then, and crossterm 0.29 reads the end of such a terminal for ever,
+/// with all of a processor.
+pub(super) async fn gone() {
+    loop {
+        let terminal = io::stdout();
+        let mut look = [PollFd::new(&terminal, PollFlags::empty())];
+        let found = poll(&mut look, Some(&Timespec::default()));
+        if found.is_ok() && look[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
