@@ -7,15 +7,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::level_filters::LevelFilter;
 
-use super::serve::start_log;
+use super::serve::{start_log, start_small_runtime};
 use super::{Error, say};
 use crate::config::ConfigError;
 use crate::config::key_file::Owners;
 use crate::config::options::{Pause, PingOptions, ServiceOptions, Trips};
 use crate::config::plan::Planner;
 use crate::connection::{PingError, Pinger, Pinging};
-use crate::service::sandbox::Needs;
-use crate::service::startup::{Service, Started};
 use crate::upstream::DialFailure;
 
 /// What each step ends with that fails, as `--help` has it.
@@ -46,18 +44,7 @@ pub(super) fn run(options: PingOptions) -> Result<ExitCode, Error> {
     start_log(&service, LevelFilter::ERROR);
     let (Trips(count), Pause(interval), through) = (options.count, options.interval, options.through);
     let (common, key) = Planner::new(Owners::new(None)).ping(options).map_err(ConfigError::from)?;
-    let mut needs = Needs::new();
-    common.targets.routes().iter().for_each(|route| needs.dial(route));
-    needs.log_to(service.log_destination());
-    let Service { runtime, signals, .. } = Started::new()
-        .without_sockets()?
-        .write_pid_file(None)?
-        .become_user(None)?
-        .detach(None)?
-        .confine(|| service.confinement().apply(&needs))
-        .start_small_runtime()?;
-    // They end the process.
-    signals.release()?;
+    let runtime = start_small_runtime(&common, &service)?;
     let pinger = Pinger::new(common, key);
     let tried = runtime.block_on(async {
         reach_other_end(&pinger, count.get(), interval).await?;

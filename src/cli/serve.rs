@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 
@@ -12,7 +13,7 @@ use crate::config::key_file::{KeySource, Owners};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::Planner;
 use crate::config::{self, ConfigError, Configuration, Origin};
-use crate::connection::{ConnectionError, Initiator};
+use crate::connection::{Common, ConnectionError, Initiator};
 use crate::gate::{Admitted, ClientPlace, Connections};
 use crate::listen::SocketPermissions;
 use crate::names::Unresolved;
@@ -159,18 +160,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
     start_log(service, LevelFilter::ERROR);
     let mut planner = Planner::new(Owners::new(None));
     let (common, key) = config::stdio_pipe(options, &mut planner).map_err(ConfigError::from)?;
-    let mut needs = Needs::new();
-    common.targets.routes().iter().for_each(|route| needs.dial(route));
-    needs.log_to(service.log_destination());
-    let Service { runtime, signals, .. } = Started::new()
-        .without_sockets()?
-        .write_pid_file(None)?
-        .become_user(None)?
-        .detach(None)?
-        .confine(|| service.confinement().apply(&needs))
-        .start_small_runtime()?;
-    // They end the process, as they do any filter.
-    signals.release()?;
+    let runtime = start_small_runtime(&common, service)?;
     let stdio = Admitted {
         stream: Stream::Stdio(Box::new((tokio::io::stdin(), tokio::io::stdout()))),
         remote: Remote::Local,
@@ -190,6 +180,29 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
         }
         Err(error) => Err(Error::Connection(error)),
     }
+}
+
+/// The runtime of a process that has connections to the targets of `common` and no others, and is locked in. Signals end it, as they do
+/// any filter.
+///
+/// # Errors
+/// [`StartupError`].
+pub(super) fn start_small_runtime(
+    common: &Common,
+    service: &ServiceOptions,
+) -> Result<Runtime, StartupError> {
+    let mut needs = Needs::new();
+    common.targets.routes().iter().for_each(|route| needs.dial(route));
+    needs.log_to(service.log_destination());
+    let Service { runtime, signals, .. } = Started::new()
+        .without_sockets()?
+        .write_pid_file(None)?
+        .become_user(None)?
+        .detach(None)?
+        .confine(|| service.confinement().apply(&needs))
+        .start_small_runtime()?;
+    signals.release()?;
+    Ok(runtime)
 }
 
 /// Starts the log; by default, it has what `level` lets through.

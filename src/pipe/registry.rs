@@ -141,7 +141,7 @@ impl Registry {
     /// Where peers count of whom it is not known which pipe of `group` they are for. None for a pipe that is alone at its sources.
     pub(super) fn unknown(&self, group: &Group) -> Option<Arc<OfPipe>> {
         group.is_shared().then(|| {
-            let mut by_sources = self.by_sources.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut by_sources = self.by_sources();
             let new = || Arc::new(OfPipe::new(Arc::clone(&self.usage)));
             Arc::clone(by_sources.entry(group.sources().clone()).or_insert_with(new))
         })
@@ -245,11 +245,13 @@ impl Registry {
             true
         });
         let sources: HashSet<_> = used.keys().map(Identity::sources).collect();
-        self.by_sources
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|shared, _| sources.contains(shared));
+        self.by_sources().retain(|shared, _| sources.contains(shared));
         self.by_key().retain(|_, of_key| Arc::strong_count(of_key) > 1);
+    }
+
+    fn by_sources(&self) -> MutexGuard<'_, HashMap<Sources, Arc<OfPipe>>> {
+        // A panic elsewhere leaves the map whole: every change to it is one call.
+        self.by_sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn by_key(&self) -> MutexGuard<'_, HashMap<Fingerprint, Arc<OfKey>>> {

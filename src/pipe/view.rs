@@ -38,8 +38,8 @@ pub struct View {
     pub check: Option<Check>,
     /// What it has counted.
     pub stats: Arc<OfPipe>,
-    accepting: AbortHandle,
-    is_removed: bool,
+    /// None of a pipe that a reload has taken away.
+    accepting: Option<AbortHandle>,
 }
 
 /// Pipes that share their sources.
@@ -98,8 +98,7 @@ impl View {
             targets,
             check: common.targets.check().cloned(),
             stats,
-            accepting,
-            is_removed: false,
+            accepting: Some(accepting),
         }
     }
 
@@ -109,22 +108,22 @@ impl View {
         while there.iter().any(|other| other.name == name) {
             name.push_str(" (removed)");
         }
-        Self { name, listening: Vec::new(), unresolved: Vec::new(), is_removed: true, ..self.clone() }
+        Self { name, listening: Vec::new(), unresolved: Vec::new(), accepting: None, ..self.clone() }
     }
 
     /// Whether a reload has taken it away, so that it has no more than the connections that it left.
     pub fn is_removed(&self) -> bool {
-        self.is_removed
+        self.accepting.is_none()
     }
 
     /// Whether there is nothing left of it.
     pub fn is_gone(&self) -> bool {
-        self.is_removed && self.stats.totals().running == 0
+        self.is_removed() && self.stats.totals().running == 0
     }
 
     /// Whether nobody accepts any more, although the pipe is there: a fault, which a reload mends.
     pub fn has_died(&self) -> bool {
-        !self.is_removed && self.accepting.is_finished()
+        self.accepting.as_ref().is_some_and(AbortHandle::is_finished)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Comparing secrets, and naming what is no secret, for those who use no cryptography themselves.
+//! Comparing secrets, for rooms that use no cryptography themselves.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 
