@@ -213,9 +213,7 @@ impl Service {
             ),
         }
     }
-}
 
-impl Service {
     async fn page(self, sorting: Sorting) -> Response<Body> {
         let Self { gatherer, page, .. } = self;
         let policy = HeaderValue::from_str(page.content_security_policy());
