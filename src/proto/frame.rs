@@ -83,6 +83,9 @@ pub enum Misbehaviour {
     /// *Abort* carries a reason of one byte.
     #[error("an Abort without its one byte of reason")]
     AbortWithoutReason,
+    /// A packet of spiped's protocol whose payload cannot have that length.
+    #[error("a packet whose payload has not 1 to 1,024 bytes")]
+    PacketLength,
     /// A frame after *End*, after *Abort*, or after one that was refused.
     #[error("a frame after the stream was over")]
     FrameAfterEnd,

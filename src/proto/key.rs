@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use hkdf::{Hkdf, HkdfExtract};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -36,10 +36,14 @@ pub struct KeyTooShort(pub usize);
 /// # Ok::<(), spipe::proto::key::KeyTooShort>(())
 /// ```
 ///
-/// Neither `Debug` nor `Clone`: it cannot end in a log, and there is one copy to wipe. That one is in a box, so that moving the
+/// It is a key of both protocols, so that a pipe can change from spiped's to spipe's.
+///
+/// Neither `Debug` nor `Clone`: it cannot end in a log, and there is one copy to wipe. That one is in boxes, so that moving the
 /// key leaves nothing behind.
 pub struct Key {
     psk: Box<MixedPsk>,
+    /// What spiped makes of the same file. Nothing of one follows from the other.
+    spiped: Box<Secret>,
     fingerprint: Fingerprint,
 }
 
@@ -69,6 +73,10 @@ impl Key {
     pub(super) fn psk(&self) -> &MixedPsk {
         &self.psk
     }
+
+    pub(super) fn spiped(&self) -> &Secret {
+        &self.spiped
+    }
 }
 
 /// Derives a [`Key`] from a file's bytes piece by piece.
@@ -77,12 +85,13 @@ impl Key {
 /// growth would leave an unwiped copy behind). It holds bytes of the file itself, so it is to live within [`wiped`] only.
 pub struct KeyDerivation {
     extract: HkdfExtract<Sha256>,
+    digest: Sha256,
     length: usize,
 }
 
 impl Default for KeyDerivation {
     fn default() -> Self {
-        Self { extract: HkdfExtract::new(Some(SALT)), length: 0 }
+        Self { extract: HkdfExtract::new(Some(SALT)), digest: Sha256::new(), length: 0 }
     }
 }
 
@@ -90,6 +99,7 @@ impl KeyDerivation {
     /// Takes in the next bytes of the file.
     pub fn update(&mut self, bytes: &[u8]) {
         self.extract.input_ikm(bytes);
+        self.digest.update(bytes);
         self.length += bytes.len();
     }
 
@@ -98,16 +108,21 @@ impl KeyDerivation {
     /// # Errors
     /// [`KeyTooShort`] when fewer than [`KEY_FILE_MIN`] bytes came in.
     pub fn finish(self) -> Result<Key, KeyTooShort> {
-        if self.length < KEY_FILE_MIN {
-            return Err(KeyTooShort(self.length));
-        }
+        if self.length < KEY_FILE_MIN { Err(KeyTooShort(self.length)) } else { Ok(self.finish_any()) }
+    }
+
+    /// Ends a file of any length, as spiped takes it; for spiped's protocol only.
+    pub fn finish_any(self) -> Key {
         let (prk, hkdf) = self.extract.finalize();
         let _wiped = Zeroizing::new(<[u8; 32]>::from(prk));
         let mut psk = Secret::default();
         expand(&hkdf, b"spipe/1 psk", &mut *psk);
         let mut fingerprint = [0; 4];
         expand(&hkdf, b"spipe/1 fingerprint", &mut fingerprint);
-        Ok(Key { psk: Box::new(MixedPsk::new(PROTOCOL_NAME, &psk)), fingerprint: Fingerprint(fingerprint) })
+        let mut spiped = Box::new(Secret::default());
+        spiped.copy_from_slice(&self.digest.finalize());
+        let psk = Box::new(MixedPsk::new(PROTOCOL_NAME, &psk));
+        Key { psk, spiped, fingerprint: Fingerprint(fingerprint) }
     }
 }
 

@@ -14,4 +14,5 @@ pub mod handshake;
 pub mod key;
 pub mod noise;
 pub mod secret;
+pub mod spiped;
 pub mod stack;

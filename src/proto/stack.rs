@@ -22,6 +22,12 @@ pub const SYMMETRIC: usize = 16 * 1024;
 /// when it is not enough.
 pub const ASYMMETRIC: usize = 64 * 1024;
 
+/// The same for a packet of spiped's protocol: HMAC-SHA256 has its state there.
+pub const PACKET: usize = 4 * 1024;
+
+/// The same for an exponentiation in spiped's group: NN KiB were measured.
+pub const MODULAR: usize = 256 * 1024;
+
 /// Does `work`, then wipes the `DEPTH` bytes of stack below, which `work` has used. Its result is to have secrets in boxes only.
 pub fn wiped<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
     let result = call(work);

@@ -44,8 +44,16 @@ const HIDDEN: &[&str] = &["std::{", "std::*", "std as ", "::std::"];
 
 /// Names that only `proto` may use. (`x25519` is not listed: it is a field of `InitiatorRandomness`, which `tunnel`
 /// fills.)
-const CRYPTOGRAPHY: &[&str] =
-    &["chacha20poly1305", "aws_lc_rs", "hkdf", "hmac", "sha2", "x25519_dalek", "libcrux_ml_kem"];
+const CRYPTOGRAPHY: &[&str] = &[
+    "chacha20poly1305",
+    "aws_lc_rs",
+    "hkdf",
+    "hmac",
+    "sha2",
+    "x25519_dalek",
+    "libcrux_ml_kem",
+    "crypto_bigint",
+];
 
 #[test]
 fn proto_uses_no_io_clock_environment_or_randomness() {
