@@ -18,15 +18,9 @@ pub const FRAME: usize = 2 * 1024;
 /// The same for hashing and ChaCha20-Poly1305 over a message: 11 KiB were measured, and wiping takes 0.4 µs.
 pub const SYMMETRIC: usize = 16 * 1024;
 
-/// The same for a step with X25519 and ML-KEM: 37 KiB were measured, and wiping takes 1.8 µs. `tests/protocol/stack.rs` fails
+/// The same for a step with X25519 and ML-KEM, of which 37 KiB were measured, or with spiped's group: less. Wiping takes 1.8 µs. `tests/protocol/stack.rs` fails
 /// when it is not enough.
 pub const ASYMMETRIC: usize = 64 * 1024;
-
-/// The same for a packet of spiped's protocol: HMAC-SHA256 has its state there.
-pub const PACKET: usize = 4 * 1024;
-
-/// The same for an exponentiation in spiped's group: NN KiB were measured.
-pub const MODULAR: usize = 256 * 1024;
 
 /// Does `work`, then wipes the `DEPTH` bytes of stack below, which `work` has used. Its result is to have secrets in boxes only.
 pub fn wiped<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {

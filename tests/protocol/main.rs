@@ -8,6 +8,7 @@ mod handshake_refusals;
 mod noise_vectors;
 mod recorded;
 mod snow_peer;
+mod spiped;
 mod stack;
 mod support;
 mod wall;

@@ -8,10 +8,15 @@ use std::thread;
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::PAYLOAD_MAX;
+use spipe::proto::framing::{Open, Seal};
 use spipe::proto::handshake::{Initiator, Label, Responder};
 use spipe::proto::key::Key;
+use spipe::proto::spiped::group::{Half, Public};
+use spipe::proto::spiped::handshake::{Crossed, End, ForwardSecrecy};
+use spipe::proto::spiped::packet::PACKET;
 use spipe::proto::stack::wiped;
 
+use crate::spiped::second;
 use crate::support::{
     CIPHERS, Connection, KEY_FILE, OTHER_KEY_FILE, REKEY_AFTER, Second, connect, data_frame, end_frame,
     frame_key, initiator_randomness, key, open_frame, other_key, psk, rekeyed, responder_randomness, start,
@@ -159,4 +164,46 @@ fn frames_leave_nothing_and_a_rekey_neither() {
 fn a_key_file_leaves_nothing() {
     let secrets = [KEY_FILE, psk(&KEY_FILE)];
     assert_leaves_none(&secrets, || Key::from_bytes(&KEY_FILE).unwrap());
+}
+
+/// The secrets of a handshake of spiped's protocol with these halves and nonces.
+fn spiped_secrets(ours: [u8; 32], theirs: [u8; 32], nonces: &[u8]) -> Vec<[u8; 32]> {
+    let shared = Half::new(&ours).agree(&Public::read(Half::new(&theirs).public()).unwrap());
+    let key = second::sha256(&KEY_FILE);
+    let macs = second::pbkdf2(&key, nonces, 64);
+    let packets = second::pbkdf2(&key, &[nonces, &**shared].concat(), 128);
+    // The exponent is kept as a number, whose bytes are in the processor's order.
+    let numbers = [ours, theirs].map(|mut half| {
+        half.reverse();
+        half
+    });
+    let pieces = [&shared[..], &macs, &packets].concat();
+    [ours, theirs, key].into_iter().chain(numbers).chain(pieces.as_chunks().0.iter().copied()).collect()
+}
+
+fn counting(from: u8) -> [u8; 32] {
+    std::array::from_fn(|at| from + u8::try_from(at).unwrap())
+}
+
+#[test]
+fn the_steps_of_spipeds_handshake_and_its_packets_leave_nothing() {
+    let (ours, theirs) = (counting(7), counting(99));
+    let (key, nonces) = (key(), [[1; 32], [2; 32]]);
+    let secrets = spiped_secrets(ours, theirs, nonces.as_flattened());
+    let half = assert_leaves_none(&secrets, || Half::new(&ours));
+    let other = Half::new(&theirs);
+    let crossed = assert_leaves_none(&secrets, || Crossed::new(&key, End::Initiator, &nonces[0], &nonces[1]));
+    let proof = assert_leaves_none(&secrets, || crossed.prove(&half));
+    let responder = Crossed::new(&key, End::Responder, &nonces[1], &nonces[0]);
+    let responder = responder.verify(&proof, ForwardSecrecy::Offered).unwrap();
+    let answer = responder.prove(&other);
+    let crossed = assert_leaves_none(&secrets, || crossed.verify(&answer, ForwardSecrecy::Offered)).unwrap();
+    let peers = crossed.theirs();
+    let shared = assert_leaves_none(&secrets, || half.agree(&peers));
+    let mut initiator = assert_leaves_none(&secrets, || crossed.finish(&shared));
+    let shared = other.agree(&responder.theirs());
+    let mut responder = responder.finish(&shared);
+    let mut packet = [7; PACKET];
+    assert_leaves_none(&secrets, || initiator.sealer.data(&mut packet, 100)).unwrap();
+    assert_leaves_none(&secrets, || responder.opener.open(&mut packet)).unwrap();
 }

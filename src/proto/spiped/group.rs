@@ -66,7 +66,7 @@ pub struct Half {
 impl Half {
     /// Of random bytes. It takes some 0.2 ms, more on small processors, so it is not for a thread that others wait for.
     pub fn new(random: &[u8; RANDOM]) -> Self {
-        wiped::<{ stack::MODULAR }, _>(|| {
+        wiped::<{ stack::ASYMMETRIC }, _>(|| {
             let mut exponent = Zeroizing::new([0; 40]);
             exponent[7] = 1 << 2;
             exponent[8..].copy_from_slice(random);
@@ -93,8 +93,10 @@ impl Half {
 
     /// The shared secret of this half and the peer's. It takes twice as long as [`Self::new`].
     pub fn agree(self, theirs: &Public) -> Shared {
-        let Some(exponent) = self.exponent else { return Box::new(Zeroizing::new(*Self::none().public)) };
-        wiped::<{ stack::MODULAR }, _>(|| {
+        let Some(exponent) = self.exponent.filter(|_| !theirs.is_one()) else {
+            return Shared::new(Zeroizing::new(*Self::none().public));
+        };
+        wiped::<{ stack::ASYMMETRIC }, _>(|| {
             let shared = Element::new(&theirs.0).pow_bounded_exp(&exponent, EXPONENT_BITS);
             let mut written = Shared::new(Zeroizing::new([0; VALUE]));
             written.copy_from_slice(&*bytes(&shared));

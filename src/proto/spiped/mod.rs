@@ -24,7 +24,9 @@ fn derive(secret: &[u8; 32], salt: &[&[u8]], output: &mut [u8]) {
     let key = hmac::Key::new(HMAC_SHA256, secret);
     for (block, number) in output.chunks_mut(32).zip(1_u32..) {
         let mut context = hmac::Context::with_key(&key);
-        salt.iter().for_each(|part| context.update(part));
+        for part in salt {
+            context.update(part);
+        }
         context.update(&number.to_be_bytes());
         block.copy_from_slice(&context.sign().as_ref()[..block.len()]);
     }

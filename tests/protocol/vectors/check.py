@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Derives every value in spipe-1.txt again, as docs/PROTOCOL.md specifies, without any of spipe's code.
+"""Derives every value in spipe-1.txt and spiped.txt again, as docs/PROTOCOL.md and docs/SPIPED.md specify, without any of spipe's code.
 
     pip install -r tests/protocol/vectors/requirements.txt && python3 tests/protocol/vectors/check.py
 
@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from kyber_py.ml_kem import ML_KEM_768
 
@@ -130,14 +131,77 @@ def sections(path):
     yield name, fields
 
 
-failed = 0
-for name, v in sections(pathlib.Path(__file__).parent / "spipe-1.txt"):
+def group_14():
+    """The prime of RFC 3526, section 3: 2^2048 - 2^1984 - 1 + 2^64 * ([2^1918 pi] + 124476)."""
+    one = 1 << (1918 + 64)
+
+    def arctan_of_inverse(x):
+        term = total = one // x
+        for n in range(1, 2000):
+            term //= x * x
+            total += (term // (2 * n + 1)) * (-1) ** n
+        return total
+
+    pi = 4 * (4 * arctan_of_inverse(5) - arctan_of_inverse(239)) >> 64
+    return 2**2048 - 2**1984 - 1 + 2**64 * (pi + 124476)
+
+
+def pbkdf2_once(secret, salt, length):
+    return hashlib.pbkdf2_hmac("sha256", secret, salt, 1, length)
+
+
+def spiped_handshake(v):
+    """Both proofs, and the keys of both directions: of the cipher, then of the HMAC."""
+    key, nonces, prime = sha256(v["key_file"]), v["initiator_nonce"] + v["responder_nonce"], group_14()
+    macs = pbkdf2_once(key, nonces, 64)
+
+    def exponent(secret):
+        return 2**258 + int.from_bytes(secret, "big") if secret else 0
+
+    ours, theirs = exponent(v["initiator_secret"]), exponent(v["responder_secret"])
+    for end, secret, mac in ("initiator", ours, macs[:32]), ("responder", theirs, macs[32:]):
+        value = pow(2, secret, prime).to_bytes(256, "big")
+        yield end + "_proof", value + hmac256(mac, value)
+    shared = pow(2, ours * theirs, prime).to_bytes(256, "big")
+    keys = pbkdf2_once(key, nonces + shared, 128)
+    yield "keys_to_responder", keys[:64]
+    yield "keys_to_initiator", keys[64:]
+
+
+def packet(keys, number, payload):
+    text = payload.ljust(1024, b"\0") + len(payload).to_bytes(4, "big")
+    number = number.to_bytes(8, "big")
+    cipher = Cipher(algorithms.AES(keys[:32]), modes.CTR(number + bytes(8))).encryptor()
+    sealed = cipher.update(text) + cipher.finalize()
+    return sealed + hmac256(keys[32:], sealed + number)
+
+
+def derived_of_spipe(v):
     derived = dict(handshake(v))
     for field, text in v.items():
         if field.endswith(".text"):
             direction, number, _ = field.split(".")
             secret = derived["secret_" + direction]
             derived[f"{direction}.{number}.frame"] = frame(CIPHERS[v["choice"][0]], secret, int(number), text)
+    return derived
+
+
+def derived_of_spiped(v):
+    derived = dict(spiped_handshake(v))
+    for field, payload in v.items():
+        if field.endswith(".payload"):
+            direction, number, _ = field.split(".")
+            sealed = packet(derived["keys_" + direction], int(number), payload)
+            derived[f"{direction}.{number}.packet"] = sealed
+    return {field: value for field, value in derived.items() if not field.startswith("keys_")}
+
+
+failed = 0
+here = pathlib.Path(__file__).parent
+all_sections = [(derived_of_spipe, *section) for section in sections(here / "spipe-1.txt")]
+all_sections += [(derived_of_spiped, *section) for section in sections(here / "spiped.txt")]
+for derive, name, v in all_sections:
+    derived = derive(v)
     wrong = [field for field, value in derived.items() if v[field] != value]
     print(f"[{name}] {len(derived)} derived values, {len(wrong)} wrong: {', '.join(wrong) or 'none'}")
     failed += len(wrong)
