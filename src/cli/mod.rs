@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use self::args::{Args, Command};
 pub use self::control::{ControlError, Fault};
-use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
+use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions, WeakKeys};
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::{PlanError, Planner};
 use crate::config::{ConfigError, Configuration, Origin};
@@ -190,7 +190,7 @@ fn fingerprint(
     };
     match source {
         KeySource::File(path) if path.is_dir() => {
-            let keys = key_file::read_all(path, permissions)?;
+            let keys = key_file::read_all(path, permissions, WeakKeys::Refused)?;
             let lines = keys.iter().map(|(file, key)| {
                 let name = file.file_name().unwrap_or(file.as_os_str()).display();
                 format!("{}  {name}{}", key.fingerprint(), used(key.fingerprint()))
@@ -198,7 +198,7 @@ fn fingerprint(
             say(&lines.collect::<Vec<_>>().join("\n"))
         }
         _ => {
-            let key = key_file::read(source, permissions)?.fingerprint();
+            let key = key_file::read(source, permissions, WeakKeys::Refused)?.fingerprint();
             say(&format!("{key}{}", used(key)))
         }
     }

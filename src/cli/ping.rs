@@ -43,9 +43,9 @@ pub(super) fn run(options: PingOptions) -> Result<ExitCode, Error> {
     // What goes wrong is said once, at the end.
     start_log(&service, LevelFilter::ERROR);
     let (Trips(count), Pause(interval), through) = (options.count, options.interval, options.through);
-    let (common, key) = Planner::new(Owners::new(None)).ping(options).map_err(ConfigError::from)?;
+    let (common, terms, key) = Planner::new(Owners::new(None)).ping(options).map_err(ConfigError::from)?;
     let runtime = start_small_runtime(&common, &service)?;
-    let pinger = Pinger::new(common, key);
+    let pinger = Pinger::new(common, terms, key);
     let tried = runtime.block_on(async {
         reach_other_end(&pinger, count.get(), interval).await?;
         if through { ask_for_target(&pinger).await } else { Ok(()) }

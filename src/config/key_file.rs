@@ -14,9 +14,10 @@ use rand::rngs::SysRng;
 use rustix::fs::StatVfsMountFlags;
 use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
 use thiserror::Error;
+use tracing::warn;
 use zeroize::Zeroizing;
 
-use crate::proto::key::{Fingerprint, Key, KeyDerivation, KeyTooShort};
+use crate::proto::key::{Fingerprint, KEY_FILE_MIN, Key, KeyDerivation, KeyTooShort};
 use crate::proto::noise::Secret;
 use crate::proto::stack::{self, wiped};
 
@@ -65,6 +66,15 @@ impl Owners {
         let uid = Uid::from_raw(uid);
         uid.is_root() || uid == self.starter || Some(uid) == self.user
     }
+}
+
+/// Whether a key is taken that is too short, or was never random.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WeakKeys {
+    /// It is an error.
+    Refused,
+    /// There is a warning. For spiped's protocol, whose other end may have such a key since long ago.
+    Taken,
 }
 
 /// Whether to mind what others can do with a key file.
@@ -172,9 +182,13 @@ const SECRET_MAX: usize = 64 * 1024;
 const EXTENSION: &str = "key";
 
 /// Reads the key at `path`; if that is a directory, all its `*.key` files, in the order of their names. Each with its path.
-pub(crate) fn read_all(path: &Path, permissions: Permissions) -> Result<Vec<(PathBuf, Key)>, KeyFileError> {
+pub(crate) fn read_all(
+    path: &Path,
+    permissions: Permissions,
+    weak: WeakKeys,
+) -> Result<Vec<(PathBuf, Key)>, KeyFileError> {
     let read = |path: PathBuf| {
-        let key = read(&KeySource::File(path.clone()), permissions)?;
+        let key = read(&KeySource::File(path.clone()), permissions, weak)?;
         Ok((path, key))
     };
     if !path.is_dir() {
@@ -200,10 +214,14 @@ pub(crate) fn read_all(path: &Path, permissions: Permissions) -> Result<Vec<(Pat
 }
 
 /// Reads one key.
-pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, KeyFileError> {
+pub(crate) fn read(
+    source: &KeySource,
+    permissions: Permissions,
+    weak: WeakKeys,
+) -> Result<Key, KeyFileError> {
     match source {
         KeySource::File(path) => match open(path, permissions) {
-            Ok(file) => derive(source, file),
+            Ok(file) => derive(source, file, weak),
             Err(KeyFileError::Read(name, error)) if error.kind() == io::ErrorKind::NotFound => {
                 Err(KeyFileError::Missing(name, error))
             }
@@ -216,6 +234,7 @@ pub(crate) fn read(source: &KeySource, permissions: Permissions) -> Result<Key, 
             derive(
                 source,
                 File::from(descriptor.map_err(|error| KeyFileError::Read(source.to_string(), error.into()))?),
+                weak,
             )
         }
     }
@@ -323,11 +342,11 @@ fn is_in_group(gid: u32) -> bool {
     getegid() == gid || getgroups().is_ok_and(|groups| groups.contains(&gid))
 }
 
-fn derive(source: &KeySource, reader: impl Read) -> Result<Key, KeyFileError> {
-    wiped::<{ stack::SYMMETRIC }, _>(|| derive_piecewise(source, reader))
+fn derive(source: &KeySource, reader: impl Read, weak: WeakKeys) -> Result<Key, KeyFileError> {
+    wiped::<{ stack::SYMMETRIC }, _>(|| derive_piecewise(source, reader, weak))
 }
 
-fn derive_piecewise(source: &KeySource, mut reader: impl Read) -> Result<Key, KeyFileError> {
+fn derive_piecewise(source: &KeySource, mut reader: impl Read, weak: WeakKeys) -> Result<Key, KeyFileError> {
     let mut derivation = KeyDerivation::default();
     let mut piece = Zeroizing::new([0; 4096]);
     let (mut first, mut has_others) = (None, false);
@@ -345,8 +364,18 @@ fn derive_piecewise(source: &KeySource, mut reader: impl Read) -> Result<Key, Ke
             Err(error) => return Err(KeyFileError::Read(source.to_string(), error)),
         }
     }
-    let key = derivation.finish().map_err(|error| KeyFileError::TooShort(source.to_string(), error))?;
-    if has_others { Ok(key) } else { Err(KeyFileError::OneByte(source.to_string())) }
+    let weakness = match derivation.length() {
+        length if length < KEY_FILE_MIN => KeyFileError::TooShort(source.to_string(), KeyTooShort(length)),
+        _ if !has_others => KeyFileError::OneByte(source.to_string()),
+        _ => return Ok(derivation.finish_any()),
+    };
+    match weak {
+        WeakKeys::Refused => Err(weakness),
+        WeakKeys::Taken => {
+            warn!(key_file = %source, reason = %weakness, "a weak key: whoever guesses it can read and change everything");
+            Ok(derivation.finish_any())
+        }
+    }
 }
 
 /// Makes a key file, safe on disk when this returns.

@@ -291,6 +291,12 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) no_keepalive: bool,
 
+    /// What the other end speaks: spipe, or spiped for Tarsnap's spiped, which cannot promise all that spipe does
+    /// (docs/SPIPED.md)
+    #[arg(long, value_enum, default_value_t = ProtocolChoice::Spipe, value_name = "PROTOCOL")]
+    #[serde(default)]
+    pub(crate) protocol: ProtocolChoice,
+
     /// A text that both ends must share besides the key; it tells apart pipes that share a key
     #[arg(long, value_name = "TEXT")]
     #[serde(default, deserialize_with = "text::optional")]
@@ -311,20 +317,21 @@ pub(crate) struct PipeOptions {
     #[serde(skip)]
     _foreground: bool,
 
-    /// Require forward secrecy, as spipe always does (accepted for spiped's sake)
+    /// Require forward secrecy, as spipe always does. With --protocol spiped, refuse another end that has it turned off (-f there)
     #[arg(short = 'g', long)]
-    #[serde(skip)]
-    _forward_secrecy: bool,
+    #[serde(default)]
+    pub(crate) forward_secrecy: bool,
 
-    /// Refused: spiped's faster handshake without forward secrecy
-    #[arg(short = 'f', long, hide = true)]
-    #[serde(skip)]
+    /// With --protocol spiped, do without forward secrecy, as -f of spiped does: whoever finds the key one day can read what was
+    /// recorded. Refused otherwise
+    #[arg(short = 'f', long)]
+    #[serde(default)]
     pub(crate) no_forward_secrecy: bool,
 }
 
 impl PipeOptions {
     /// The long names of the visible options that a file does not have: the fields above that serde skips.
-    pub(crate) const NOT_IN_A_FILE: [&str; 4] = ["encrypt", "decrypt", "foreground", "forward-secrecy"];
+    pub(crate) const NOT_IN_A_FILE: [&str; 3] = ["encrypt", "decrypt", "foreground"];
 
     /// None for a pipe of standard input and output.
     pub(crate) fn mode(&self) -> Option<Mode> {
@@ -525,8 +532,17 @@ impl std::str::FromStr for Count {
     }
 }
 
-/// `--cipher`.
+/// `--protocol`.
 #[derive(Clone, Copy, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProtocolChoice {
+    #[default]
+    Spipe,
+    Spiped,
+}
+
+/// `--cipher`.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CipherChoice {
     #[default]

@@ -8,8 +8,8 @@ use thiserror::Error;
 use vec1::Vec1;
 
 use super::access::{self, ListFileError};
-use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions};
-use super::options::{CipherChoice, Mode, PingOptions, PipeOptions};
+use super::key_file::{self, KeyFileError, KeySource, Owners, Permissions, WeakKeys};
+use super::options::{CipherChoice, Mode, PingOptions, PipeOptions, ProtocolChoice};
 use super::targets::{self, CredentialsError};
 use super::tls::{self, TlsFileError, TlsPlanner};
 use crate::addr::{Endpoint, Scheme, Source, Sources};
@@ -19,10 +19,11 @@ use crate::names::{Lookup, Refresh, Unresolved};
 use crate::pipe::{Role, Spec, SpecsError};
 use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
+use crate::proto::spiped::handshake::ForwardSecrecy;
 use crate::service::privileges::{LookupError, UserName};
 use crate::service::process::has_aes_instructions;
 use crate::stream::{Keepalive, Probes};
-use crate::tunnel::Terms;
+use crate::tunnel::{Protocol, Terms};
 
 /// Why options make no pipe.
 #[derive(Debug, Error)]
@@ -78,6 +79,7 @@ impl From<SpecsError> for PlanError {
             | SpecsError::SharedWithoutAgreement(_)
             | SpecsError::TooManyKeys(..)
             | SpecsError::None => "source",
+            SpecsError::SharedProtocol(_) => "protocol",
             SpecsError::SharedDoor { .. } => "label",
             SpecsError::LeadsToItself(_) | SpecsError::LeadIntoEachOther(_) => "target",
         };
@@ -173,13 +175,7 @@ impl Planner {
         options: PipeOptions,
         beside: &Path,
     ) -> Result<(Common, Keys), PlanError> {
-        if options.no_forward_secrecy {
-            return Err(PlanError::contradiction(
-                "no-forward-secrecy",
-                "-f: forward secrecy cannot be turned off, for without it a key that leaks one day opens all that was \
-                 ever recorded; leave -f out",
-            ));
-        }
+        let protocol = protocol(&options)?;
         let keepalive = Keepalive { dead_after: options.dead_after.into(), probes: probes(&options)? };
         if options.send_proxy.is_some() && !matches!(options.mode(), Some(Mode::Decrypt)) {
             return Err(PlanError::contradiction(
@@ -196,6 +192,10 @@ impl Planner {
         let targets = targets::targets(&options, via.as_ref(), tls.as_ref())?;
         let mut files = files.unwrap_or_default();
         files.extend(file);
+        let weak = match protocol {
+            Protocol::Spipe(_) => WeakKeys::Refused,
+            Protocol::Spiped(_) => WeakKeys::Taken,
+        };
         let (mut keys, mut key_names) = (Vec::new(), KeyNames::default());
         let mut add = |key: Arc<Key>, name: String| {
             let (second, fingerprint) = (name.clone(), key.fingerprint());
@@ -205,10 +205,10 @@ impl Planner {
         };
         for source in &options.key {
             match source {
-                KeySource::Stdin => add(self.stdin_key()?, source.to_string())?,
+                KeySource::Stdin => add(self.stdin_key(weak)?, source.to_string())?,
                 KeySource::File(path) => {
                     let path = beside.join(path);
-                    for (file, key) in key_file::read_all(&path, permissions)? {
+                    for (file, key) in key_file::read_all(&path, permissions, weak)? {
                         // As it was written.
                         let name = file.strip_prefix(beside).unwrap_or(&file).display().to_string();
                         add(Arc::new(key), name)?;
@@ -225,7 +225,7 @@ impl Planner {
             name: options.name,
             key_names,
             targets,
-            terms: Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() },
+            protocol,
             timeout: options.timeout.into(),
             keepalive,
             lookup,
@@ -239,7 +239,7 @@ impl Planner {
     ///
     /// # Errors
     /// [`PlanError`].
-    pub(crate) fn ping(&self, options: PingOptions) -> Result<(Common, Arc<Key>), PlanError> {
+    pub(crate) fn ping(&self, options: PingOptions) -> Result<(Common, Terms, Arc<Key>), PlanError> {
         if options.target.scheme() != Scheme::Plain {
             return Err(tls::not_for_spipe(&options.target));
         }
@@ -248,9 +248,9 @@ impl Planner {
         let (via, _) = targets::via(proxy, auth, Path::new(""), permissions)?;
         let route = targets::route(options.target, options.bind, options.interface, via.as_ref())?;
         let key = match &options.key {
-            KeySource::Stdin => key_file::read(&options.key, Permissions::Any)?,
+            KeySource::Stdin => key_file::read(&options.key, Permissions::Any, WeakKeys::Refused)?,
             KeySource::File(path) => {
-                let mut keys = key_file::read_all(path, permissions)?;
+                let mut keys = key_file::read_all(path, permissions, WeakKeys::Refused)?;
                 // A directory without a key is an error there.
                 keys.swap_remove(0).1
             }
@@ -259,7 +259,8 @@ impl Planner {
         let lookup = Lookup { refresh: Refresh::Never, prefer: options.prefer, ..Lookup::default() };
         let terms = Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() };
         let timeout = options.timeout.into();
-        Ok((Common { terms, timeout, lookup, ..Common::new(route, options.cipher.ciphers()) }, Arc::new(key)))
+        let common = Common { timeout, lookup, ..Common::new(route, terms.ciphers) };
+        Ok((common, terms, Arc::new(key)))
     }
 
     fn socket_permissions(&mut self, options: &PipeOptions) -> Result<SocketPermissions, PlanError> {
@@ -294,12 +295,46 @@ impl Planner {
         Ok(owner)
     }
 
-    fn stdin_key(&mut self) -> Result<Arc<Key>, KeyFileError> {
+    fn stdin_key(&mut self, weak: WeakKeys) -> Result<Arc<Key>, KeyFileError> {
         let key = match self.stdin_key.take() {
             Some(key) => key,
-            None => Arc::new(key_file::read(&KeySource::Stdin, Permissions::Any)?),
+            None => Arc::new(key_file::read(&KeySource::Stdin, Permissions::Any, weak)?),
         };
         Ok(Arc::clone(self.stdin_key.insert(key)))
+    }
+}
+
+/// What the pipe speaks with its other end.
+fn protocol(options: &PipeOptions) -> Result<Protocol, PlanError> {
+    let contradiction = |option, message| Err(PlanError::contradiction(option, message));
+    match options.protocol {
+        ProtocolChoice::Spipe if options.no_forward_secrecy => contradiction(
+            "no-forward-secrecy",
+            "-f: forward secrecy cannot be turned off, for without it a key that leaks one day opens all that was \
+             ever recorded; leave -f out",
+        ),
+        ProtocolChoice::Spipe => {
+            let label = options.label.clone().unwrap_or_default();
+            Ok(Protocol::Spipe(Terms { label, ciphers: options.cipher.ciphers() }))
+        }
+        ProtocolChoice::Spiped if options.label.is_some() => contradiction(
+            "label",
+            "--label is for spipe's own protocol, and with --protocol spiped there is none; leave it out, and tell pipes apart by \
+             their keys",
+        ),
+        ProtocolChoice::Spiped if options.cipher != CipherChoice::Auto => contradiction(
+            "cipher",
+            "--cipher is for spipe's own protocol; --protocol spiped has one cipher only (aes256ctr-hmacsha256), so leave it out",
+        ),
+        ProtocolChoice::Spiped => match (options.forward_secrecy, options.no_forward_secrecy) {
+            (false, false) => Ok(Protocol::Spiped(ForwardSecrecy::Offered)),
+            (true, false) => Ok(Protocol::Spiped(ForwardSecrecy::Required)),
+            (false, true) => Ok(Protocol::Spiped(ForwardSecrecy::Omitted)),
+            (true, true) => contradiction(
+                "no-forward-secrecy",
+                "-g requires forward secrecy, and -f does without it; leave one of them out",
+            ),
+        },
     }
 }
 

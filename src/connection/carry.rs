@@ -10,17 +10,17 @@ use super::watch::Watch;
 use crate::gate::Place;
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::frame::AbortReason;
-use crate::pump::{self, PumpError, TimeLimit};
+use crate::pump::{PumpError, TimeLimit};
 use crate::stats::{Addresses, Carried, CloseReason, Ends, Live, OfPipe, Running};
 use crate::stream::Stream;
-use crate::tunnel::Tunnel;
+use crate::tunnel::AnyTunnel;
 use crate::upstream::InUse;
 
 /// A connection that is ready to carry bytes. Always in a box: a future has room for each place that a value moves through.
 pub(super) struct Carrying {
     /// The client, or the target.
     pub(super) local: Stream,
-    pub(super) tunnel: Tunnel,
+    pub(super) tunnel: AnyTunnel,
     /// What is known of it, and where it counts.
     pub(super) running: Running,
     /// The target of this end: a responder, or a service.
@@ -35,13 +35,13 @@ impl Carrying {
     pub(super) fn begin(
         stats: &Arc<OfPipe>,
         local: Stream,
-        tunnel: Tunnel,
+        tunnel: AnyTunnel,
         (id, ends): (ConnectionId, Ends),
         (in_use, place): (InUse, Place),
         started: Instant,
         failed: Option<PumpError>,
     ) -> Box<Self> {
-        let (configured, kind) = (in_use.target().clone(), (tunnel.key, tunnel.cipher));
+        let (configured, kind) = (in_use.target().clone(), (tunnel.key(), tunnel.cipher()));
         let live = Live::new(id, ends, configured, kind, started, place.number());
         let running = Arc::clone(stats).establish(Arc::new(live));
         Box::new(Self { local, tunnel, running, in_use, place, failed })
@@ -58,10 +58,9 @@ pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Res
         Err(failed)
     } else {
         let Carrying { local, tunnel, place, in_use, running, .. } = &mut *connection;
-        let Tunnel { seal, open, wire, .. } = tunnel;
         let live = running.live();
         let mut watch = Watch::new(common, live.started, in_use.down());
-        let carrying = pump::run(seal, open, local.split(), wire.split(), move |context, waiting| {
+        let carrying = tunnel.carry(local.split(), move |context, waiting| {
             live.note(waiting.sealed, waiting.opened);
             watch.poll(context, &waiting)
         });
@@ -73,12 +72,16 @@ pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Res
         connection.local.disarm();
     }
     drop(connection.local);
-    if let Err(failure) = &result
-        && let Some(reason) = reason_for_the_peer(failure)
-    {
-        Box::pin(connection.tunnel.abort(reason)).await;
+    match &result {
+        Ok(()) => connection.tunnel.finish(),
+        Err(failure) => {
+            if let Some(reason) = reason_for_the_peer(failure) {
+                Box::pin(connection.tunnel.abort(reason)).await;
+            }
+        }
     }
-    connection.running.live().note(connection.tunnel.seal.bytes(), connection.tunnel.open.bytes());
+    let (sealed, opened) = connection.tunnel.bytes();
+    connection.running.live().note(sealed, opened);
     // While it has its place, by which it could be told to end: afterwards, another connection may have that.
     let (live, carried) = connection.running.end(close_reason(&result));
     // Before the log says so: who has read that may count on its place.

@@ -18,6 +18,7 @@ use crate::proto::frame::AbortReason;
 use crate::proxy_header::Version;
 use crate::pump::PumpError;
 use crate::stream::Stream;
+use crate::tunnel::{AnyTunnel, Protocol};
 use crate::upstream::{Candidate, Check, Connected, Exchange, Upstream};
 
 /// The most bytes of an answer in which what is expected is looked for: `INFO` of Redis has a third of that.
@@ -112,17 +113,23 @@ impl Checker for Initiator {
 
     async fn check(&self, candidate: &Candidate, _check: &Check) -> Result<Found, CheckError> {
         let deadline = Instant::now() + self.common.timeout;
-        if !candidate.may_answer_probes() {
+        let knows_probes = matches!(self.common.protocol, Protocol::Spipe(_));
+        if knows_probes && !candidate.may_answer_probes() {
             // It would connect to its target for nothing but us. To it, this is one of the probes that load balancers send.
             hang_up(candidate.dial(&[], deadline).await.map_err(SetupError::from)?.stream, deadline).await;
             return Ok(Found::Works);
         }
         let info = ConnectionInfo { purpose: Purpose::Probe, ..ConnectionInfo::default() };
-        let (mut tunnel, _remote) =
+        let (tunnel, _remote) =
             self.shake_hands(candidate, Features::ACKNOWLEDGEMENT, &info, deadline).await?;
-        if !tunnel.features.have(Features::ACKNOWLEDGEMENT) {
-            return Ok(Found::Works);
-        }
+        let mut tunnel = match tunnel {
+            AnyTunnel::Spipe(tunnel) if tunnel.features.have(Features::ACKNOWLEDGEMENT) => tunnel,
+            AnyTunnel::Spipe(_) => return Ok(Found::Works),
+            AnyTunnel::Spiped(tunnel) => {
+                hang_up(tunnel.wire, deadline).await;
+                return Ok(Found::Works);
+            }
+        };
         match tunnel.probe(deadline).await {
             Ok(()) => {
                 tunnel.await_close().await;

@@ -14,7 +14,7 @@ use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
 use crate::stats::{OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::handshake::Ending;
-use crate::tunnel::{Tunnel, TunnelError};
+use crate::tunnel::{AnyTunnel, Doors, TunnelError};
 
 /// The responders at some sources: one, or several that share them.
 pub struct Front {
@@ -114,8 +114,8 @@ impl Front {
         }
         waiting.advance(Stage::Speaking);
         let answered = {
-            let doors: Vec<_> = self.responders.iter().map(|responder| responder.door()).collect();
-            let answering = Tunnel::answer(wire, &doors, deadline);
+            let doors = Doors::new(self.responders.iter().map(|responder| responder.door()));
+            let answering = AnyTunnel::answer(wire, &doors, deadline);
             waiting.unless_turned_out(answering).await.ok_or(SetupError::TurnedOut)??
         };
         waiting.advance(Stage::Answered);
@@ -165,8 +165,8 @@ fn pipes(responders: &Vec1<Arc<Responder>>) -> Option<String> {
 fn is_health_check(error: &SetupError) -> bool {
     match error {
         SetupError::Identify(error) => error.is_health_check(),
-        SetupError::Tunnel(TunnelError::Incomplete { got: 0, ending, .. }) => {
-            matches!(ending, Ending::Closed | Ending::Broken(_))
+        SetupError::Tunnel(TunnelError::Incomplete { awaited, got: 0, ending, .. }) => {
+            awaited.is_first() && matches!(ending, Ending::Closed | Ending::Broken(_))
         }
         _ => false,
     }

@@ -16,7 +16,7 @@ use crate::proto::key::Key;
 use crate::pump::PumpError;
 use crate::stats::{Ends, OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
-use crate::tunnel::Tunnel;
+use crate::tunnel::AnyTunnel;
 use crate::upstream::{Candidate, Connected, InUse, Next, Upstream};
 
 /// What all connections of an initiator share.
@@ -162,19 +162,16 @@ impl Initiator {
                 () = local.gone() => return Err(SetupError::Gone),
             };
             let error = match shaken {
-                Ok((tunnel, remote)) if !self.upstream.has_several() => {
-                    return Ok(Reached::new(info, tunnel, remote, chosen.worked()));
-                }
-                Ok((mut tunnel, remote)) => {
+                Ok((AnyTunnel::Spipe(mut tunnel), remote)) if self.upstream.has_several() => {
                     // An older responder may keep the client here until the client has its answer.
                     drop(establishing.take());
                     let began = Instant::now();
                     match Box::pin(first.commit(local, &mut tunnel, &self.common, started)).await {
                         Committed::Yes => {
-                            return Ok(Reached::new(info, tunnel, remote, chosen.worked()));
+                            return Ok(Reached::new(info, tunnel.into(), remote, chosen.worked()));
                         }
                         Committed::Failed(error) => {
-                            let reached = Reached::new(info, tunnel, remote, chosen.not_judged());
+                            let reached = Reached::new(info, tunnel.into(), remote, chosen.not_judged());
                             return Ok(Reached { failed: Some(error), ..reached });
                         }
                         Committed::PassedOver(error) => {
@@ -184,6 +181,8 @@ impl Initiator {
                         }
                     }
                 }
+                // A responder of spiped's says nothing of its target.
+                Ok((tunnel, remote)) => return Ok(Reached::new(info, tunnel, remote, chosen.worked())),
                 Err(error) => error,
             };
             if error.is_of_the_target() {
@@ -201,13 +200,15 @@ impl Initiator {
         features: Features,
         info: &ConnectionInfo,
         deadline: Instant,
-    ) -> Result<(Tunnel, Remote), SetupError> {
+    ) -> Result<(AnyTunnel, Remote), SetupError> {
         let Connected { stream, remote } = candidate.dial(&[], deadline).await?;
         let began = Instant::now();
-        let tunnel =
-            Tunnel::initiate(stream, &self.key, &self.common.terms, features, info, deadline).await?;
+        let protocol = &self.common.protocol;
+        let tunnel = AnyTunnel::initiate(stream, &self.key, protocol, features, info, deadline).await?;
         self.stats.handshakes.count(began.elapsed());
-        if features != Features::NONE {
+        if let AnyTunnel::Spipe(tunnel) = &tunnel
+            && features != Features::NONE
+        {
             candidate.note_features(tunnel.features.have(Features::ACKNOWLEDGEMENT));
         }
         Ok((tunnel, remote))
@@ -216,7 +217,7 @@ impl Initiator {
 
 /// A responder that a client has got.
 struct Reached {
-    tunnel: Tunnel,
+    tunnel: AnyTunnel,
     /// The address that was dialed.
     remote: Remote,
     id: ConnectionId,
@@ -228,7 +229,7 @@ struct Reached {
 }
 
 impl Reached {
-    fn new(info: &ConnectionInfo, tunnel: Tunnel, remote: Remote, in_use: InUse) -> Self {
+    fn new(info: &ConnectionInfo, tunnel: AnyTunnel, remote: Remote, in_use: InUse) -> Self {
         let id = info.id.expect("an initiator gives each connection an id");
         Self { tunnel, remote, id, in_use, of_source: None, failed: None }
     }

@@ -46,7 +46,7 @@ use crate::pump::PumpError;
 use crate::stats::Cause;
 use crate::stream::Keepalive;
 use crate::tunnel::handshake::Ending;
-use crate::tunnel::{Terms, TunnelError};
+use crate::tunnel::{Protocol, Terms, TunnelError};
 use crate::upstream::{DialError, Targets};
 
 /// What the keys of a pipe are called in the log. Each has a fingerprint of its own, by which the log and limits tell keys apart.
@@ -111,8 +111,8 @@ pub struct Common {
     pub key_names: KeyNames,
     /// The responders, or the services, of which each connection gets one.
     pub targets: Targets,
-    /// What has to agree with the other end.
-    pub terms: Terms,
+    /// What it speaks with the other end.
+    pub protocol: Protocol,
     /// How long connecting and the handshake may take together.
     pub timeout: Duration,
     /// When a TCP connection counts as dead.
@@ -140,7 +140,7 @@ impl Common {
             name: None,
             key_names: KeyNames::default(),
             targets: targets.into(),
-            terms: Terms { label: Label::default(), ciphers },
+            protocol: Protocol::Spipe(Terms { label: Label::default(), ciphers }),
             timeout: Self::TIMEOUT,
             keepalive: Keepalive::default(),
             lookup: Lookup::default(),
@@ -217,7 +217,7 @@ impl SetupError {
     fn is_of_the_target(&self) -> bool {
         match self {
             Self::Dial(error) => error.source.is_of_the_target(),
-            Self::Tunnel(TunnelError::Randomness(_))
+            Self::Tunnel(TunnelError::Randomness(_) | TunnelError::ShortOfTime)
             | Self::Identify(_)
             | Self::Gone
             | Self::Stopped
@@ -232,7 +232,7 @@ impl SetupError {
     fn kind(&self) -> Option<&'static str> {
         match self {
             Self::Tunnel(TunnelError::Incomplete { .. }) => Some("incomplete handshake"),
-            Self::Tunnel(TunnelError::Forged) => Some("wrong key or label"),
+            Self::Tunnel(TunnelError::Forged | TunnelError::SpipedForged) => Some("wrong key or label"),
             Self::Tunnel(_) => Some("failed handshake"),
             Self::NotAdmitted(NotAdmitted::Key { refused, .. }) => Some(match refused {
                 KeyRefused::Expired(_) => "expired key",
@@ -284,7 +284,7 @@ impl SetupError {
 
 fn of_tunnel(error: &TunnelError) -> Cause {
     match error {
-        TunnelError::Forged => Cause::WrongKeyOrLabel,
+        TunnelError::Forged | TunnelError::SpipedForged => Cause::WrongKeyOrLabel,
         TunnelError::Incomplete { ending: Ending::TimedOut, .. } => Cause::Timeout,
         TunnelError::Incomplete { .. } | TunnelError::Send(_) => Cause::Incomplete,
         TunnelError::Handshake(HandshakeError::NoCommonCipher(_)) => Cause::NoCommonCipher,

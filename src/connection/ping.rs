@@ -22,7 +22,7 @@ use crate::proto::handshake::Label;
 use crate::proto::key::{Fingerprint, Key};
 use crate::pump::{self, PumpError};
 use crate::stream::Remote;
-use crate::tunnel::{Tunnel, TunnelError};
+use crate::tunnel::{Terms, Tunnel, TunnelError};
 use crate::upstream::{Connected, DialError, DialFailure, Dialer};
 
 /// How much longer than `-o` the other end's word is waited for. The other end waits for a place, or for its target, as long as its own
@@ -118,16 +118,17 @@ fn dial_hint(failure: &DialFailure) -> &'static str {
 /// Tries the way to one responder.
 pub struct Pinger {
     common: Common,
+    terms: Terms,
     key: Arc<Key>,
     dialer: Dialer,
 }
 
 impl Pinger {
     /// The way to the first target of `common`, where `key` is to be proved.
-    pub fn new(common: Common, key: Arc<Key>) -> Self {
+    pub fn new(common: Common, terms: Terms, key: Arc<Key>) -> Self {
         let route = common.targets.routes().first().clone();
         let dialer = Dialer::new(route, common.keepalive, common.lookup, Arc::default());
-        Self { common, key, dialer }
+        Self { common, terms, key, dialer }
     }
 
     /// Until when a connection that begins now is to be established.
@@ -179,11 +180,11 @@ impl Pinger {
         purpose: Purpose,
         deadline: Instant,
     ) -> Result<Tunnel, PingError> {
-        let (Self { key, common, .. }, Connected { stream, remote }) = (self, connected);
+        let (Self { key, terms, .. }, Connected { stream, remote }) = (self, connected);
         let info = ConnectionInfo { purpose, ..ConnectionInfo::default() };
-        let shaken = Tunnel::initiate(stream, key, &common.terms, features, &info, deadline).await;
+        let shaken = Tunnel::initiate(stream, key, terms, features, &info, deadline).await;
         shaken.map_err(|source| {
-            let has_label = common.terms.label != Label::default();
+            let has_label = terms.label != Label::default();
             let label = if has_label { "with the label of --label" } else { "without a label" };
             PingError::Handshake { to: self.describe(remote), key: key.fingerprint(), label, source }
         })

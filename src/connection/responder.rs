@@ -13,13 +13,12 @@ use super::check::hang_up;
 use super::{Common, NoneLeft, SetupError, random_id};
 use crate::gate::{Gate, KeyRefused, LobbyPlace, NotAdmitted};
 use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
-use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
 use crate::proto::key::{Fingerprint, Key};
 use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
 use crate::stats::{Ends, OfPipe};
 use crate::stream::Remote;
-use crate::tunnel::{Answered, Door};
+use crate::tunnel::{Answered, AnyTunnel, Protocol};
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
 /// What the target is connected to for. A ping has no target.
@@ -59,9 +58,9 @@ impl Responder {
         Arc::clone(&self.stats)
     }
 
-    /// What opens message 1 of its peers.
-    pub(super) fn door(&self) -> Door<'_, Arc<Key>> {
-        self.common.terms.door(&self.keys)
+    /// What its peers have to open.
+    pub(super) fn door(&self) -> (&Protocol, &[Arc<Key>]) {
+        (&self.common.protocol, &self.keys)
     }
 
     /// Goes on with a peer that has answered at its door, has come at the time `started`, and could say message 1 since it `spoke`.
@@ -75,22 +74,22 @@ impl Responder {
         deadline: Instant,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
         let proving = answered.prove(deadline);
-        let (mut tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
+        let (tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         self.stats.handshakes.count(spoke.elapsed());
         let of_source = waiting.leave();
-        let visit = match info.purpose {
-            Purpose::Carry => Visit::Carry,
-            Purpose::Probe => Visit::Probe,
-            Purpose::Ping => {
+        let (visit, mut tunnel) = match (info.purpose, tunnel) {
+            (Purpose::Ping, AnyTunnel::Spipe(tunnel)) => {
                 let answering = Box::pin(self.answer_ping(tunnel, peer, of_source, started, deadline));
                 return answering.await.map(|()| None);
             }
+            (Purpose::Probe, tunnel) => (Visit::Probe, tunnel),
+            (Purpose::Carry | Purpose::Ping, tunnel) => (Visit::Carry, tunnel),
         };
         let client = info.client.map(Remote::from);
         let id = info.id.unwrap_or_else(random_id);
-        let header = self.header(visit, &info, id, tunnel.key);
+        let header = self.header(visit, &info, id, tunnel.key());
         let admitting = async {
-            let place = self.gate.admit_peer(tunnel.key, peer, of_source, deadline).await?;
+            let place = self.gate.admit_peer(tunnel.key(), peer, of_source, deadline).await?;
             let dialed = place.unless_cut(pin!(self.dial(visit, &header, deadline))).await;
             let (connected, in_use) = dialed.map_err(SetupError::from)??;
             Ok((connected, in_use, place))
@@ -103,9 +102,7 @@ impl Responder {
         };
         match (admitted, visit) {
             (Ok((Connected { stream: local, remote: target }, in_use, place)), Visit::Carry) => {
-                if tunnel.features.have(Features::ACKNOWLEDGEMENT) {
-                    tunnel.seal.acknowledge();
-                }
+                tunnel.acknowledge();
                 // Whatever goes wrong from here on, the service sees a reset and not an end: a dialed stream is armed.
                 let ends = Ends::Responder { client, peer, target };
                 let held = (in_use, place);

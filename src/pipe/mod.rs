@@ -28,6 +28,8 @@ use crate::connection::KeyNames;
 use crate::listen::{self, Bound, ListenError, Listener, Passed, SocketPermissions};
 use crate::names::Unresolved;
 use crate::proto::key::Fingerprint;
+use crate::proto::spiped::handshake::ForwardSecrecy;
+use crate::tunnel::Protocol;
 
 /// Pipes whose sockets listen.
 pub struct Listening {
@@ -91,6 +93,7 @@ impl Listening {
             for listener in &listeners {
                 group.iter().for_each(|spec| log_listening(spec, listener));
             }
+            group.iter().for_each(log_protocol);
             pipes.serve(group, listeners, &HashSet::new());
         }
         pipes.show();
@@ -125,8 +128,31 @@ fn log_listening(spec: &Spec, listener: &Listener) {
         role.keys().iter().filter_map(|key| common.key_names.file(key.fingerprint())).collect();
     let key_file = Some(key_files.join(",")).filter(|files| !files.is_empty());
     let (pipe, version, source) = (common.pipe(), env!("CARGO_PKG_VERSION"), listener.local());
-    let (configured, ciphers) = (&common.targets, common.terms.ciphers);
+    let (configured, ciphers) = (&common.targets, common.protocol.describe_suites());
     info!(pipe, version, %role, %source, %configured, key = %keys.join(","), key_file, %ciphers, "listening");
+}
+
+/// What the other end's protocol cannot promise is said once, when the log is told of a pipe.
+fn log_protocol(spec: &Spec) {
+    let (pipe, role) = (spec.common.pipe(), &spec.role);
+    match spec.common.protocol {
+        Protocol::Spipe(_) => {}
+        Protocol::Spiped(secrecy) => {
+            warn!(
+                pipe,
+                %role,
+                "spiped's protocol cannot tell an end of a stream from one that an attacker or a middlebox has made, tells nobody \
+                 why a connection fails, shows when and how much is sent, and is not safe from quantum computers (docs/SPIPED.md)"
+            );
+            if secrecy == ForwardSecrecy::Omitted {
+                warn!(
+                    pipe,
+                    %role,
+                    "no forward secrecy (-f): whoever finds the key one day can read what was recorded"
+                );
+            }
+        }
+    }
 }
 
 /// A socket that stays keeps its file, which may be another user's by now. `before` has the permissions by source.
@@ -151,7 +177,7 @@ fn is_file(source: &Source) -> bool {
 fn is_told_by(spec: &Spec, other: &Spec) -> bool {
     let told = |spec: &Spec| {
         let common = &spec.common;
-        (common.name.clone(), common.key_names.clone(), common.targets.to_string(), common.terms.ciphers)
+        (common.name.clone(), common.key_names.clone(), common.targets.to_string(), common.protocol.clone())
     };
     spec.role == other.role && told(spec) == told(other)
 }
@@ -237,6 +263,9 @@ impl Pipes {
             warn_of_other_permissions(group.first(), &kept, &permissions);
             for (identity, spec) in group.identified() {
                 let is_known = before.get(&identity).is_some_and(|before| is_told_by(spec, before));
+                if !is_known {
+                    log_protocol(spec);
+                }
                 for listener in listeners.iter().chain(kept.iter().filter(|_| !is_known)) {
                     log_listening(spec, listener);
                 }

@@ -14,6 +14,7 @@ use crate::gate::Rules;
 use crate::listen::SocketPermissions;
 use crate::proto::cipher::Ciphers;
 use crate::proto::key::{Fingerprint, Key};
+use crate::tunnel::Protocol;
 
 /// Which end a pipe is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +228,12 @@ pub enum SpecsError {
          trust-proxy, socket-mode and socket-owner: these count before it is known which pipe a connection is for; [defaults] says them once for all"
     )]
     SharedWithoutAgreement(Source),
+    /// Several have one source, and do not speak the same protocol.
+    #[error(
+        "{0} is the source of several pipes, of which some have protocol = \"spiped\": what a connection speaks cannot be told from \
+         its first bytes; give each protocol a source of its own"
+    )]
+    SharedProtocol(Source),
     /// A connection could be for either of two.
     #[error(
         "the pipes {first} and {second} share a source, a key and a label, so a connection could be for either; give one another label"
@@ -294,9 +301,16 @@ fn share(source: &Source, there: &[&Spec], spec: &Spec) -> Result<(), SpecsError
     if !first.rules.agree_before_the_key(&spec.rules) || first.permissions != spec.permissions {
         return Err(SpecsError::SharedWithoutAgreement(source.clone()));
     }
+    let label = |spec: &Spec| match &spec.common.protocol {
+        Protocol::Spipe(terms) => Some(terms.label.clone()),
+        Protocol::Spiped(_) => None,
+    };
+    if label(first).is_some() != label(spec).is_some() {
+        return Err(SpecsError::SharedProtocol(source.clone()));
+    }
     let has_door = |other: &Spec| {
         let keys = |spec: &Spec| spec.role.keys().iter().map(|key| key.fingerprint()).collect::<HashSet<_>>();
-        other.common.terms.label == spec.common.terms.label && !keys(other).is_disjoint(&keys(spec))
+        label(other) == label(spec) && !keys(other).is_disjoint(&keys(spec))
     };
     if let Some(other) = there.iter().find(|other| has_door(other)) {
         let first = other.common.name.clone().expect("those that share a source have names");

@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 
 use super::spec::{Mode, Role, Spec};
 use crate::addr::{Endpoint, Name, Source, Sources};
-use crate::proto::cipher::Ciphers;
+use crate::proto::cipher::Suite;
 use crate::proto::key::Fingerprint;
 use crate::stats::OfPipe;
 use crate::upstream::{Check, Known};
@@ -26,8 +26,8 @@ pub struct View {
     pub unresolved: Vec<Source>,
     /// The most connections at a time, if there is a limit.
     pub limit: Option<usize>,
-    /// The ciphers that it accepts.
-    pub ciphers: Ciphers,
+    /// What may seal its connections.
+    pub ciphers: Vec<Suite>,
     /// How long connecting and the handshake may take together.
     pub timeout: Duration,
     /// Its keys.
@@ -92,7 +92,7 @@ impl View {
             listening: listening.to_vec(),
             unresolved: unresolved.to_vec(),
             limit: rules.max_connections.map(Into::into),
-            ciphers: common.terms.ciphers,
+            ciphers: common.protocol.suites(),
             timeout: common.timeout,
             keys: Role::keys(role).iter().map(|of_role| key(of_role.fingerprint())).collect(),
             targets,

@@ -30,6 +30,25 @@ impl fmt::Display for Cipher {
     }
 }
 
+/// What seals a connection, whatever its protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    /// The frames of spipe's own protocol.
+    Frames(Cipher),
+    /// The packets of spiped's protocol, which has no choice.
+    Packets,
+}
+
+/// As the log and the metrics have it.
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frames(cipher) => cipher.fmt(f),
+            Self::Packets => f.write_str("aes256ctr-hmacsha256"),
+        }
+    }
+}
+
 /// The ciphers that one end accepts, the preferred one first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ciphers(&'static [Cipher]);

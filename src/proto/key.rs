@@ -103,6 +103,11 @@ impl KeyDerivation {
         self.length += bytes.len();
     }
 
+    /// Bytes of the file so far.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// Ends the file.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::Instant;
 
 use crate::addr::Target;
-use crate::proto::cipher::Cipher;
+use crate::proto::cipher::Suite;
 use crate::proto::connection_info::ConnectionId;
 use crate::proto::key::Fingerprint;
 use crate::stream::Remote;
@@ -42,8 +42,8 @@ pub struct Live {
     pub configured: Target,
     /// The key that both ends hold.
     pub key: Fingerprint,
-    /// The cipher that both ends chose.
-    pub cipher: Cipher,
+    /// What seals it.
+    pub cipher: Suite,
     /// When it was admitted.
     pub started: Instant,
     /// Its place among those that run, by which it can be told to end.
@@ -58,7 +58,7 @@ impl Live {
         id: ConnectionId,
         ends: Ends,
         configured: Target,
-        (key, cipher): (Fingerprint, Cipher),
+        (key, cipher): (Fingerprint, Suite),
         started: Instant,
         place: usize,
     ) -> Self {

@@ -13,7 +13,7 @@ use super::causes::{Cause, CloseReason, Kinds, PerKind};
 use super::histogram::Histogram;
 use super::live::Live;
 use super::usage::Usage;
-use crate::proto::cipher::Cipher;
+use crate::proto::cipher::Suite;
 use crate::proto::key::Fingerprint;
 
 /// Failures of a pipe that are kept in words.
@@ -52,7 +52,7 @@ struct State {
     /// The most that ran at a time.
     most: usize,
     /// How many were established, by key and cipher. A list, since they are few.
-    established: Vec<((Fingerprint, Cipher), u64)>,
+    established: Vec<((Fingerprint, Suite), u64)>,
     /// Payload bytes of connections that have ended, by direction.
     ended: Bytes,
     hours: Hours,
@@ -246,7 +246,7 @@ impl OfPipe {
     }
 
     /// How many were established, by key and cipher, and how many of them run.
-    pub fn by_key(&self) -> Vec<((Fingerprint, Cipher), u64)> {
+    pub fn by_key(&self) -> Vec<((Fingerprint, Suite), u64)> {
         self.state().established.clone()
     }
 
@@ -472,7 +472,7 @@ mod tests {
     fn establish(of_pipe: &Arc<OfPipe>, key: u8) -> Running {
         let ends = Ends::Initiator { client: Remote::Local, target: Remote::Local };
         let key = Key::from_bytes(&[key; 32]).unwrap().fingerprint();
-        let kind = (key, Cipher::Aes256Gcm);
+        let kind = (key, Suite::Packets);
         let configured = "127.0.0.1:1".parse().unwrap();
         Arc::clone(of_pipe).establish(Arc::new(Live::new(
             ConnectionId([0; 8]),
@@ -503,7 +503,7 @@ mod tests {
     async fn a_responders_bytes_go_the_other_way() {
         let ends = Ends::Responder { client: None, peer: Remote::Local, target: Remote::Local };
         let key = Key::from_bytes(&[1; 32]).unwrap().fingerprint();
-        let (kind, configured) = ((key, Cipher::Aes256Gcm), "127.0.0.1:1".parse().unwrap());
+        let (kind, configured) = ((key, Suite::Packets), "127.0.0.1:1".parse().unwrap());
         let live = Live::new(ConnectionId([0; 8]), ends, configured, kind, Instant::now(), 0);
         live.note(10, 1);
         assert_eq!(live.bytes(), (1, 10));

@@ -293,7 +293,7 @@ fn of_keys(families: &mut Families<'_>, views: &Views) -> fmt::Result {
     )?;
     let established = |view: &View| -> BTreeMap<(String, String), u64> {
         let kinds =
-            view.keys.iter().flat_map(|of_view| view.ciphers.iter().map(|cipher| (of_view.key, cipher)));
+            view.keys.iter().flat_map(|of_view| view.ciphers.iter().map(|cipher| (of_view.key, *cipher)));
         let counts = kinds.map(|kind| (kind, 0)).chain(view.stats.by_key());
         counts.map(|((key, cipher), count)| ((key.to_string(), cipher.to_string()), count)).collect()
     };

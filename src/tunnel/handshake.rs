@@ -1,7 +1,7 @@
 //! Carrying the handshake over a stream, against a deadline.
 
 use std::borrow::Borrow;
-use std::io;
+use std::{fmt, io};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -17,6 +17,7 @@ use crate::proto::handshake::{
     Responder, ResponderEstablished, ResponderRandomness,
 };
 use crate::proto::key::{Fingerprint, Key};
+use crate::proto::spiped::handshake::ProofError;
 use crate::pump::{Filled, Inbox, PumpError};
 
 /// Why no connection was established. The text says what is likely, since the peer says nothing.
@@ -24,8 +25,10 @@ use crate::pump::{Filled, Inbox, PumpError};
 #[non_exhaustive]
 pub enum TunnelError {
     /// The peer's message did not come, or not whole.
-    #[error("{got} of {wanted} bytes of the other end's handshake came, then {ending}; {}", hint(*.got, ending))]
+    #[error("{got} of {wanted} bytes of the other end's {awaited} came, then {ending}; {}", awaited.hint(*.got, ending))]
     Incomplete {
+        /// Which message it is.
+        awaited: Awaited,
         /// Bytes that came.
         got: usize,
         /// Bytes that the message has.
@@ -43,6 +46,18 @@ pub enum TunnelError {
          labels, or it is not spipe"
     )]
     Forged,
+    /// In spiped's protocol, the peer's proof is not that of this key.
+    #[error(
+        "the other end's handshake does not authenticate with this key: the key files differ (compare them with sha256sum), or it \
+         is not spiped"
+    )]
+    SpipedForged,
+    /// In spiped's protocol, the peer's proof is authentic, and cannot be used.
+    #[error(transparent)]
+    SpipedProof(ProofError),
+    /// This process was too busy to compute its part of the handshake in time.
+    #[error("this end was too busy to finish the handshake in time (-o)")]
+    ShortOfTime,
     /// Our message could not be sent.
     #[error("cannot send the handshake: {0}; {CLOSED_IN_SILENCE}")]
     Send(#[source] io::Error),
@@ -76,11 +91,66 @@ pub enum Ending {
 const CLOSED_IN_SILENCE: &str = "its key or label differs (compare 'spipe fingerprint'), it has too many connections to shake \
                                  hands with, or it is not spipe; if it is, its log says which";
 
-fn hint(got: usize, ending: &Ending) -> &'static str {
-    match (got, ending) {
-        (0, Ending::Closed | Ending::Broken(_)) => CLOSED_IN_SILENCE,
-        (0, Ending::TimedOut) => "it is too busy to answer, or it is not spipe",
-        _ => "it is not spipe, or the network is failing",
+/// A message that is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// Message 1 or 2 of spipe's own protocol.
+    Message,
+    /// In spiped's protocol, the first message of either end.
+    Nonce,
+    /// In spiped's protocol, the second message of a responder.
+    RespondersProof,
+    /// The second message of an initiator.
+    InitiatorsProof,
+}
+
+impl fmt::Display for Awaited {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Message => "handshake",
+            Self::Nonce => "first handshake message",
+            Self::RespondersProof | Self::InitiatorsProof => "second handshake message",
+        })
+    }
+}
+
+impl Awaited {
+    /// Whether a peer that has closed the connection before its first byte may just have looked whether something listens.
+    pub fn is_first(self) -> bool {
+        matches!(self, Self::Message | Self::Nonce)
+    }
+
+    /// What is likely.
+    fn hint(self, got: usize, ending: &Ending) -> &'static str {
+        match (self, got, ending) {
+            (Self::Message, 0, Ending::Closed | Ending::Broken(_)) => CLOSED_IN_SILENCE,
+            (Self::Message, 0, Ending::TimedOut) => "it is too busy to answer, or it is not spipe",
+            (Self::Message, ..) => "it is not spipe, or the network is failing",
+            (Self::Nonce, 0, Ending::Closed | Ending::Broken(_)) => {
+                "it cannot reach its target, it has as many connections as it may (-n), or it is not spiped"
+            }
+            (Self::RespondersProof, 0, Ending::Closed | Ending::Broken(_)) => {
+                "its key differs (compare the key files with sha256sum), it cannot reach its target, or it is not spiped"
+            }
+            (Self::InitiatorsProof, 0, Ending::Closed | Ending::Broken(_)) => {
+                "it gave up, or it is not spiped"
+            }
+            (Self::Nonce | Self::RespondersProof | Self::InitiatorsProof, 0, Ending::TimedOut) => {
+                "it is too busy to answer, or it is not spiped"
+            }
+            (Self::Nonce | Self::RespondersProof | Self::InitiatorsProof, ..) => {
+                "it is not spiped, or the network is failing"
+            }
+        }
+    }
+}
+
+impl From<ProofError> for TunnelError {
+    fn from(error: ProofError) -> Self {
+        match error {
+            ProofError::Forged => Self::SpipedForged,
+            error => Self::SpipedProof(error),
+        }
     }
 }
 
@@ -111,7 +181,7 @@ pub async fn initiate(
         initiator
     };
     let mut message = [0; MESSAGE_2];
-    receive(wire, &mut message, deadline).await?;
+    receive(wire, &mut message, Awaited::Message, deadline).await?;
     Ok(initiator.finish(&message)?)
 }
 
@@ -173,7 +243,7 @@ pub async fn respond_at(
 ) -> Result<Answered, TunnelError> {
     let (message, established, key, door) = {
         let mut message = [0; MESSAGE_1];
-        receive(wire, &mut message, deadline).await?;
+        receive(wire, &mut message, Awaited::Message, deadline).await?;
         answer(&message, doors)?
     };
     send(wire, &message, deadline).await?;
@@ -227,7 +297,7 @@ fn random(secret: &mut [u8]) -> Result<(), TunnelError> {
     SysRng.try_fill_bytes(secret).map_err(TunnelError::Randomness)
 }
 
-async fn send(
+pub(super) async fn send(
     wire: &mut (impl AsyncWrite + Unpin),
     message: &[u8],
     deadline: Instant,
@@ -236,9 +306,10 @@ async fn send(
     sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(TunnelError::Send)
 }
 
-async fn receive(
+pub(super) async fn receive(
     wire: &mut (impl AsyncRead + Unpin),
     message: &mut [u8],
+    awaited: Awaited,
     deadline: Instant,
 ) -> Result<(), TunnelError> {
     let wanted = message.len();
@@ -253,7 +324,7 @@ async fn receive(
             Ok(Err(error)) => Ending::Broken(error),
             Err(_) => Ending::TimedOut,
         };
-        return Err(TunnelError::Incomplete { got, wanted, ending });
+        return Err(TunnelError::Incomplete { awaited, got, wanted, ending });
     }
     Ok(())
 }

@@ -86,6 +86,11 @@ impl Half {
         Self { exponent: None, public }
     }
 
+    /// Whether it adds nothing.
+    pub fn is_none(&self) -> bool {
+        self.exponent.is_none()
+    }
+
     /// What the peer is to know of it.
     pub fn public(&self) -> &[u8; VALUE] {
         &self.public
