@@ -246,7 +246,7 @@ impl Counted<'_> {
             state,
             sources: listening.chain(view.unresolved.iter().map(ToString::to_string)).collect(),
             since: stats.since,
-            ciphers: view.ciphers.iter().map(|cipher| cipher.to_string()).collect(),
+            ciphers: view.ciphers.iter().map(ToString::to_string).collect(),
             connections: Connections {
                 now: totals.running,
                 limit,
