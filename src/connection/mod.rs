@@ -286,7 +286,9 @@ fn of_tunnel(error: &TunnelError) -> Cause {
     match error {
         TunnelError::Forged | TunnelError::SpipedForged => Cause::WrongKeyOrLabel,
         TunnelError::Incomplete { ending: Ending::TimedOut, .. } => Cause::Timeout,
-        TunnelError::Incomplete { .. } | TunnelError::Send(_) => Cause::Incomplete,
+        TunnelError::Incomplete { .. } | TunnelError::Send(_) | TunnelError::SpipedSend(_) => {
+            Cause::Incomplete
+        }
         TunnelError::Handshake(HandshakeError::NoCommonCipher(_)) => Cause::NoCommonCipher,
         TunnelError::NotOpenedInTime | TunnelError::NotOpened(_) => Cause::ReplayOrNoOpen,
         _ => Cause::Other,

@@ -61,6 +61,9 @@ pub enum TunnelError {
     /// Our message could not be sent.
     #[error("cannot send the handshake: {0}; {CLOSED_IN_SILENCE}")]
     Send(#[source] io::Error),
+    /// The same in spiped's protocol.
+    #[error("cannot send the handshake: {0}; {SPIPED_CLOSED}")]
+    SpipedSend(#[source] io::Error),
     /// The peer held the key, and then did not open the connection in time.
     #[error("the other end shook hands and then opened no connection in time (-o)")]
     NotOpenedInTime,
@@ -126,12 +129,7 @@ impl Awaited {
             (Self::Message, 0, Ending::Closed | Ending::Broken(_)) => CLOSED_IN_SILENCE,
             (Self::Message, 0, Ending::TimedOut) => "it is too busy to answer, or it is not spipe",
             (Self::Message, ..) => "it is not spipe, or the network is failing",
-            (Self::Nonce, 0, Ending::Closed | Ending::Broken(_)) => {
-                "it cannot reach its target, it has as many connections as it may (-n), or it is not spiped"
-            }
-            (Self::RespondersProof, 0, Ending::Closed | Ending::Broken(_)) => {
-                "its key differs (compare the key files with sha256sum), it cannot reach its target, or it is not spiped"
-            }
+            (Self::Nonce | Self::RespondersProof, 0, Ending::Closed | Ending::Broken(_)) => SPIPED_CLOSED,
             (Self::InitiatorsProof, 0, Ending::Closed | Ending::Broken(_)) => {
                 "it gave up, or it is not spiped"
             }
@@ -153,6 +151,10 @@ impl From<ProofError> for TunnelError {
         }
     }
 }
+
+/// The same of spiped's, which tells nobody either, and connects to its target before it knows its peer.
+const SPIPED_CLOSED: &str = "its key differs (compare the key files with sha256sum), it cannot reach its target, it has as many \
+                             connections as it may (-n), or it is not spiped";
 
 impl From<HandshakeError> for TunnelError {
     fn from(error: HandshakeError) -> Self {
@@ -177,7 +179,7 @@ pub async fn initiate(
     // Scopes end as soon as they can: a future keeps room for all that lives at the same time.
     let initiator = {
         let (initiator, message) = start(key, label, abilities.into())?;
-        send(wire, &message, deadline).await?;
+        send(wire, &message, deadline).await.map_err(TunnelError::Send)?;
         initiator
     };
     let mut message = [0; MESSAGE_2];
@@ -246,7 +248,7 @@ pub async fn respond_at(
         receive(wire, &mut message, Awaited::Message, deadline).await?;
         answer(&message, doors)?
     };
-    send(wire, &message, deadline).await?;
+    send(wire, &message, deadline).await.map_err(TunnelError::Send)?;
     Ok(Answered { established: established?, key, door })
 }
 
@@ -301,9 +303,9 @@ pub(super) async fn send(
     wire: &mut (impl AsyncWrite + Unpin),
     message: &[u8],
     deadline: Instant,
-) -> Result<(), TunnelError> {
+) -> io::Result<()> {
     let sent = timeout_at(deadline, wire.write_all(message)).await;
-    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(TunnelError::Send)
+    sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 pub(super) async fn receive(

@@ -44,7 +44,7 @@ pub(super) async fn initiate(
         let (reader, writer) = wire.split();
         let mut wire = tokio::io::join(reader, writer);
         let our = nonce()?;
-        send(&mut wire, &our, deadline).await?;
+        send(&mut wire, &our, deadline).await.map_err(TunnelError::SpipedSend)?;
         let mut peers = [0; NONCE];
         // The half needs nothing of the peer, so it is made while the nonces are on their way.
         let (half, received) =
@@ -52,7 +52,7 @@ pub(super) async fn initiate(
         received?;
         let half = half?;
         let crossed = Crossed::new(key, End::Initiator, &our, &peers);
-        send(&mut wire, &crossed.prove(&half), deadline).await?;
+        send(&mut wire, &crossed.prove(&half), deadline).await.map_err(TunnelError::SpipedSend)?;
         let mut proof = [0; PROOF];
         receive(&mut wire, &mut proof, Awaited::RespondersProof, deadline).await?;
         let verified = crossed.verify(&proof, secrecy)?;
@@ -76,14 +76,14 @@ pub(super) async fn answer(
         let mut peers = [0; NONCE];
         receive(&mut wire, &mut peers, Awaited::Nonce, deadline).await?;
         let our = nonce()?;
-        send(&mut wire, &our, deadline).await?;
+        send(&mut wire, &our, deadline).await.map_err(TunnelError::SpipedSend)?;
         let mut proof = [0; PROOF];
         receive(&mut wire, &mut proof, Awaited::InitiatorsProof, deadline).await?;
         // Nothing costly is computed before it is known that the peer holds the key.
         let Opened { verified, key, door } = open(doors, &our, &peers, &proof)?;
         let half = half(doors[door].secrecy, deadline).await?;
         // The peer computes while we do.
-        send(&mut wire, &verified.prove(&half), deadline).await?;
+        send(&mut wire, &verified.prove(&half), deadline).await.map_err(TunnelError::SpipedSend)?;
         let shared = agree(half, verified.theirs(), deadline).await?;
         (verified.finish(&shared), key, door)
     };

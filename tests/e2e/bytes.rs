@@ -35,7 +35,7 @@ fn receive_random(stream: &mut TcpStream, seed: u64, length: usize) {
 }
 
 /// Sends and receives at the same time.
-fn exchange(mut stream: TcpStream, sends: u64, receives: u64, length: usize) {
+pub(crate) fn exchange(mut stream: TcpStream, sends: u64, receives: u64, length: usize) {
     let mut sending = stream.try_clone().expect("descriptors are left");
     let sender = thread::spawn(move || send_random(&mut sending, sends, length));
     receive_random(&mut stream, receives, length);

@@ -53,6 +53,7 @@ mod several_keys;
 mod several_targets;
 mod shared_sources;
 mod signals;
+mod spiped;
 mod status;
 mod status_page;
 mod stdio;

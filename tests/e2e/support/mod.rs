@@ -18,6 +18,7 @@ pub(crate) mod redis;
 pub(crate) mod relay;
 pub(crate) mod site;
 pub(crate) mod socket;
+pub(crate) mod spiped;
 pub(crate) mod tls;
 
 use std::time::Duration;

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 21] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("chromium", "chromium fonts-dejavu-core"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
@@ -30,6 +30,7 @@ const PACKAGES: [(&str, &str); 21] = [
     ("nsenter", "util-linux"),
     ("ip", "iproute2"),
     ("/usr/sbin/dnsmasq", "dnsmasq-base"),
+    ("spiped", "spiped"),
     ("systemd-socket-activate", "systemd"),
     ("mandoc", "mandoc"),
     ("fish", "fish"),

@@ -6,8 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use socket2::SockRef;
-
 use super::socket::{self, Service};
 
 /// What to do to one direction of a connection.
@@ -104,6 +102,12 @@ fn lock(recorded: &Mutex<Recorded>) -> std::sync::MutexGuard<'_, Recorded> {
     recorded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A reset is passed on as a reset, and without an end before it. Linux resets a connection whose socket is connected to nowhere
+/// (connect(2), AF_UNSPEC), whoever else has it.
+fn reset(stream: &TcpStream) {
+    let _ = rustix::net::connect_unspec(stream);
+}
+
 /// Passes bytes on until `from` ends.
 fn pass(mut from: TcpStream, mut to: TcpStream, rule: Rule, record: impl Fn(&[u8])) {
     let mut buffer = vec![0; 64 * 1024];
@@ -116,9 +120,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, rule: Rule, record: impl Fn(&[u8
             }
             Ok(count) => &mut buffer[..count],
             Err(_) => {
-                // A reset is passed on as a reset.
-                let _ = SockRef::from(&to).set_linger(Some(Duration::ZERO));
-                let _ = to.shutdown(Shutdown::Both);
+                reset(&to);
                 return;
             }
         };
@@ -136,8 +138,11 @@ fn pass(mut from: TcpStream, mut to: TcpStream, rule: Rule, record: impl Fn(&[u8
             _ => {}
         }
         offset += bytes.len();
-        let written = to.write_all(bytes);
-        if cut || written.is_err() {
+        if to.write_all(bytes).is_err() {
+            reset(&from);
+            return;
+        }
+        if cut {
             // Only the sending sides: closing a socket with unread bytes would cause a reset, which is easy to
             // distinguish from an end. The thread of the other direction continues to read.
             let _ = to.shutdown(Shutdown::Write);
