@@ -49,6 +49,18 @@ seeds = {
         "behind_end": texts(b"\1", b"\3", b"x\2"),
         "zeros": texts(b"\1", bytes(9)),
     },
+    "spiped_proof": {
+        "one": bytes(255) + b"\1",
+        "above_the_prime": b"\xff" * 256,
+        "one_bit": bytes([31, 0, 0x80]),
+    },
+    "spiped_packet": {
+        "lawful": b"\0\5hello".ljust(64, b"\0") + b"\4\0".ljust(64, b"\0"),
+        "too_long": b"\4\1".ljust(64, b"\0"),
+        "far_too_long": b"\xff\xff\xff\xff".ljust(64, b"\0"),
+        "empty": bytes(64),
+        "one_bit": bytes([31, 0, 0x80]),
+    },
     "connection_info": {
         "ipv4": CLIENT_4,
         "ipv6": CLIENT_6,

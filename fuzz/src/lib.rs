@@ -182,3 +182,82 @@ fn sealed(noise: &mut SymmetricState, text: &[u8]) -> Vec<u8> {
     noise.seal(&mut field);
     field
 }
+
+/// The same for spiped's protocol: one connection, always the same, without forward secrecy on either side, which costs nothing.
+pub mod spiped {
+    use hmac::{Hmac, KeyInit, Mac};
+    use sha2::{Digest, Sha256};
+    use spipe::proto::framing::Seal;
+    use spipe::proto::key::Key;
+    use spipe::proto::spiped::group::{Half, VALUE};
+    use spipe::proto::spiped::handshake::{
+        Crossed, End, Established, ForwardSecrecy, PROOF, ProofError, Verified,
+    };
+    use spipe::proto::spiped::packet::{PACKET, PAYLOAD_MAX};
+
+    /// Bytes of a packet's text: payload, zeros, length.
+    pub const TEXT: usize = PAYLOAD_MAX + 4;
+    const NONCES: [[u8; 32]; 2] = [[0x11; 32], [0x22; 32]];
+
+    fn crossed(key: &Key, end: End) -> Crossed<'_> {
+        match end {
+            End::Initiator => Crossed::new(key, end, &NONCES[0], &NONCES[1]),
+            End::Responder => Crossed::new(key, end, &NONCES[1], &NONCES[0]),
+        }
+    }
+
+    /// The honest initiator's proof.
+    pub fn proof(key: &Key) -> [u8; PROOF] {
+        crossed(key, End::Initiator).prove(&Half::none())
+    }
+
+    /// What the responder says of a proof.
+    pub fn verify<'k>(key: &'k Key, proof: &[u8; PROOF]) -> Result<Verified<'k>, ProofError> {
+        crossed(key, End::Responder).verify(proof, ForwardSecrecy::Required)
+    }
+
+    fn hmac(key: &[u8], bytes: &[u8]) -> [u8; 32] {
+        Hmac::<Sha256>::new_from_slice(key).unwrap().chain_update(bytes).finalize().into_bytes().into()
+    }
+
+    /// The proof of a key holder that has this value.
+    pub fn proof_of(value: &[u8; VALUE]) -> [u8; PROOF] {
+        let key = Sha256::digest(super::KEY_FILE);
+        let mac = hmac(&key, &[NONCES.as_flattened(), &1_u32.to_be_bytes()].concat());
+        [&value[..], &hmac(&mac, value)].concat().try_into().unwrap()
+    }
+
+    /// Both ends after the handshake.
+    pub fn established(key: &Key) -> (Established, Established) {
+        let [initiator, responder] = [End::Initiator, End::Responder].map(|end| crossed(key, end));
+        let proofs = [initiator.prove(&Half::none()), responder.prove(&Half::none())];
+        let initiator = initiator.verify(&proofs[1], ForwardSecrecy::Offered).unwrap();
+        let responder = responder.verify(&proofs[0], ForwardSecrecy::Offered).unwrap();
+        let (theirs, ours) = (responder.theirs(), initiator.theirs());
+        (initiator.finish(&Half::none().agree(&ours)), responder.finish(&Half::none().agree(&theirs)))
+    }
+
+    /// The initiator's packets with any texts, as a key holder can make them.
+    ///
+    /// The cipher is a key stream, which a packet of zeros shows; so no second cipher is needed.
+    pub fn packets(key: &Key, texts: &[[u8; TEXT]]) -> Vec<[u8; PACKET]> {
+        let file = Sha256::digest(super::KEY_FILE);
+        let mut one = [0; VALUE];
+        one[VALUE - 1] = 1;
+        // The second block of the keys: the HMAC's of the initiator's direction.
+        let mac = hmac(&file, &[NONCES.as_flattened(), &one, &2_u32.to_be_bytes()].concat());
+        let mut sealer = established(key).0.sealer;
+        let zeros = [&[0; PAYLOAD_MAX][..], &1024_u32.to_be_bytes()].concat();
+        let seal = |(number, text): (u64, &[u8; TEXT])| {
+            let mut packet = [0; PACKET];
+            sealer.data(&mut packet, PAYLOAD_MAX).unwrap();
+            for ((byte, zero), wanted) in packet.iter_mut().zip(&zeros).zip(text) {
+                *byte ^= zero ^ wanted;
+            }
+            let tag = hmac(&mac, &[&packet[..TEXT], &number.to_be_bytes()].concat());
+            packet[TEXT..].copy_from_slice(&tag);
+            packet
+        };
+        (0..).zip(texts).map(seal).collect()
+    }
+}
