@@ -2,6 +2,6 @@
 //! and frames arrive in many small pieces, and a writer often waits for its reader.
 
 mod handshake;
-mod other_framing;
 mod pump;
+mod spiped;
 mod support;

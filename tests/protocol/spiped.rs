@@ -240,6 +240,89 @@ fn a_packet_sent_back_to_its_sender_is_refused() {
     assert_eq!(initiator.1.open(&mut packet), Err(FrameError::Forged));
 }
 
+/// What an initiator sends in a whole connection, nonce and proof included.
+fn session(key: &Key) -> Vec<u8> {
+    let Connection { mut initiator, proofs, .. } = connect(key, [None, None]);
+    let packets = PAYLOADS.map(|payload| seal(&mut initiator.0, payload));
+    [&NONCES[0][..], &proofs[0], packets.as_flattened()].concat()
+}
+
+const PAYLOADS: [&[u8]; 3] = [b"first", &[7; PAYLOAD_MAX], b"last"];
+
+/// How a connection ends for a responder.
+#[derive(Debug, PartialEq)]
+enum Ended {
+    /// Within the handshake.
+    BeforeThePackets,
+    /// Within a packet.
+    Truncated,
+    Refused,
+    /// Between two packets.
+    Finished,
+}
+
+/// A responder that gets `session`, and then the end of the stream: what it delivers, and how it ends.
+fn respond(key: &Key, session: &[u8]) -> (Vec<u8>, Ended) {
+    let mut delivered = Vec::new();
+    let Some((nonce, rest)) = session.split_first_chunk() else {
+        return (delivered, Ended::BeforeThePackets);
+    };
+    let crossed = Crossed::new(key, End::Responder, &NONCES[1], nonce);
+    let Some((proof, mut rest)) = rest.split_first_chunk() else {
+        return (delivered, Ended::BeforeThePackets);
+    };
+    let Ok(verified) = crossed.verify(proof, ForwardSecrecy::Offered) else {
+        return (delivered, Ended::Refused);
+    };
+    let shared = Half::none().agree(&verified.theirs());
+    let mut opener = verified.finish(&shared).opener;
+    while !rest.is_empty() {
+        let length = Opener::next_length(rest).unwrap().unwrap();
+        let Some((packet, more)) = rest.split_at_checked(length) else {
+            return (delivered, Ended::Truncated);
+        };
+        let mut packet = packet.to_vec();
+        let Ok(Received::Data(payload)) = opener.open(&mut packet) else {
+            return (delivered, Ended::Refused);
+        };
+        delivered.extend(&packet[payload]);
+        rest = more;
+    }
+    (delivered, Ended::Finished)
+}
+
+#[test]
+fn every_flipped_bit_of_a_session_is_refused_and_only_what_was_before_it_delivered() {
+    let key = key();
+    let session = session(&key);
+    assert_eq!(respond(&key, &session), (PAYLOADS.concat(), Ended::Finished));
+    for bit in 0..session.len() * 8 {
+        let mut altered = session.clone();
+        altered[bit / 8] ^= 1 << (bit % 8);
+        let (delivered, ended) = respond(&key, &altered);
+        assert_eq!(ended, Ended::Refused, "bit {bit}");
+        let before = (bit / 8).saturating_sub(NONCE + PROOF) / PACKET;
+        assert_eq!(delivered, PAYLOADS[..before].concat(), "bit {bit}");
+    }
+}
+
+/// What this wire cannot tell: a stream that is cut between two packets looks complete.
+#[test]
+fn every_truncation_of_a_session_is_noticed_but_those_between_packets() {
+    let key = key();
+    let session = session(&key);
+    for length in 0..session.len() {
+        let (delivered, ended) = respond(&key, &session[..length]);
+        let expected = match length.checked_sub(NONCE + PROOF) {
+            None => Ended::BeforeThePackets,
+            Some(behind) if behind.is_multiple_of(PACKET) => Ended::Finished,
+            Some(_) => Ended::Truncated,
+        };
+        assert_eq!(ended, expected, "{length} bytes");
+        assert!(PAYLOADS.concat().starts_with(&delivered));
+    }
+}
+
 /// A second implementation, by other crates.
 pub(crate) mod second {
     use hmac::{Hmac, KeyInit, Mac};

@@ -1,68 +1,38 @@
-//! Another wire protocol through the same pumps. All packets have one small size, and no frame opens, ends or aborts
-//! a stream: its end is the end of the underlying stream, and its failure is a reset.
+//! spiped's protocol through the same pumps. All packets have one size, and no packet opens, ends or aborts a stream: its end is the
+//! end of the underlying stream, and its failure is a reset.
 
 use std::task::Poll;
 
-use spipe::proto::frame::{AbortReason, Exhausted, FrameError};
-use spipe::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
+use spipe::proto::frame::{AbortReason, FrameError};
+use spipe::proto::framing::{Open, Received, Seal};
+use spipe::proto::spiped::group::Half;
+use spipe::proto::spiped::handshake::{Crossed, End, Established, ForwardSecrecy};
+use spipe::proto::spiped::packet::{PACKET, PAYLOAD_MAX as PAYLOAD};
 use spipe::pump::{self, Inbox, OpenPump, PumpError, SealPump, Told};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
-/// The size of a packet: payload and fill, the payload's length, and a checksum.
-const PACKET: usize = 34;
-const PAYLOAD: usize = 31;
+use crate::support::key;
 
-/// A checksum. It protects nothing, but shows that a packet was altered.
-fn sum(text: &[u8]) -> [u8; 2] {
-    text.iter().fold(7_u16, |sum, &byte| sum.rotate_left(3) ^ u16::from(byte)).to_be_bytes()
-}
-
-struct Sealer;
-
-impl Seal for Sealer {
-    const SLOT: Slot = Slot { size: PACKET, head: 0, tail: PACKET - PAYLOAD };
-
-    fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
-        slot[payload..PAYLOAD].fill(0);
-        slot[PAYLOAD] = u8::try_from(payload).expect("the payload fits into a packet");
-        let sum = sum(&slot[..=PAYLOAD]);
-        slot[PAYLOAD + 1..PACKET].copy_from_slice(&sum);
-        Ok(PACKET)
-    }
-
-    fn end(self, _slot: &mut [u8]) -> Result<Ending, Exhausted> {
-        Ok(Ending::HalfClose)
-    }
-
-    fn abort(self, _reason: AbortReason, _slot: &mut [u8]) -> Result<Option<usize>, Exhausted> {
-        Ok(None)
-    }
-}
-
-struct Opener;
-
-impl Open for Opener {
-    const FRAME_MAX: usize = PACKET;
-    const END_OF_STREAM: EndOfStream = EndOfStream::End;
-
-    fn next_length(_unread: &[u8]) -> Result<Option<usize>, FrameError> {
-        Ok(Some(PACKET))
-    }
-
-    fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
-        let payload = usize::from(frame[PAYLOAD]);
-        if payload > PAYLOAD || sum(&frame[..=PAYLOAD]) != frame[PAYLOAD + 1..] {
-            return Err(FrameError::Forged);
-        }
-        Ok(Received::Data(0..payload))
-    }
+/// Both ends after the handshake; always the same.
+fn established() -> [Established; 2] {
+    let key = key();
+    let [initiator, responder] = [(End::Initiator, [1, 2]), (End::Responder, [2, 1])]
+        .map(|(end, [our, peers])| Crossed::new(&key, end, &[our; 32], &[peers; 32]));
+    let proofs = [&initiator, &responder].map(|end| end.prove(&Half::none()));
+    let verify = |end: Crossed<'_>, proof| {
+        let verified = end.verify(proof, ForwardSecrecy::Offered).expect("both ends hold the key");
+        let shared = Half::none().agree(&verified.theirs());
+        verified.finish(&shared)
+    };
+    [verify(initiator, &proofs[1]), verify(responder, &proofs[0])]
 }
 
 async fn run(
     local: (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>),
     wire: DuplexStream,
+    Established { sealer, opener }: Established,
 ) -> Result<(), PumpError> {
-    let (mut seal, mut open) = (SealPump::new(Sealer), OpenPump::new(Opener, Inbox::new()));
+    let (mut seal, mut open) = (SealPump::new(sealer), OpenPump::new(opener, Inbox::new()));
     pump::run(&mut seal, &mut open, local, split(wire), pump::unwatched).await
 }
 
@@ -71,16 +41,17 @@ fn bytes(length: usize) -> Vec<u8> {
 }
 
 fn packets(text: &[u8]) -> Vec<u8> {
+    let [Established { mut sealer, .. }, _] = established();
     let seal = |payload: &[u8]| {
         let mut slot = [0; PACKET];
         slot[..payload.len()].copy_from_slice(payload);
-        Sealer.data(&mut slot, payload.len()).expect("this sealer has no limit");
+        sealer.data(&mut slot, payload.len()).expect("numbers are left");
         slot
     };
     text.chunks(PAYLOAD).flat_map(seal).collect()
 }
 
-/// Runs a pump on a wire that delivers `wire` and then ends. The other direction has already ended. Returns the bytes
+/// Runs a responder's pumps on a wire that delivers `wire` and then ends. The other direction has already ended. Returns the bytes
 /// that the local side received, and the result of the pump.
 async fn receive(wire: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (mut service, local) = duplex(1 << 16);
@@ -88,7 +59,8 @@ async fn receive(wire: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
     let (mut far, near) = duplex(1 << 16);
     far.write_all(wire).await.expect("the buffer has room");
     far.shutdown().await.expect("the socket is open");
-    let result = run(split(local), near).await;
+    let [_, responder] = established();
+    let result = run(split(local), near, responder).await;
     let mut got = Vec::new();
     service.read_to_end(&mut got).await.expect("the stream can be read");
     (got, result)
@@ -96,11 +68,12 @@ async fn receive(wire: &[u8]) -> (Vec<u8>, Result<(), PumpError>) {
 
 #[tokio::test]
 async fn bytes_cross_in_both_directions_at_once_in_pieces_of_any_size() {
-    for (capacity, length) in [(1, 500), (8, 5_000), (PACKET, 20_000), (1 << 20, 1_500_000)] {
+    for (capacity, length) in [(1, 500), (8, 5_000), (PACKET, 200_000), (1 << 20, 1_500_000)] {
         let (client, near_local) = duplex(capacity);
         let (near_wire, far_wire) = duplex(capacity);
         let (far_local, service) = duplex(capacity);
         let (question, answer) = (bytes(length), bytes(length + 7));
+        let [initiator, responder] = established();
         let exchange = async |stream: DuplexStream, bytes: &[u8]| {
             let (mut reader, mut writer) = split(stream);
             let mut got = Vec::new();
@@ -113,8 +86,8 @@ async fn bytes_cross_in_both_directions_at_once_in_pieces_of_any_size() {
             got
         };
         let (near, far, at_client, at_service) = tokio::join!(
-            run(split(near_local), near_wire),
-            run(split(far_local), far_wire),
+            run(split(near_local), near_wire, initiator),
+            run(split(far_local), far_wire, responder),
             exchange(client, &question),
             exchange(service, &answer)
         );
@@ -143,8 +116,13 @@ async fn a_half_closed_client_still_receives_a_late_answer() {
         service.shutdown().await.unwrap();
         question
     };
-    let (near, far, answer, question) =
-        tokio::join!(run(split(near_local), near_wire), run(split(far_local), far_wire), talk, serve);
+    let [initiator, responder] = established();
+    let (near, far, answer, question) = tokio::join!(
+        run(split(near_local), near_wire, initiator),
+        run(split(far_local), far_wire, responder),
+        talk,
+        serve
+    );
     assert!(near.is_ok() && far.is_ok(), "{near:?} {far:?}");
     assert_eq!(question, b"question");
     assert_eq!(answer, bytes(1000));
@@ -179,7 +157,8 @@ async fn an_abort_writes_the_sealed_packets_and_requires_a_reset() {
     let (mut client, local) = duplex(1 << 10);
     let (wire, mut far) = duplex(8);
     client.write_all(b"last words").await.unwrap();
-    let mut seal = SealPump::new(Sealer);
+    let [Established { sealer, .. }, _] = established();
+    let mut seal = SealPump::new(sealer);
     let (mut reader, _writer) = split(local);
     std::future::poll_fn(|context| seal.poll_fill(context, &mut reader)).await.unwrap();
     let (_wire_reader, mut wire_writer) = split(wire);
@@ -188,6 +167,8 @@ async fn an_abort_writes_the_sealed_packets_and_requires_a_reset() {
         tokio::join!(seal.abort(AbortReason::Reset, &mut wire_writer), far.read_exact(&mut got));
     read.unwrap();
     assert_eq!(told.unwrap(), Told::Impossible, "the caller must reset the wire");
+    let [_, Established { mut opener, .. }] = established();
+    assert_eq!(opener.open(&mut got), Ok(Received::Data(0..10)));
     assert_eq!(&got[..10], b"last words");
     // The wire is not half-closed: a half-close would be an end.
     let pending = std::future::poll_fn(|context| {
