@@ -54,6 +54,7 @@ mod several_targets;
 mod shared_sources;
 mod signals;
 mod spiped;
+mod spiped_secrets;
 mod status;
 mod status_page;
 mod stdio;

@@ -106,7 +106,7 @@ impl Subject {
     }
 }
 
-fn descriptors(process: &Process) -> usize {
+pub(crate) fn descriptors(process: &Process) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", process.pid())).expect("the process runs").count()
 }
 

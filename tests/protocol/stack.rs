@@ -177,8 +177,11 @@ fn spiped_secrets(ours: [u8; 32], theirs: [u8; 32], nonces: &[u8]) -> Vec<[u8; 3
         half.reverse();
         half
     });
-    let pieces = [&shared[..], &macs, &packets].concat();
-    [ours, theirs, key].into_iter().chain(numbers).chain(pieces.as_chunks().0.iter().copied()).collect()
+    let keys = [&macs[..], &packets].concat();
+    let states = keys.as_chunks().0.iter().flat_map(second::hmac_states);
+    let pieces = [&shared[..], &keys].concat();
+    let pieces = pieces.as_chunks().0.iter().copied().chain(states);
+    [ours, theirs, key].into_iter().chain(numbers).chain(pieces).collect()
 }
 
 fn counting(from: u8) -> [u8; 32] {

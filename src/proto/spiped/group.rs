@@ -75,7 +75,9 @@ impl Half {
             let limbs = exponent.as_limbs();
             let parts = [0, 1, 2, 3].map(|part| (powers[part], U64::new([limbs[part]])));
             let public = Element::multi_exponentiate_bounded_exp(&parts, U64::BITS).mul(highest);
-            Self { exponent: Some(exponent), public: bytes(&public) }
+            let mut written = Box::new([0; VALUE]);
+            write(&public, &mut written);
+            Self { exponent: Some(exponent), public: written }
         })
     }
 
@@ -104,16 +106,14 @@ impl Half {
         wiped::<{ stack::ASYMMETRIC }, _>(|| {
             let shared = Element::new(&theirs.0).pow_bounded_exp(&exponent, EXPONENT_BITS);
             let mut written = Shared::new(Zeroizing::new([0; VALUE]));
-            written.copy_from_slice(&*bytes(&shared));
+            write(&shared, &mut written);
             written
         })
     }
 }
 
-fn bytes(element: &Element) -> Box<[u8; VALUE]> {
-    let mut written = Box::new([0; VALUE]);
+fn write(element: &Element, written: &mut [u8; VALUE]) {
     written.copy_from_slice(element.retrieve().to_be_bytes().as_ref());
-    written
 }
 
 #[cfg(test)]
@@ -148,7 +148,9 @@ mod tests {
             let half = Half::new(&random);
             let exponent = half.exponent.as_ref().unwrap();
             let whole = Element::new(&U2048::from_u8(2)).pow_bounded_exp(exponent, EXPONENT_BITS);
-            assert_eq!(*half.public, *bytes(&whole));
+            let mut written = [0; VALUE];
+            write(&whole, &mut written);
+            assert_eq!(*half.public, written);
         }
     }
 

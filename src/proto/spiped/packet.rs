@@ -49,7 +49,7 @@ impl Seal for Sealer {
         let length = u32::try_from(payload).expect("a payload fits into its packet");
         text[PAYLOAD_MAX..].copy_from_slice(&length.to_be_bytes());
         let number = self.0.next()?;
-        wiped::<{ stack::FRAME }, _>(|| {
+        wiped::<{ stack::PACKET }, _>(|| {
             self.0.encrypt(number, text);
             mac.copy_from_slice(self.0.authenticate(number, text).as_ref());
         });
@@ -83,7 +83,7 @@ impl Opener {
     fn unseal(&mut self, packet: &mut [u8; PACKET]) -> Result<Range<usize>, FrameError> {
         let (text, mac) = packet.split_first_chunk_mut::<TEXT>().expect("a packet is longer than its text");
         let number = self.0.next()?;
-        let is_authentic = wiped::<{ stack::FRAME }, _>(|| {
+        let is_authentic = wiped::<{ stack::PACKET }, _>(|| {
             let is_authentic =
                 verify_slices_are_equal(self.0.authenticate(number, text).as_ref(), mac).is_ok();
             if is_authentic {

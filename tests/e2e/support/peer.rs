@@ -71,7 +71,7 @@ fn random<const N: usize>() -> [u8; N] {
 }
 
 /// Whoever has these two states of SHA-256 can compute every HMAC of `key` without the key itself (RFC 2104, section 4).
-fn add_hmac_states(secrets: &mut Secrets, name: &str, key: &[u8]) {
+pub(crate) fn add_hmac_states(secrets: &mut Secrets, name: &str, key: &[u8]) {
     for pad in [0x36, 0x5c] {
         let mut block = [pad; 64];
         block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
