@@ -7,6 +7,7 @@ use crate::support::load::Load;
 const REDIS: &str = "redis-on-two-hosts.md";
 const ROTATE: &str = "rotate-a-key.md";
 const MANY: &str = "many-pipes.md";
+const FROM_SPIPED: &str = "from-spiped.md";
 
 impl Hosts {
     /// Sets up the pipe of the guide "Redis on two hosts".
@@ -90,4 +91,57 @@ pub(crate) fn no_new_connection_fails_while_a_service_with_a_socket_unit_is_rest
         }
     }
     load.end();
+}
+
+/// Prints what the services of both hosts have logged, if the test fails.
+struct Journals<'h>(&'h Hosts);
+
+impl Drop for Journals<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for host in [&self.0.server, &self.0.client] {
+                println!("{}", host.journal("'spipe*'"));
+            }
+        }
+    }
+}
+
+/// Two spipeds as services, as guides for it set them up.
+fn start_spipeds(Hosts { server, client }: &Hosts) {
+    let unit = |line: &str| {
+        format!(
+            "[Unit]\nDescription=spiped for Redis\n\n[Service]\nExecStart=/usr/bin/spiped -F {line} -k \
+             /etc/spiped/redis.key\n\n[Install]\nWantedBy=multi-user.target\n"
+        )
+    };
+    server.run("install -d /etc/spiped; dd if=/dev/urandom bs=32 count=1 of=/etc/spiped/redis.key; chmod 600 /etc/spiped/*");
+    client.run("install -d /etc/spiped; scp -q root@192.0.2.10:/etc/spiped/redis.key /etc/spiped/");
+    for (host, line) in [
+        (server, "-d -s [0.0.0.0]:6380 -t [127.0.0.1]:6379"),
+        (client, "-e -s [127.0.0.1]:8000 -t [192.0.2.10]:6380"),
+    ] {
+        host.put("/etc/systemd/system/spiped-redis.service", "644", unit(line).as_bytes());
+        host.run("systemctl daemon-reload; systemctl start spiped-redis");
+    }
+    client.await_output("redis-cli -p 8000 ping", "PONG");
+}
+
+pub(crate) fn no_request_fails_while_two_spipeds_become_two_spipes(hosts: &Hosts) {
+    let Hosts { server, client } = hosts;
+    start_spipeds(hosts);
+    hosts.copy_files();
+    let _journals = Journals(hosts);
+    let load = Load::start_fresh(client, 8000);
+    for step in ["On the server", "On the client", "spipe's own protocol"] {
+        follow(FROM_SPIPED, step, server, client);
+        load.assert_continues();
+    }
+    load.end();
+    // By now, everything goes by spipe's own protocol.
+    client.run("redis-cli -p 8000 ping");
+    let line = server.await_line("spipe@redis", &["closed", "pipe=\"redis-new\"", "finished"]);
+    assert!(!line.contains("hmacsha256"), "{line}");
+    for host in [server, client] {
+        host.run("nft delete table ip from-spiped; rm -f /etc/systemd/system/spiped-redis.service");
+    }
 }

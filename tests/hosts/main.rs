@@ -27,13 +27,24 @@ const SERVER: Image = Image {
         "openssh-server",
         "redis-server",
         "redis-tools",
+        "spiped",
+        "nftables",
     ],
 };
 
 /// systemd 257.
 const CLIENT: Image = Image {
     suite: "trixie",
-    packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "openssh-client", "redis-tools"],
+    packages: &[
+        "systemd",
+        "systemd-sysv",
+        "dbus",
+        "iproute2",
+        "openssh-client",
+        "redis-tools",
+        "spiped",
+        "nftables",
+    ],
 };
 
 /// Addresses for documentation only (RFC 5737); the guides use them.
@@ -81,6 +92,7 @@ fn main() -> ExitCode {
         units::the_unit_lines_of_guides_for_spiped_work_with_the_name_changed,
         guides::no_request_fails_while_a_key_is_rotated,
         guides::many_pipes,
+        guides::no_request_fails_while_two_spipeds_become_two_spipes,
         guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
