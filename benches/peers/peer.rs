@@ -18,6 +18,12 @@ pub(crate) enum Peer {
     #[value(skip)]
     Other,
     Spiped,
+    /// spipe at the near end, spiped at the far one.
+    SpipeToSpiped,
+    /// The other way round.
+    SpipedToSpipe,
+    /// spipe at both ends, with spiped's protocol between them.
+    SpipedProtocol,
     Stunnel,
     Haproxy,
     NginxTls,
@@ -26,12 +32,15 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Direct,
         Self::NginxPlain,
         Self::Spipe,
         Self::Other,
         Self::Spiped,
+        Self::SpipeToSpiped,
+        Self::SpipedToSpipe,
+        Self::SpipedProtocol,
         Self::Stunnel,
         Self::Haproxy,
         Self::NginxTls,
@@ -46,6 +55,9 @@ impl Peer {
             Self::Spipe => "spipe",
             Self::Other => "spipe, other build",
             Self::Spiped => "spiped",
+            Self::SpipeToSpiped => "spipe -e, spiped -d",
+            Self::SpipedToSpipe => "spiped -e, spipe -d",
+            Self::SpipedProtocol => "spipe, spiped's protocol",
             Self::Stunnel => "stunnel PSK",
             Self::Haproxy => "HAProxy TLS",
             Self::NginxTls => "nginx stream TLS",
@@ -60,7 +72,11 @@ impl Peer {
 
     /// Whether spipe is to be measured by it.
     pub(crate) fn is_rival(self) -> bool {
-        self.is_encrypted() && !matches!(self, Self::Spipe | Self::Other)
+        self.is_encrypted()
+            && !matches!(
+                self,
+                Self::Spipe | Self::Other | Self::SpipeToSpiped | Self::SpipedToSpipe | Self::SpipedProtocol
+            )
     }
 
     /// What it leaves out of what the other encrypted peers do for this work.
@@ -75,12 +91,12 @@ impl Peer {
     /// Programs or files, each with the Debian package that brings it.
     pub(crate) fn needs(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Direct | Self::Spipe | Self::Other | Self::Shadowsocks => &[],
+            Self::Direct | Self::Spipe | Self::Other | Self::SpipedProtocol | Self::Shadowsocks => &[],
             Self::NginxPlain => &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream")],
             Self::NginxTls => {
                 &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream"), ("openssl", "openssl")]
             }
-            Self::Spiped => &[("spiped", "spiped")],
+            Self::Spiped | Self::SpipeToSpiped | Self::SpipedToSpipe => &[("spiped", "spiped")],
             Self::Stunnel => &[("stunnel", "stunnel4")],
             Self::Haproxy => &[("haproxy", "haproxy"), ("openssl", "openssl")],
             Self::Ssh => &[("ssh", "openssh-client"), ("sshd", "openssh-server")],
@@ -90,9 +106,9 @@ impl Peer {
     /// What prints its version.
     pub(crate) fn version_command(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Direct | Self::Spipe | Self::Other => None,
+            Self::Direct | Self::Spipe | Self::Other | Self::SpipedProtocol => None,
             Self::NginxPlain | Self::NginxTls => Some(("nginx", "-v")),
-            Self::Spiped => Some(("spiped", "-v")),
+            Self::Spiped | Self::SpipeToSpiped | Self::SpipedToSpipe => Some(("spiped", "-v")),
             Self::Stunnel => Some(("stunnel", "-version")),
             Self::Haproxy => Some(("haproxy", "-v")),
             Self::Ssh => Some(("ssh", "-V")),

@@ -78,6 +78,9 @@ impl Pipe {
             Peer::Spipe => maker.spipe(Path::new(SPIPE)),
             Peer::Other => maker.spipe(other.ok_or("--against names no build")?),
             Peer::Spiped => maker.spiped()?,
+            Peer::SpipeToSpiped => (maker.spiped()?.0, maker.spipe_as_spiped().1),
+            Peer::SpipedToSpipe => (maker.spipe_as_spiped().0, maker.spiped()?.1),
+            Peer::SpipedProtocol => maker.spipe_as_spiped(),
             Peer::NginxPlain => maker.nginx(["", ""])?,
             Peer::NginxTls => maker.nginx_tls()?,
             Peer::Stunnel => maker.stunnel()?,
@@ -168,6 +171,15 @@ impl Maker<'_> {
             command
         };
         (end("-d", self.far, self.service), end("-e", self.near, self.far))
+    }
+
+    /// With spiped's protocol.
+    fn spipe_as_spiped(&self) -> Commands {
+        let (mut far, mut near) = self.spipe(Path::new(SPIPE));
+        for end in [&mut far, &mut near] {
+            end.args(["--protocol", "spiped"]);
+        }
+        (far, near)
     }
 
     fn spiped(&self) -> Result<Commands> {
