@@ -28,6 +28,7 @@ Examples:
 pub(super) const ADDRESSES: &str = "\
 Addresses:
   [1.2.3.4]:80  1.2.3.4:80  [::1]:80  host:80  /path/to.sock  @abstract
+  A port may be the name of a service that the system knows, as in host:http
   To listen on every address: []:80 or *:80
   To listen on the sockets that systemd has passed: systemd or systemd:NAME";
 
