@@ -148,7 +148,7 @@ pub(super) enum Command {
 /// What is made from the definitions in this file.
 #[derive(Subcommand)]
 pub(super) enum Generated {
-    /// Write the manual pages spipe.1 and spipe.toml.5
+    /// Write the manual pages spipe.1, spipe.toml.5 and spiped.1
     Man {
         /// The directory to write them to; it has to exist, and pages that are there already are replaced
         directory: PathBuf,

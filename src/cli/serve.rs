@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 
-use super::{Error, contradict};
+use super::{Called, Error, contradict};
 use crate::config::key_file::Owners;
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::Planner;
@@ -221,7 +221,8 @@ pub(super) fn start_log(options: &ServiceOptions, level: LevelFilter) {
         // The log is the one place where this would not be read.
         let _ = writeln!(
             io::stderr(),
-            "spipe: no log daemon listens at /dev/log: log lines are lost until one does"
+            "{}: no log daemon listens at /dev/log: log lines are lost until one does",
+            Called::by_name()
         );
     }
 }

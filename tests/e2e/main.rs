@@ -53,6 +53,7 @@ mod several_keys;
 mod several_targets;
 mod shared_sources;
 mod signals;
+mod spiped_command_line;
 mod status;
 mod status_page;
 mod stdio;

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 21] = [
+const PACKAGES: [(&str, &str); 22] = [
     ("chromium", "chromium fonts-dejavu-core"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
@@ -32,6 +32,7 @@ const PACKAGES: [(&str, &str); 21] = [
     ("/usr/sbin/dnsmasq", "dnsmasq-base"),
     ("systemd-socket-activate", "systemd"),
     ("mandoc", "mandoc"),
+    ("spiped", "spiped"),
     ("fish", "fish"),
     ("zsh", "zsh"),
 ];
