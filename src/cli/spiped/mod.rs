@@ -123,7 +123,14 @@ impl Program {
         let args =
             Args::try_parse_from(words).map_err(|error| self.refuse(&Mistake::Value(describe(&error))))?;
         let Args { pipe: Some(options), service, .. } = args else { unreachable!("there is a target") };
-        Ok((options, service))
+        let has_no_port = |source: &Source| matches!(source, Source::At(at) if at.port() == Some(0));
+        match options.source.iter().find(|source| has_no_port(source)) {
+            None => Ok((options, service)),
+            // Scripts would not know where to connect.
+            Some(source) => Err(self.refuse(&Mistake::Value(format!(
+                "{source}: 0 is not a port; write a number from 1 to 65535"
+            )))),
+        }
     }
 
     fn refuse(&self, mistake: &Mistake) -> ExitCode {
