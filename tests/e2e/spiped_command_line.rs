@@ -382,7 +382,7 @@ fn a_process_that_waits_for_the_name_of_its_source_can_be_stopped() {
             "-s",
             "no-such-host.invalid:80",
             "-t",
-            "no-such-host.invalid:80",
+            "neither.invalid:80",
             "-p",
             "pid",
             "-k",
@@ -432,6 +432,19 @@ fn a_stop_waits_for_connections_without_a_limit_and_a_second_one_ends_them() {
     near.signal(Signal::TERM);
     assert_eq!(near.wait().code(), Some(0));
     drop(far);
+}
+
+#[test]
+fn a_hang_up_reads_the_key_again() {
+    let site = Site::with_key();
+    let mut command = Whose::Ours.spiped(&site);
+    command.args(["-F", "-e", "-s", &site.name("source"), "-t", "[127.0.0.1]:9", "-k", "test.key"]);
+    let process = Process::start(&mut command);
+    process.await_line(&["listening"]);
+    std::fs::remove_file(site.path("test.key")).expect("it is there");
+    let key = site.add_key("test.key");
+    process.reload_successfully();
+    process.await_line(&["listening", &key]);
 }
 
 #[test]
