@@ -1,8 +1,9 @@
 //! The command lines of spiped and of its spipe, beside the programs themselves: Debian's packages of them.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -48,12 +49,12 @@ impl Whose {
 /// The binary under test as a package would install it under another name: by a link.
 fn installed(site: &Site, place: &str) -> PathBuf {
     let path = site.path(place);
-    if !path.exists() {
-        std::fs::create_dir_all(path.parent().expect("the path has a parent"))
-            .expect("the directory can be made");
-        symlink(env!("CARGO_BIN_EXE_spipe"), &path).expect("the link can be made");
+    std::fs::create_dir_all(path.parent().expect("the path has a parent"))
+        .expect("the directory can be made");
+    match symlink(env!("CARGO_BIN_EXE_spipe"), &path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => panic!("{}: {error}", path.display()),
+        Ok(()) | Err(_) => path,
     }
-    path
 }
 
 /// A process in the background. It is killed when dropped, so a test that panics leaves no process behind.
@@ -95,6 +96,11 @@ impl Drop for Daemon {
 fn returns(command: &mut Command) -> Option<i32> {
     let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")).code()
+}
+
+/// A connection to the socket `name` of `site`, as soon as something listens there. Its file comes before.
+fn await_listening(site: &Site, name: &str) -> UnixStream {
+    poll_until(&format!("{name} is listened on"), || connect_unix(&site.path(name)).ok())
 }
 
 /// Where it stays.
@@ -186,13 +192,13 @@ fn assert_serves(whose: Whose, (form, line, stays): (&str, &str, Stays)) {
         }
     };
     // Each has listened before the other connects to it.
-    poll_until("the far end listens", || site.path("far").exists().then_some(()));
+    drop(await_listening(&site, "far"));
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
     let mut at_near = poll_until(&format!("{case}: it listens"), || try_connect(address).ok());
     if is_initiator {
         assert_echoes(&mut at_near, "from a published command line");
     } else {
-        let mut at_far = connect_unix(&site.path("far")).expect("it listens");
+        let mut at_far = await_listening(&site, "far");
         assert_echoes(&mut at_far, "from a published command line");
     }
     if stays == InTheForeground {
@@ -398,23 +404,14 @@ fn a_process_that_waits_for_the_name_of_its_source_can_be_stopped() {
 }
 
 #[test]
-fn a_stop_waits_for_connections_without_a_limit_and_a_second_one_ends_them() {
+fn a_stop_lets_connections_go_on_and_a_second_one_ends_them() {
     let (site, service) = (Site::with_key(), Service::start());
-    let far = Process::start(
-        Whose::Debian
-            .spiped(&site)
-            .args([
-                "-F",
-                "-d",
-                "-s",
-                &site.name("far"),
-                "-t",
-                &service.address().to_string().replace("127.0.0.1", "[127.0.0.1]"),
-                "-k",
-            ])
-            .arg(site.path("test.key")),
-    );
-    poll_until("the far end listens", || site.path("far").exists().then_some(()));
+    // Ours: Debian's would give the service a connection as soon as somebody looks whether it listens.
+    let mut command = Whose::Ours.spiped(&site);
+    let target = format!("[127.0.0.1]:{}", service.address().port());
+    command.args(["-F", "-d", "-s", &site.name("far"), "-t", &target, "-k", "test.key"]);
+    let far = Process::start(&mut command);
+    far.await_line(&["listening"]);
     let mut command = Whose::Ours.spiped(&site);
     command
         .args(["-F", "-e", "-s", &site.name("near"), "-t", &site.name("far"), "-k"])
@@ -431,7 +428,6 @@ fn a_stop_waits_for_connections_without_a_limit_and_a_second_one_ends_them() {
     served.read_exact(&mut [0; 5]).expect("it arrives");
     near.signal(Signal::TERM);
     assert_eq!(near.wait().code(), Some(0));
-    drop(far);
 }
 
 #[test]
@@ -451,7 +447,7 @@ fn a_hang_up_reads_the_key_again() {
 fn a_socket_that_a_killed_process_has_left_behind_is_in_spipeds_way_only() {
     for (whose, code) in [(Whose::Debian, 1), (Whose::Ours, 0)] {
         let site = Site::with_key();
-        drop(std::os::unix::net::UnixListener::bind(site.path("source")).expect("the path is free"));
+        drop(UnixListener::bind(site.path("source")).expect("the path is free"));
         let ended = run(whose.spiped(&site).args(valid(&site)));
         assert_eq!(ended.code, Some(code), "{whose:?}: {ended:?}");
         if code == 0 {
@@ -528,7 +524,7 @@ fn responder(site: &Site) -> Process {
     let service = format!("[127.0.0.1]:{}", echo().port());
     command.args(["-F", "-d", "-s", &site.name("far"), "-t", &service, "-k"]).arg(site.path("test.key"));
     let process = Process::start(&mut command);
-    poll_until("it listens", || site.path("far").exists().then_some(()));
+    drop(await_listening(site, "far"));
     process
 }
 
