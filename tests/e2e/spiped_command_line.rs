@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::support::dns::Host;
+use crate::support::pipe::field;
 use crate::support::poll_until;
 use crate::support::process::{Ended, Process, require, run, run_with_input};
 use crate::support::site::Site;
@@ -516,6 +518,62 @@ fn of_many_that_start_at_one_source_at_once_one_serves() {
     let _daemon = Daemon::of(&site.path("source.pid"));
     assert_eq!(starting.iter().filter(|code| **code == Some(0)).count(), 1, "{starting:?}");
     assert_eq!(starting.iter().filter(|code| **code == Some(1)).count(), 19, "{starting:?}");
+}
+
+/// spiped in the foreground on `host`, with its key and these options.
+fn on(host: &Host, site: &Site, whose: Whose, options: &[&str]) -> Process {
+    let mut command = whose.spiped(site);
+    command.args(["-F", "-e", "-k", &site.name("test.key")]).args(options);
+    Process::start(&mut host.command(&command))
+}
+
+#[test]
+fn of_a_source_s_name_with_several_addresses_the_first_is_listened_on_and_both_say_so() {
+    let (host, site) = (Host::start(), Site::with_key());
+    host.set_names("127.0.0.2 several.test\n127.0.0.3 several.test");
+    let options = ["-s", "several.test:8025", "-t", "[127.0.0.1]:9"];
+    let debians = on(&host, &site, Whose::Debian, &options);
+    debians.await_line(&["first of multiple addresses", "several.test"]);
+    debians.kill();
+    let ours = on(&host, &site, Whose::Ours, &options);
+    let warning = ours.await_line(&["spiped: warning", "first of several addresses of several.test"]);
+    let listening = ours.await_line(&["INFO listening"]);
+    let first = warning.rsplit_once(' ').expect("the address is the last word").1;
+    assert_eq!(field(&listening, "source"), first);
+    // What is told after all places where it listens.
+    ours.await_line(&["spiped's protocol cannot tell"]);
+    assert_eq!(ours.log().matches("INFO listening").count(), 1, "{}", ours.log());
+}
+
+#[test]
+fn with_d_every_name_may_be_one_that_resolves_later() {
+    let (host, site) = (Host::start(), Site::with_key());
+    host.go_dark();
+    let ours = on(
+        &host,
+        &site,
+        Whose::Ours,
+        &["-D", "-s", "near.test:8025", "-t", "far.test:8025", "-b", "from.test"],
+    );
+    ours.await_line(&["not listening yet: the name does not resolve", "near.test"]);
+    host.answer_again();
+    host.set_names("127.0.0.2 near.test");
+    ours.await_line(&["INFO listening", "source=[127.0.0.2]:8025"]);
+}
+
+#[test]
+fn without_d_every_name_has_to_resolve() {
+    let (host, site) = (Host::start(), Site::with_key());
+    host.set_names("127.0.0.2 known.test");
+    for (unknown, source, target, bind) in [
+        ("near", "near.test:8025", "known.test:8026", "known.test"),
+        ("far", "known.test:8025", "far.test:8026", "known.test"),
+        ("from", "known.test:8025", "known.test:8026", "from.test"),
+    ] {
+        let mut ours = on(&host, &site, Whose::Ours, &["-s", source, "-t", target, "-b", bind]);
+        assert_eq!(ours.wait().code(), Some(1), "{unknown}");
+        assert!(ours.log().contains(&format!("spiped: cannot resolve '{unknown}.test'")), "{}", ours.log());
+    }
 }
 
 /// Debian's spiped at the socket `far` of `site`, as the responder of an echo service.

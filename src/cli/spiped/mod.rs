@@ -283,13 +283,13 @@ fn look_up(options: &mut PipeOptions) -> Result<(), Error> {
             }
             Source::At(Endpoint::Name { host, port }) => match names::resolve_blocking(host, *port) {
                 Ok(addresses) => {
+                    let first = Source::At(Endpoint::Ip(*addresses.first()));
                     if addresses.len() > 1 {
                         SPIPED.warn(&format!(
-                            "warning: listening on the first of several addresses of {host}, {}",
-                            addresses.first()
+                            "warning: listening on the first of several addresses of {host}: {first}"
                         ));
                     }
-                    *source = Source::At(Endpoint::Ip(*addresses.first()));
+                    *source = first;
                 }
                 Err(_) if options.wait_for_names => {}
                 Err(error) => return Err(error.into()),
