@@ -110,7 +110,7 @@ impl Program {
         let given = match getopt::read(&self.syntax, arguments.into_iter().skip(1)) {
             Ok(Asked::Run(given)) => given,
             Ok(Asked::Version) => {
-                self.print(format_args!(
+                print(format_args!(
                     "{} {RELEASE} (spipe {}, compatible)",
                     self.name,
                     env!("CARGO_PKG_VERSION")
@@ -135,10 +135,10 @@ impl Program {
 
     fn refuse(&self, mistake: &Mistake) -> ExitCode {
         match mistake {
-            Mistake::Usage(None) => self.print(self.usage),
+            Mistake::Usage(None) => print(self.usage),
             Mistake::Usage(Some(reason)) => {
                 self.warn(reason);
-                self.print(self.usage);
+                print(self.usage);
             }
             Mistake::Value(reason) => self.warn(reason),
         }
@@ -146,14 +146,13 @@ impl Program {
     }
 
     fn warn(&self, text: &str) {
-        self.print(format_args!("{}: {}", self.name, one_line(text)));
+        print(format_args!("{}: {}", self.name, one_line(text)));
     }
+}
 
-    /// As spiped, on standard error, the version too.
-    #[expect(clippy::unused_self, reason = "as the rest")]
-    fn print(&self, text: impl Display) {
-        let _ = writeln!(io::stderr(), "{text}");
-    }
+/// As spiped, on standard error, the version too.
+fn print(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// What spiped was asked for.
@@ -339,12 +338,10 @@ mod tests {
     #[test]
     fn a_process_in_the_foreground_has_no_pid_file() {
         let words = words(&["-F", "-p", "pid", "--syslog"]).unwrap();
-        assert!(
-            !words.iter().any(|word| ["daemon", "pid", "syslog"]
-                .iter()
-                .any(|part| word.contains(part) && word != "--protocol=spiped")),
-            "{words:?}"
-        );
+        let is_of_the_background = |word: &&String| {
+            ["--daemon", "--pid-file", "--syslog"].iter().any(|option| word.starts_with(option))
+        };
+        assert_eq!(words.iter().find(is_of_the_background), None);
     }
 
     #[test]
