@@ -28,6 +28,7 @@ Examples:
 pub(super) const ADDRESSES: &str = "\
 Addresses:
   [1.2.3.4]:80  1.2.3.4:80  [::1]:80  host:80  /path/to.sock  @abstract
+  A port may be the name of a service that the system knows, as in host:http
   To listen on every address: []:80 or *:80
   To listen on the sockets that systemd has passed: systemd or systemd:NAME";
 
@@ -147,7 +148,7 @@ pub(super) enum Command {
 /// What is made from the definitions in this file.
 #[derive(Subcommand)]
 pub(super) enum Generated {
-    /// Write the manual pages spipe.1 and spipe.toml.5
+    /// Write the manual pages spipe.1, spipe.toml.5 and spiped.1
     Man {
         /// The directory to write them to; it has to exist, and pages that are there already are replaced
         directory: PathBuf,

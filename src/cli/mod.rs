@@ -1,6 +1,7 @@
 //! From the command line to a running pipe. Nothing half-valid leaves this room.
 
 mod args;
+mod called;
 mod control;
 mod demo;
 mod echo;
@@ -8,6 +9,7 @@ mod generate;
 mod ping;
 pub mod progress;
 mod serve;
+mod spiped;
 mod text;
 
 use std::ffi::OsString;
@@ -20,6 +22,7 @@ use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
 use self::args::{Args, Command};
+pub use self::called::Called;
 pub use self::control::{ControlError, Fault};
 use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions, WeakKeys};
 use crate::config::options::{PipeOptions, ServiceOptions};
@@ -27,6 +30,7 @@ use crate::config::plan::{PlanError, Planner};
 use crate::config::{ConfigError, Configuration, Origin};
 use crate::connection::{ConnectionError, PingError};
 use crate::listen::ListenError;
+use crate::names::ResolveError;
 use crate::proto::key::Fingerprint;
 use crate::service::daemon::DaemonError;
 use crate::service::log::one_line;
@@ -60,6 +64,9 @@ pub enum Error {
     /// The source cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A name that is needed at the start does not resolve.
+    #[error(transparent)]
+    Name(#[from] ResolveError),
     /// The connection of standard input and output failed.
     #[error(transparent)]
     Connection(ConnectionError),
@@ -100,14 +107,22 @@ impl Error {
     }
 }
 
-/// Runs the command line `arguments`, the program's name first, to its end.
+/// Runs the command line `arguments`, the program's name first, to its end, as the program that was `called`.
 ///
-/// Mistakes of use end the process from here, with one line on standard error and exit code 2; `--help` and `--version`
+/// Mistakes of use of our own command line end the process from here, with one line on standard error and exit code 2; `--help` and `--version`
 /// with 0.
 ///
 /// # Errors
 /// [`enum@Error`], for everything that goes wrong later.
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
+pub fn run(called: Called, arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
+    match called {
+        Called::Spipe => run_own(arguments),
+        Called::Spiped => spiped::run(arguments),
+        Called::SpipedsSpipe => spiped::run_client(arguments),
+    }
+}
+
+fn run_own(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Error> {
     let args = Args::try_parse_from(arguments).unwrap_or_else(|error| refuse(&error));
     crate::service::process::harden();
     match (args.command, args.pipe) {
@@ -145,6 +160,12 @@ fn refuse(error: &clap::Error) -> ! {
     if !error.use_stderr() {
         error.exit();
     }
+    let _ = writeln!(io::stderr(), "spipe: {}; see 'spipe --help'", one_line(&describe(error)));
+    std::process::exit(error.exit_code())
+}
+
+/// What clap says is wrong, in one line.
+fn describe(error: &clap::Error) -> String {
     let rendered = error.to_string();
     // clap writes paragraphs: what is wrong (a list may follow on lines of its own), perhaps a tip, how to use it, where to
     // find more.
@@ -156,9 +177,7 @@ fn refuse(error: &clap::Error) -> ! {
         })
         .collect();
     let message = message.join("; ");
-    let message = message.strip_prefix("error: ").unwrap_or(&message);
-    let _ = writeln!(io::stderr(), "spipe: {}; see 'spipe --help'", one_line(message));
-    std::process::exit(error.exit_code())
+    message.strip_prefix("error: ").unwrap_or(&message).to_owned()
 }
 
 /// For the mistakes of use that clap cannot see.
@@ -206,6 +225,11 @@ fn fingerprint(
 
 fn serve_or_connect(options: PipeOptions, service: ServiceOptions) -> Result<ExitCode, Error> {
     if options.mode().is_none() {
+        if options.key.contains(&KeySource::Stdin) {
+            contradict(
+                "-k - reads the key from standard input, which without -e or -d is the data; give the key as a file",
+            );
+        }
         return serve::connect(options, &service).or_else(contradict_or_fail);
     }
     // Where the working directory is gone, absolute paths work all the same, and a relative one is an error of its own.

@@ -8,18 +8,18 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tracing::level_filters::LevelFilter;
 
-use super::{Error, contradict};
-use crate::config::key_file::{KeySource, Owners};
+use super::{Called, Error, contradict};
+use crate::config::key_file::Owners;
 use crate::config::options::{PipeOptions, ServiceOptions};
 use crate::config::plan::Planner;
-use crate::config::{self, ConfigError, Configuration, Origin};
+use crate::config::{self, ConfigError, Configuration, Origin, Parsed};
 use crate::connection::{Common, ConnectionError, Initiator};
 use crate::gate::{Admitted, ClientPlace, Connections};
 use crate::listen::SocketPermissions;
 use crate::names::Unresolved;
 use crate::pipe::{self, Registry};
 use crate::pump::PumpError;
-use crate::service::daemon::{self, Side};
+use crate::service::daemon::{self, Background, Side};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
 use crate::service::privileges::Identity;
@@ -42,11 +42,24 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     let parsed = origin.parse()?;
     let options = flags.clone().or(parsed.service.clone());
     // Before any key is read: keys would be in two processes.
-    let background = match options.daemon.then(daemon::split).transpose()? {
-        Some(Side::Foreground(code)) => return Ok(code),
-        Some(Side::Background(background)) => Some(background),
-        None => None,
-    };
+    match options.daemon.then(daemon::split).transpose()? {
+        Some(Side::Foreground(code)) => Ok(code),
+        Some(Side::Background(background)) => serve_as(origin, parsed, flags, Some(background)),
+        None => serve_as(origin, parsed, flags, None),
+    }
+}
+
+/// The same in the process that is to serve: the one in the `background`, if there are two. `parsed` is what `origin` says.
+///
+/// # Errors
+/// [`enum@Error`], for all that keeps it from starting.
+pub(super) fn serve_as(
+    origin: Origin,
+    parsed: Parsed,
+    flags: ServiceOptions,
+    background: Option<Background>,
+) -> Result<ExitCode, Error> {
+    let options = flags.clone().or(parsed.service.clone());
     start_log(&options, LevelFilter::INFO);
     let user = options.user.as_ref().map(Identity::of).transpose().map_err(StartupError::from)?;
     let mut planner = Planner::new(Owners::new(user.and_then(|user| user.uid())));
@@ -151,11 +164,6 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
             "{option} is for a pipe that listens; give -e or -d and -s SOURCE, or leave it out"
         ));
     }
-    if options.key.contains(&KeySource::Stdin) {
-        contradict(
-            "-k - reads the key from standard input, which without -e or -d is the data; give the key as a file",
-        );
-    }
     // As a filter in a pipeline or under ssh, only what goes wrong is news.
     start_log(service, LevelFilter::ERROR);
     let mut planner = Planner::new(Owners::new(None));
@@ -213,7 +221,8 @@ pub(super) fn start_log(options: &ServiceOptions, level: LevelFilter) {
         // The log is the one place where this would not be read.
         let _ = writeln!(
             io::stderr(),
-            "spipe: no log daemon listens at /dev/log: log lines are lost until one does"
+            "{}: no log daemon listens at /dev/log: log lines are lost until one does",
+            Called::by_name()
         );
     }
 }

@@ -446,6 +446,11 @@ impl FineSeconds {
     const MIN: Duration = Duration::from_millis(100);
     const MAX: Duration = Duration::from_secs(86_400);
 
+    /// The one that is nearest to `time`.
+    pub(crate) fn nearest(time: Duration) -> Self {
+        Self(time.clamp(Self::MIN, Self::MAX))
+    }
+
     fn new(time: Option<Duration>) -> Result<Self, String> {
         time.filter(|time| (Self::MIN..=Self::MAX).contains(time)).map(Self).ok_or_else(|| {
             let [min, max] = [Self::MIN, Self::MAX].map(|limit| limit.as_secs_f64());

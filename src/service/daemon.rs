@@ -12,9 +12,12 @@
 //! fork are either left by their authors or much larger than this file.
 
 use std::env;
+use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use thiserror::Error;
@@ -27,7 +30,7 @@ const LISTENING: u8 = b'\n';
 
 /// Why the process cannot go into the background.
 #[derive(Debug, Error)]
-#[error("--daemon: cannot {doing}: {source}")]
+#[error("cannot go into the background: cannot {doing}: {source}")]
 pub struct DaemonError {
     doing: &'static str,
     source: io::Error,
@@ -59,7 +62,12 @@ pub fn split() -> Result<Side, DaemonError> {
         // No terminal from here on, and so no SIGHUP when it is closed, which would have us reload.
         rustix::process::setsid().map_err(|error| cannot("start a session")(error.into()))?;
         // The kernel has called it by the last part of the path that it was started by. Nothing but its looks depends on this.
-        let _ = rustix::thread::set_name(c"spipe");
+        let name = env::args_os().next().unwrap_or_default();
+        if let Some(name) = Path::new(&name).file_name()
+            && let Ok(name) = CString::new(name.as_bytes())
+        {
+            let _ = rustix::thread::set_name(&name);
+        }
         return Ok(Side::Background(Background(())));
     }
     let mut arguments = env::args_os();

@@ -195,7 +195,7 @@ fn an_option_that_the_second_pipe_lacks_is_refused_at_that_pipe() {
 fn an_invalid_address_is_refused_with_the_same_reason_as_on_the_command_line() {
     for (address, reason) in [
         ("localhost", "the port is missing"),
-        ("127.0.0.1:http", "is not a port"),
+        ("127.0.0.1:no-such-service", "write the number of its port"),
         ("::1:80", "goes in brackets"),
         ("*:80", "a place to listen on"),
         ("", "cannot be empty"),

@@ -54,6 +54,7 @@ mod several_targets;
 mod shared_sources;
 mod signals;
 mod spiped;
+mod spiped_command_line;
 mod spiped_secrets;
 mod status;
 mod status_page;

@@ -9,8 +9,9 @@ use crate::support::site::Site;
 
 const COMMAND: &str = "spipe.1";
 const FILE: &str = "spipe.toml.5";
+const SPIPED: &str = "spiped.1";
 
-/// A directory with both pages.
+/// A directory with all pages.
 fn pages() -> Site {
     let site = Site::new();
     run(spipe().args(["generate", "man", &site.name("")])).succeeded();
@@ -69,7 +70,7 @@ fn commands(help: &str) -> Vec<&str> {
 #[test]
 fn mandoc_finds_nothing_to_warn_of() {
     let site = pages();
-    for page in [COMMAND, FILE] {
+    for page in [COMMAND, FILE, SPIPED] {
         let said = run(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(site.path(page)))
             .succeeded();
         assert_eq!(said.text(), "", "{page}");

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
-use spipe::addr::Target;
+use spipe::addr::{AddressError, Target};
 use spipe::listen::{Passed, SocketPermissions, listen};
 use spipe::service::sandbox::Needs;
 
@@ -139,6 +139,31 @@ fn a_new_pipe_may_have_any_port_and_host_name() {
         );
         assert!(("localhost", 80).to_socket_addrs().is_ok());
         assert!(UdpSocket::bind("127.0.0.1:0").is_ok());
+    });
+}
+
+#[test]
+fn a_new_pipe_may_name_a_service_of_a_database_that_was_replaced() {
+    isolated_in_namespaces(|directory| {
+        fs::write(directory.join("etc/nsswitch.conf"), "services: db files\n").unwrap();
+        let services = file(directory, "etc/services");
+        fs::write(&services, "early 4711/tcp\n").unwrap();
+        let mut needs = Needs::new();
+        needs.configuration(&file(directory, "configuration/spipe.toml"));
+        enter_sandbox_and_then(&needs, move || replace(&services, "late 4712/tcp\nonly-udp 4713/udp\n"));
+        assert_eq!("192.0.2.1:late".parse::<Target>().unwrap().to_string(), "[192.0.2.1]:4712");
+        for unknown in ["early", "only-udp"] {
+            let error = format!("192.0.2.1:{unknown}").parse::<Target>().unwrap_err();
+            assert_eq!(error, AddressError::Service(unknown.to_owned()));
+        }
+    });
+}
+
+#[test]
+fn services_cannot_be_looked_up_without_a_configuration_to_name_them() {
+    isolated(|_| {
+        enter_sandbox(&Needs::new());
+        assert_eq!("192.0.2.1:http".parse::<Target>(), Err(AddressError::Service("http".to_owned())));
     });
 }
 

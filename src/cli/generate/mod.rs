@@ -21,7 +21,8 @@ pub(super) fn run(what: Generated) -> Result<(), Error> {
     match what {
         Generated::Man { directory } => {
             write(&directory, "spipe.1", &command_page())?;
-            write(&directory, "spipe.toml.5", &file_page())
+            write(&directory, "spipe.toml.5", &file_page())?;
+            write(&directory, "spiped.1", &spipeds_page())
         }
         Generated::Completions { shell } => print_completions(shell),
     }
@@ -88,6 +89,11 @@ fn file_page() -> String {
         .replace("@version@", env!("CARGO_PKG_VERSION"))
         .replace("@process@\n", &options(ServiceOptions::augment_args(Command::new("spipe.toml"))))
         .replace("@pipe@\n", &options(PipeOptions::augment_args(Command::new("spipe.toml"))))
+}
+
+/// spiped(1): what differs from the page of spiped's package, whose command line it is.
+fn spipeds_page() -> String {
+    include_str!("spiped.1.in").replace("@version@", env!("CARGO_PKG_VERSION"))
 }
 
 fn visible(command: &Command) -> impl Iterator<Item = &Arg> {
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn every_word_of_a_page_s_text_that_stands_for_something_is_replaced() {
-        for page in [command_page(), file_page()] {
+        for page in [command_page(), file_page(), spipeds_page()] {
             let left = page.lines().find(|line| line.starts_with('@') || line.contains("@version@"));
             assert_eq!(left, None);
         }

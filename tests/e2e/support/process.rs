@@ -30,9 +30,9 @@ const PACKAGES: [(&str, &str); 22] = [
     ("nsenter", "util-linux"),
     ("ip", "iproute2"),
     ("/usr/sbin/dnsmasq", "dnsmasq-base"),
-    ("spiped", "spiped"),
     ("systemd-socket-activate", "systemd"),
     ("mandoc", "mandoc"),
+    ("spiped", "spiped"),
     ("fish", "fish"),
     ("zsh", "zsh"),
 ];

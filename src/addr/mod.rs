@@ -1,13 +1,17 @@
-//! Address syntax, the same for `--source`, `--target` and `--bind`; only the syntax, no socket is touched here.
+//! Address syntax, the same for `--source`, `--target` and `--bind`. No socket is touched here, and of the system only the names of
+//! services are asked for: a port is a number from here on.
 //!
 //! | written | means |
 //! |---|---|
 //! | `[1.2.3.4]:80`, `1.2.3.4:80`, `[::1]:80` | an IP address and a port |
+//! | `host:http`, `[::1]:http` | a service's name for its port |
 //! | `[host]:80`, `host:80` | a name, resolved when it is used |
 //! | `/path/to.sock`, `unix:/path/to.sock` | a Unix-domain socket |
 //! | `@name` | a Unix-domain socket in Linux's abstract namespace |
 //! | `[]:80`, `*:80` | every address of both families (only to listen on) |
 //! | `systemd`, `systemd:name` | the sockets that the service manager has passed, or those of that name (only to listen on) |
+
+mod service;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -34,9 +38,12 @@ pub enum AddressError {
     /// No `:port`.
     #[error("the port is missing; write host:port")]
     NoPort,
-    /// Something else than a number from 1 to 65535 (or 0, to listen).
+    /// Neither a number from 1 to 65535 (or 0, to listen) nor a possible name of a service.
     #[error("'{0}' is not a port; write a number from 1 to 65535")]
     Port(String),
+    /// A name that the system's database of services does not have, with TCP.
+    #[error("this system knows no TCP service '{0}' (/etc/services); write the number of its port")]
+    Service(String),
     /// Colons without brackets.
     #[error("'{0}' has several colons; an IPv6 address goes in brackets, as in [::1]:80")]
     Brackets(String),
@@ -583,6 +590,9 @@ fn split(text: &str) -> Result<(&str, Option<&str>), AddressError> {
 }
 
 fn parse_port(text: &str) -> Result<u16, AddressError> {
+    if service::is_name(text) {
+        return service::port(text).ok_or_else(|| AddressError::Service(text.to_owned()));
+    }
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| digits).ok_or_else(|| AddressError::Port(text.to_owned()))
 }
@@ -692,8 +702,30 @@ mod tests {
 
     #[test]
     fn what_is_no_port_is_refused() {
-        for port in ["", "65536", "-1", "+80", "8 0", "http", "0x50"] {
+        for port in ["", "65536", "-1", "+80", "8 0", "ht tp", "http/tcp", "r\u{e9}dis", &"x".repeat(65)] {
             assert_eq!(target(&format!("host:{port}")), Err(AddressError::Port(port.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_service_name_stands_for_its_port() {
+        for (text, canonical) in [
+            ("host:http", "[host]:80"),
+            ("[::1]:https", "[::1]:443"),
+            ("1.2.3.4:domain", "[1.2.3.4]:53"),
+            ("tls://host:https", "tls://[host]:443"),
+        ] {
+            assert_eq!(target(text), Ok(canonical.to_owned()));
+        }
+        assert_eq!("*:http".parse(), Ok(Source::Every { port: 80 }));
+        assert_eq!("host:http".parse::<Outgoing>().unwrap().to_string(), "[host]:80");
+        assert_eq!("socks5://host:http".parse::<Proxy>().unwrap().to_string(), "socks5://[host]:80");
+    }
+
+    #[test]
+    fn a_service_that_the_system_does_not_know_is_refused() {
+        for name in ["no-such-service", "0x50", "80tcp", "HTTP", &"x".repeat(64)] {
+            assert_eq!(target(&format!("host:{name}")), Err(AddressError::Service(name.to_owned())));
         }
     }
 
