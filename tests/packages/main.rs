@@ -2,4 +2,6 @@
 //! behaviour that it tests.
 
 mod contents;
+mod krate;
 mod made;
+mod version;
