@@ -35,7 +35,7 @@ const SERVER: Image = Image {
 /// systemd 257.
 const CLIENT: Image = Image {
     suite: "trixie",
-    packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "openssh-client", "redis-tools"],
+    packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "openssh-client", "redis-tools", "rpm"],
     archived: "spiped",
 };
 
@@ -97,6 +97,7 @@ fn main() -> ExitCode {
         packages::an_upgrade_restarts_nothing_if_the_policy_of_the_host_forbids_it,
         packages::a_removal_stops_everything_and_keeps_keys,
         packages::a_purge_removes_what_the_package_made_and_no_key,
+        packages::the_rpm_package_restarts_what_runs_on_an_upgrade_and_keeps_keys_when_it_is_removed,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(HOSTS.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -180,7 +181,8 @@ impl Hosts {
                      systemctl stop $units
                  fi
                  dpkg --purge spipe spiped 2>&1
-                 rm -rf /{etc,run}/systemd/system/{,*/}spipe* /etc/spipe{,d} /usr/bin/spipe /root/{spipe,units} /usr/sbin/policy-rc.d
+                 ! command -v rpm || ! rpm --query spipe || rpm --erase --nodeps spipe
+                 rm -rf /{etc,run}/systemd/system/{,*/}spipe* /etc/spipe{,d} /usr/bin/spipe /root/{spipe*,units} /usr/sbin/policy-rc.d
                  systemctl daemon-reload
                  systemctl reset-failed
                  journalctl --quiet --rotate --vacuum-time=1s",

@@ -1,4 +1,4 @@
-//! Debian's package, installed, upgraded and removed by apt.
+//! Debian's package, installed, upgraded and removed by apt; and the RPM package.
 
 use std::fs;
 use std::sync::OnceLock;
@@ -15,6 +15,9 @@ const REDIS: &str = "redis-on-two-hosts.md";
 /// Options of apt-get: no questions, and only what a log would have.
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get -q -y";
 
+/// The package, on each host.
+const FILE: &str = "/root/spipe_0_amd64.deb";
+
 /// What stands for "the process of this unit runs the program that is installed now".
 const PROGRAM: &str = "stat -L -c %i /usr/bin/spipe";
 
@@ -23,16 +26,16 @@ impl Hosts {
     fn install_package(&self) {
         static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
         for host in [&self.server, &self.client] {
-            host.put("/root/spipe.deb", "644", PACKAGE.get_or_init(|| made("99.0.0-1")));
-            host.run(&format!("{APT} install ./spipe.deb"));
+            host.put(FILE, "644", PACKAGE.get_or_init(|| made("99.0.0-1")));
         }
+        follow("install.md", "On Debian", &self.server, &self.client);
     }
 
     /// The package of a higher version, ready to be installed on both hosts.
     fn bring_upgrade(&self) {
         static PACKAGE: OnceLock<Vec<u8>> = OnceLock::new();
         for host in [&self.server, &self.client] {
-            host.put("/root/spipe.deb", "644", PACKAGE.get_or_init(|| made("99.0.1-1")));
+            host.put(FILE, "644", PACKAGE.get_or_init(|| made("99.0.1-1")));
         }
     }
 
@@ -73,7 +76,7 @@ fn made(version: &str) -> Vec<u8> {
 /// Installs the package that [`Hosts::bring_upgrade`] has brought.
 #[track_caller]
 fn upgrade(host: &Host) -> String {
-    let said = host.run(&format!("{APT} install ./spipe.deb 2>&1"));
+    let said = host.run(&format!("{APT} install {FILE} 2>&1"));
     assert_eq!(installed(host), "install ok installed 99.0.1-1", "{said}");
     said
 }
@@ -115,10 +118,6 @@ pub(crate) fn nothing_is_enabled_or_started_by_an_installation(hosts: &Hosts) {
         let expected = "spipe@.service disabled\nspiped-receive.service disabled\nspiped-send.service disabled\n\
                         spipe@.socket disabled";
         assert_eq!(files, expected);
-        let modes = host.run("stat -c '%n %U:%G %a' /etc/spipe /etc/spipe/*");
-        let expected = "/etc/spipe root:root 755\n/etc/spipe/receive.keys root:root 700\n\
-                        /etc/spipe/send.keys root:root 700";
-        assert_eq!(modes, expected);
     }
 }
 
@@ -138,7 +137,7 @@ pub(crate) fn the_package_takes_the_place_of_debians_spiped(hosts: &Hosts) {
 
     hosts.bring_upgrade();
     for host in [server, client] {
-        let said = host.run(&format!("{APT} --simulate install ./spipe.deb"));
+        let said = host.run(&format!("{APT} --simulate install {FILE}"));
         assert!(said.contains("will be REMOVED:\n  spiped\n"), "{said}");
         upgrade(host);
         assert_eq!(
@@ -243,9 +242,7 @@ pub(crate) fn an_upgrade_without_a_running_systemd_restarts_nothing(hosts: &Host
     hosts.start_packaged_pipe();
     hosts.bring_upgrade();
     // As in a chroot.
-    hosts
-        .server
-        .run(&format!("unshare --mount sh -euc 'mount -t tmpfs tmpfs /run; {APT} install ./spipe.deb'"));
+    hosts.server.run(&format!("unshare --mount sh -euc 'mount -t tmpfs tmpfs /run; {APT} install {FILE}'"));
     assert_eq!(installed(&hosts.server), "install ok installed 99.0.1-1");
     assert!(!runs_what_is_installed(&hosts.server, "spiped-receive"));
     hosts.assert_carries();
@@ -302,4 +299,37 @@ pub(crate) fn a_purge_removes_what_the_package_made_and_no_key(hosts: &Hosts) {
     // The drop-in file is the administrator's.
     let left = hosts.client.run("find /etc /usr /var -name '*spipe*' -not -path '/var/log/*'");
     assert_eq!(left, "/etc/systemd/system/spiped-send.service.d");
+}
+
+pub(crate) fn the_rpm_package_restarts_what_runs_on_an_upgrade_and_keeps_keys_when_it_is_removed(
+    hosts: &Hosts,
+) {
+    let Hosts { server, client } = hosts;
+    hosts.start_packaged_pipe();
+    // Debian's rpm knows nothing of Debian's packages, so nothing that spipe needs is there for it.
+    client.run(&format!("{APT} remove spipe"));
+    client.put("/root/spipe.rpm", "644", &made_rpm("99.0.0"));
+    client.run("rpm --install --nodeps spipe.rpm");
+    client.run("systemctl start spiped-send");
+    hosts.assert_carries();
+    assert_eq!(client.run("readlink /usr/bin/spiped"), "spipe");
+
+    client.put("/root/spipe.rpm", "644", &made_rpm("99.0.1"));
+    client.run("rpm --upgrade --nodeps spipe.rpm");
+    assert_eq!(client.run("rpm --query --queryformat '%{VERSION}' spipe"), "99.0.1");
+    assert!(runs_what_is_installed(client, "spiped-send"));
+    assert_eq!(client.run("readlink /usr/bin/spiped"), "spipe");
+    hosts.assert_carries();
+
+    let key = server.run("sha256sum < /etc/spipe/receive.keys/redis.key");
+    client.run("rpm --erase --nodeps spipe");
+    client.fail("systemctl is-active spiped-send");
+    assert_eq!(client.run("ls /usr/bin/spipe* 2>/dev/null || true"), "");
+    assert_eq!(client.run("sha256sum < /etc/spipe/send.keys/redis.key"), key);
+}
+
+/// The RPM package with this version.
+fn made_rpm(version: &str) -> Vec<u8> {
+    let (_directory, file) = package("rpm", &["--set-metadata", &format!("version = '{version}'")]);
+    fs::read(file).expect("the package has been made")
 }
