@@ -15,6 +15,7 @@ mod ciphers;
 mod command_line;
 mod completions;
 mod configuration;
+mod container;
 mod control_commands;
 mod control_socket;
 mod cuts;

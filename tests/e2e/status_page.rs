@@ -91,7 +91,7 @@ fn pipe(name: &str) -> Value {
 /// A process with these pipes, in which nothing is wrong.
 fn process(pipes: &[Value]) -> Value {
     json!({
-        "schema": 1, "version": "0.1.0", "pid": 4242, "started": "2026-02-26T04:55:12Z", "now": NOW,
+        "schema": 1, "version": "0.2.0", "pid": 4242, "started": "2026-02-26T04:55:12Z", "now": NOW,
         "state": "serving", "ready": true, "not_ready": [], "sandbox": "landlock=6 seccomp=on no_new_privs=on capabilities=none",
         "process": {
             "descriptors": 153, "descriptors_limit": 1024, "resident_bytes": 12_849_152, "virtual_bytes": 90_177_536,

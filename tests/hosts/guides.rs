@@ -1,6 +1,7 @@
 //! The guides, followed exactly.
 
 use crate::Hosts;
+use crate::packages::APT;
 use crate::support::guide::follow;
 use crate::support::load::Load;
 
@@ -116,6 +117,9 @@ fn start_spipeds(Hosts { server, client }: &Hosts) {
     };
     server.run("install -d /etc/spiped; dd if=/dev/urandom bs=32 count=1 of=/etc/spiped/redis.key; chmod 600 /etc/spiped/*");
     client.run("install -d /etc/spiped; scp -q root@192.0.2.10:/etc/spiped/redis.key /etc/spiped/");
+    for host in [server, client] {
+        host.run(&format!("{APT} install /srv/spiped.deb"));
+    }
     for (host, line) in [
         (server, "-d -s [0.0.0.0]:6380 -t [127.0.0.1]:6379"),
         (client, "-e -s [127.0.0.1]:8000 -t [192.0.2.10]:6380"),

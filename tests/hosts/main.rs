@@ -3,6 +3,7 @@
 //! test, spipe is removed from both hosts.
 
 mod guides;
+mod packages;
 mod support;
 mod units;
 
@@ -27,9 +28,9 @@ const SERVER: Image = Image {
         "openssh-server",
         "redis-server",
         "redis-tools",
-        "spiped",
         "nftables",
     ],
+    archived: "spiped",
 };
 
 /// systemd 257.
@@ -42,9 +43,10 @@ const CLIENT: Image = Image {
         "iproute2",
         "openssh-client",
         "redis-tools",
-        "spiped",
+        "rpm",
         "nftables",
     ],
+    archived: "spiped",
 };
 
 /// Addresses for documentation only (RFC 5737); the guides use them.
@@ -94,6 +96,19 @@ fn main() -> ExitCode {
         guides::many_pipes,
         guides::no_request_fails_while_two_spipeds_become_two_spipes,
         guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,
+        packages::an_installed_package_needs_only_a_key_to_carry,
+        packages::nothing_is_enabled_or_started_by_an_installation,
+        packages::the_package_takes_the_place_of_debians_spiped,
+        packages::debians_spiped_can_be_installed_again,
+        packages::no_new_connection_to_a_socket_unit_fails_during_an_upgrade,
+        packages::an_upgrade_restarts_all_instances_that_run_and_no_other,
+        packages::a_service_that_cannot_start_again_does_not_make_an_upgrade_fail,
+        packages::an_upgrade_does_not_wait_for_a_long_drain,
+        packages::an_upgrade_without_a_running_systemd_restarts_nothing,
+        packages::an_upgrade_restarts_nothing_if_the_policy_of_the_host_forbids_it,
+        packages::a_removal_stops_everything_and_keeps_keys,
+        packages::a_purge_removes_what_the_package_made_and_no_key,
+        packages::the_rpm_package_restarts_what_runs_on_an_upgrade_and_keeps_keys_when_it_is_removed,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(HOSTS.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -176,7 +191,9 @@ impl Hosts {
                      systemctl kill --signal=KILL $units || true
                      systemctl stop $units
                  fi
-                 rm -rf /etc/systemd/system/{,*/}spipe* /etc/spipe{,d} /usr/bin/spipe /root/{spipe,units}
+                 dpkg --purge spipe spiped 2>&1
+                 ! command -v rpm || ! rpm --query spipe || rpm --erase --nodeps spipe
+                 rm -rf /{etc,run}/systemd/system/{,*/}spipe* /etc/spipe{,d} /usr/bin/spipe /root/{spipe*,units} /usr/sbin/policy-rc.d
                  systemctl daemon-reload
                  systemctl reset-failed
                  journalctl --quiet --rotate --vacuum-time=1s",

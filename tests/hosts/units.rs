@@ -12,10 +12,12 @@ const SERVICES: [&str; 3] = ["spiped-receive.service", "spiped-send.service", "s
 pub(crate) fn systemd_finds_nothing_wrong_with_the_units(hosts: &Hosts) {
     hosts.install();
     for host in [&hosts.server, &hosts.client] {
-        // It prints what is wrong, but does not always fail.
+        // It prints what is wrong, but does not always fail. The manual pages that the units name are not on these hosts.
         let units = SERVICES.join(" ");
         assert_eq!(
-            host.run(&format!("cd /etc/systemd/system; systemd-analyze verify {units} spipe@office.socket")),
+            host.run(&format!(
+                "cd /etc/systemd/system; systemd-analyze verify --man=no {units} spipe@office.socket"
+            )),
             ""
         );
     }

@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{DEADLINE, poll_until};
 
 /// The Debian package of each program that is not on every system.
-const PACKAGES: [(&str, &str); 22] = [
+const PACKAGES: [(&str, &str); 23] = [
+    ("buildah", "buildah"),
     ("chromium", "chromium fonts-dejavu-core"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),

@@ -14,6 +14,8 @@ use super::run_locally;
 pub(crate) struct Image {
     pub(crate) suite: &'static str,
     pub(crate) packages: &'static [&'static str],
+    /// A package of the release that is not installed, but lies in `/srv`.
+    pub(crate) archived: &'static str,
 }
 
 /// The mirror to use on machines whose own packages come from elsewhere.
@@ -26,7 +28,8 @@ impl Image {
         let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hosts");
         fs::create_dir_all(&cache).expect("target/hosts can be created");
         // The name includes the packages, so that another list makes another image.
-        let tree = cache.join(format!("{}+{}", self.suite, self.packages.join("+")));
+        let packages = self.packages.join("+");
+        let tree = cache.join(format!("{}+{packages}-{}", self.suite, self.archived));
         let lock =
             File::create(cache.join(format!("{}.lock", self.suite))).expect("target/hosts can be written to");
         flock(&lock, FlockOperation::LockExclusive).expect("the file can be locked");
@@ -42,7 +45,7 @@ impl Image {
 
     fn bootstrap(self, to: &Path) {
         println!("making a Debian {} at {}", self.suite, to.display());
-        let packages = format!("--include={}", self.packages.join(","));
+        let packages = format!("--include={},{}", self.packages.join(","), self.archived);
         run_locally(
             "debootstrap",
             [
@@ -53,6 +56,11 @@ impl Image {
                 mirror().as_ref(),
             ],
         );
+        let archived = format!(
+            "mv /var/cache/apt/archives/{package}_*.deb /srv/{package}.deb; dpkg --purge {package}",
+            package = self.archived
+        );
+        run_locally("chroot", [to.as_ref(), OsStr::new("sh"), "-euc".as_ref(), archived.as_ref()]);
         run_locally(
             "rm",
             [OsStr::new("-rf"), to.join("var/cache/apt").as_ref(), to.join("var/lib/apt/lists").as_ref()],

@@ -4,6 +4,8 @@ pub(crate) mod guide;
 pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod load;
+#[path = "../../packages/made.rs"]
+pub(crate) mod made;
 
 use std::ffi::OsStr;
 use std::process::{Command, Output};
