@@ -29,6 +29,7 @@ use crate::connection::{ConnectionError, PingError};
 use crate::listen::ListenError;
 use crate::proto::key::Fingerprint;
 use crate::service::daemon::DaemonError;
+use crate::service::hand_over::HandOverError;
 use crate::service::log::one_line;
 use crate::service::privileges::Identity;
 use crate::service::startup::StartupError;
@@ -60,6 +61,9 @@ pub enum Error {
     /// The source cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The process that serves was not taken over from.
+    #[error(transparent)]
+    HandOver(#[from] HandOverError),
     /// The connection of standard input and output failed.
     #[error(transparent)]
     Connection(ConnectionError),

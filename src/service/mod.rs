@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod daemon;
 pub mod facts;
+pub mod hand_over;
 pub mod log;
 pub mod measures;
 pub mod notify;

@@ -15,6 +15,7 @@
 
 use std::io;
 use std::num::NonZero;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -172,12 +173,16 @@ impl Default for Started {
 }
 
 impl<T> Listening<T> {
-    /// Writes the pid file, if there is to be one.
+    /// Writes the pid file, if there is to be one. The process that serves until we do may have handed over its `lock`.
     ///
     /// # Errors
     /// [`StartupError`].
-    pub fn write_pid_file(self, path: Option<&Path>) -> Result<Recorded<T>, StartupError> {
-        let pid_file = path.map(PidFile::create).transpose()?.flatten();
+    pub fn write_pid_file(
+        self,
+        path: Option<&Path>,
+        lock: Option<OwnedFd>,
+    ) -> Result<Recorded<T>, StartupError> {
+        let pid_file = path.map(|path| PidFile::create(path, lock)).transpose()?.flatten();
         Ok(Recorded { listening: self, pid_file })
     }
 }

@@ -25,6 +25,7 @@ mod failover;
 mod floods;
 mod forward_proxies;
 mod gone;
+mod hand_over;
 mod interfaces;
 mod keepalive;
 mod key_files;

@@ -33,7 +33,7 @@ pub(super) enum Right {
     Remove,
     /// Make and remove sockets.
     Sockets,
-    /// Make files, and put them in the place of others.
+    /// Make and read files, and put them in the place of others.
     Replace,
 }
 
@@ -64,6 +64,8 @@ pub(super) enum Special {
     SocketFiles,
     /// Connect over an interface that is named.
     Interface,
+    /// Put the file of a socket in the place of another.
+    HandOver,
 }
 
 /// What a process still has to reach once it is locked in: each method adds something. Relative paths are taken from where
@@ -200,6 +202,12 @@ impl Needs {
     /// The pid file is removed at the end.
     pub fn pid_file(&mut self, path: &Path) {
         self.change_directory(directory_of(&absolutely(path)), Right::Remove);
+    }
+
+    /// The process that serves until we do is taken over from at the socket `path`, which becomes ours then.
+    pub fn hand_over(&mut self, path: &Path) {
+        self.special.insert(Special::HandOver);
+        self.change_directory(directory_of(&absolutely(path)), Right::Sockets);
     }
 
     /// The state is written there again and again.
