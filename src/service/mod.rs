@@ -7,6 +7,7 @@ pub mod hand_over;
 pub mod log;
 pub mod measures;
 pub mod notify;
+pub mod parent;
 pub mod pid_file;
 pub mod privileges;
 pub mod process;
