@@ -98,7 +98,8 @@ pub fn attend(arguments: Vec<OsString>) -> Result<ExitCode, ParentError> {
 }
 
 fn start(arguments: Vec<OsString>) -> Result<Child, ParentError> {
-    let mut command = Command::new("/proc/self/exe");
+    // By its real path, for the kernel calls the process by the last part.
+    let mut command = Command::new(env::current_exe().map_err(cannot("find the program"))?);
     if let Some(name) = env::args_os().next() {
         std::os::unix::process::CommandExt::arg0(&mut command, name);
     }
