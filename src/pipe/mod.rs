@@ -220,6 +220,12 @@ impl Pipes {
             .flat_map(|spec| spec.role.keys().iter().map(|key| (key.fingerprint(), &spec.common.key_names)))
     }
 
+    /// All keys of the pipes; one of several pipes comes several times.
+    pub fn keys(&self) -> impl Iterator<Item = Fingerprint> {
+        let specs = self.serving.iter().flat_map(|serving| serving.group.iter());
+        specs.flat_map(|spec| spec.role.keys().iter().map(|key| key.fingerprint()))
+    }
+
     /// When keys of the pipes expire.
     pub fn expiries(&self) -> Expiries {
         Expiries::of(self.serving.iter().flat_map(|serving| serving.group.iter()))
@@ -341,6 +347,11 @@ impl Pipes {
 pub struct Draining(Arc<Registry>);
 
 impl Draining {
+    /// What is known of them.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.0
+    }
+
     /// How many there are.
     pub fn connections(&self) -> usize {
         self.0.connections.running()

@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::facts::Facts;
-use super::hand_over::{Request, Succession, Successor};
+use super::hand_over::{Request, Succession, Successor, Word};
 use super::notify::Manager;
 use super::sandbox::Confinement;
 use super::signals::{Signal, Signals};
 use super::state::Ago;
 use crate::addr::{Endpoint, Source};
 use crate::names;
-use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Specs, Stage};
+use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Registry, Specs, Stage};
 use crate::proto::key::Fingerprint;
 use crate::stats::Usage;
 use crate::upstream::Running;
@@ -131,6 +131,10 @@ impl<'m> Supervisor<'m> {
     async fn obey(&mut self, signals: &mut Signals, mut requests: mpsc::Receiver<ReloadRequest>) -> End {
         self.manager.ready(&self.status.to_string());
         self.tell_idle_keys();
+        if self.policy.on_revoke == Running::Reset {
+            // The configuration may have lost a key since the process before was started.
+            self.succession.predecessors().keep(self.pipes.keys()).await;
+        }
         loop {
             let asked_by = tokio::select! {
                 signal = signals.next() => match signal {
@@ -160,7 +164,7 @@ impl<'m> Supervisor<'m> {
                     continue;
                 }
                 expiry = self.expiries.next() => {
-                    self.obey_calendar(&expiry);
+                    self.obey_calendar(&expiry).await;
                     continue;
                 }
             };
@@ -213,7 +217,7 @@ impl<'m> Supervisor<'m> {
     }
 
     /// A key expires soon, or now.
-    fn obey_calendar(&self, Expiry { key, file, name, expires, stage }: &Expiry) {
+    async fn obey_calendar(&mut self, Expiry { key, file, name, expires, stage }: &Expiry) {
         let (key_file, key_name) = (file.as_deref(), name.as_deref());
         match (stage, self.policy.on_revoke) {
             (Stage::Soon, _) => {
@@ -224,6 +228,7 @@ impl<'m> Supervisor<'m> {
             }
             (Stage::Now, Running::Reset) => {
                 let ended = self.pipes.registry().revoke(|other| other == *key);
+                self.succession.predecessors().revoke(*key).await;
                 warn!(%key, key_file, key_name, %expires, ended, "the key has expired: new connections are refused, running ones end");
             }
         }
@@ -279,10 +284,8 @@ impl<'m> Supervisor<'m> {
             }
         }
         if policy.on_revoke == Running::Reset {
-            let ended = registry.revoke(|key| !accepted.contains(&key));
-            if ended > 0 {
-                warn!(ended, "ending running connections: their keys are not accepted any more");
-            }
+            revoke(registry, |key| !accepted.contains(&key));
+            self.succession.predecessors().keep(accepted.into_iter()).await;
         }
         self.tell_idle_keys();
         if needs_restart {
@@ -302,10 +305,10 @@ impl<'m> Supervisor<'m> {
             let draining = self.pipes.stop_accepting(&taken).await;
             let connections = draining.connections();
             info!(connections, "stopping: letting connections finish; signal again to end them");
-            predecessors.tell();
+            predecessors.stop();
             let limit = async {
                 tokio::select! { () = sleep(patience) => {}, () = signals.stop() => {} }
-                predecessors.tell();
+                predecessors.stop();
                 cut.cancel();
                 std::future::pending::<()>().await;
             };
@@ -336,15 +339,44 @@ impl<'m> Supervisor<'m> {
         // It has them from here on.
         drop(predecessors);
         info!(to, connections, "handed over: another process serves; letting connections finish");
-        let limit = async {
-            tokio::select! { () = successor.stops() => {}, () = signals.stop() => {} }
-            tokio::select! {
-                () = sleep(self.policy.drain_timeout) => {}
-                () = successor.cuts() => {}
-                () = signals.stop() => {}
-            }
-        };
+        let registry = Arc::clone(draining.registry());
+        let limit = follow(&mut successor, &mut signals, self.policy.drain_timeout, &registry);
         log_end(draining.finish(limit).await);
+    }
+}
+
+/// Does what `successor` says, and ends when connections are to be ended: `patience` after the first reason to stop, or at the
+/// second one.
+async fn follow(successor: &mut Successor, signals: &mut Signals, patience: Duration, registry: &Registry) {
+    let mut limit = None;
+    loop {
+        let word = tokio::select! {
+            word = successor.next() => word,
+            () = signals.stop() => Word::Stop,
+            () = until(limit) => return,
+        };
+        match word {
+            Word::Keep(keys) => revoke(registry, |key| !keys.contains(&key)),
+            Word::Revoke(revoked) => revoke(registry, |key| key == revoked),
+            Word::Stop if limit.is_some() => return,
+            Word::Stop | Word::Gone => limit = limit.or(Some(Instant::now() + patience)),
+        }
+    }
+}
+
+/// Waits until then; for ever, if there is no limit.
+async fn until(limit: Option<Instant>) {
+    match limit {
+        Some(limit) => sleep_until(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends the connections of such keys.
+fn revoke(registry: &Registry, is_revoked: impl Fn(Fingerprint) -> bool) {
+    let ended = registry.revoke(is_revoked);
+    if ended > 0 {
+        warn!(ended, "ending running connections: their keys are not accepted any more");
     }
 }
 

@@ -518,6 +518,17 @@ fn the_pid_file_names_the_process_that_serves_and_the_older_one_leaves_it() {
     assert!(pid().is_err(), "it is removed");
 }
 
+/// A process in the background, which does not outlive the test.
+struct Killed(i32);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        if let Some(process) = rustix::process::Pid::from_raw(self.0) {
+            let _ = rustix::process::kill_process(process, Signal::KILL);
+        }
+    }
+}
+
 #[test]
 fn a_process_in_the_background_is_taken_over_from() {
     let relay = Relay::with("pid-file = \"pid\"\ndaemon = true\n");
@@ -528,8 +539,10 @@ fn a_process_in_the_background_is_taken_over_from() {
     };
     run(&mut relay.0.command()).succeeded();
     let first = pid().expect("the file is there");
+    let _first = Killed(first);
     run(&mut relay.0.command()).succeeded();
     let second = pid().expect("the file is there");
+    let _second = Killed(second);
     assert_ne!(first, second);
     poll_until("the first one ends", || (!runs(first)).then_some(()));
     assert!(runs(second));
@@ -607,6 +620,41 @@ fn when_keys_were_last_used_is_known_of_both_processes() {
         .arg("--state-directory")
         .arg(relay.0.path("state")));
     assert!(said.succeeded().text().contains("last used 2"));
+}
+
+#[test]
+fn a_key_that_is_taken_away_ends_its_connections_in_older_processes_too() {
+    let relay = Relay::with("on-revoke = \"reset\"\n");
+    let first = relay.start();
+    let mut of_first = connect(address(&first));
+    assert_echoes(&mut of_first, "one");
+    let second = relay.follow(&first);
+    let mut of_second = connect(address(&second));
+    assert_echoes(&mut of_second, "two");
+    let third = relay.follow(&second);
+    assert_echoes(&mut of_first, "with the same key");
+    relay.0.add_key("other.key");
+    let text = std::fs::read_to_string(relay.0.file()).expect("the file can be read");
+    relay.0.configure(text.replace("test.key", "other.key"));
+    third.reload_successfully();
+    for (process, client) in [(&first, &mut of_first), (&second, &mut of_second)] {
+        process.await_line(&["ending running connections: their keys are not accepted any more", "ended=2"]);
+        assert_reset(client);
+    }
+}
+
+#[test]
+fn a_key_that_the_new_process_does_not_have_ends_its_connections() {
+    let relay = Relay::with("on-revoke = \"reset\"\n");
+    let mut first = relay.start();
+    let mut client = connect(address(&first));
+    assert_echoes(&mut client, "before");
+    relay.0.add_key("other.key");
+    let text = std::fs::read_to_string(relay.0.file()).expect("the file can be read");
+    relay.0.configure(text.replace("test.key", "other.key"));
+    let _second = relay.follow(&first);
+    assert_reset(&mut client);
+    assert_eq!(first.wait().code(), Some(0));
 }
 
 #[test]

@@ -39,6 +39,7 @@ mod many_pipes;
 mod monitoring;
 mod names;
 mod notification;
+mod parents;
 mod patterns;
 mod pid_files;
 mod ping;

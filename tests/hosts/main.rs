@@ -87,6 +87,7 @@ fn main() -> ExitCode {
         restarts::a_process_whose_parent_is_killed_serves_until_the_next_one_does,
         restarts::a_new_binary_is_served_after_a_restart_and_the_old_one_after_another,
         guides::no_request_fails_while_a_key_is_rotated,
+        guides::no_request_fails_while_a_new_version_is_installed_and_taken_back,
         guides::many_pipes,
         guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,
     ];

@@ -7,7 +7,7 @@
 //!                                                   listens at the rest, locks itself in
 //!                            ◀── ready ───────────
 //!  accepts no more           ─── go ─────────────▶  accepts
-//!  lets connections finish   ◀── stop, cut ───────  is told to stop, or ends
+//!  lets connections finish   ◀── stop, revoke ────  is told to stop, loses a key, or ends
 //! ```
 //!
 //! The queue of a socket belongs to all who have the socket, so a client that waits in it is accepted by whoever comes next. Until
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-pub use self::links::{Predecessors, Successor};
+pub use self::links::{Predecessors, Successor, Word};
 pub use self::predecessor::{Handed, Heir, Place, Predecessor, Ready, answers, ask};
 pub use self::succession::{Request, Succession};
 pub use self::wire::Wanted;

@@ -130,6 +130,11 @@ impl Succession {
         Ok(Offer { sockets, others })
     }
 
+    /// The processes that let their connections finish.
+    pub fn predecessors(&mut self) -> &mut Predecessors {
+        &mut self.predecessors
+    }
+
     /// The process that was taking over does not.
     pub fn forget_candidate(&mut self) {
         if let Some(Candidate { pid, .. }) = self.candidate.take() {

@@ -25,6 +25,7 @@ const HEAD: &str = "\
 #
 # ip: a pipe to an address. -b: with an outgoing address. dev: with --interface. unix: to a Unix-domain socket. log: with --syslog.
 # name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. state: with --state-directory.
+# hand: with --hand-over.
 # 'others' are all flags without a name here.
 ";
 
@@ -118,6 +119,8 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
     configured.configuration(Path::new("/etc/spipe/spipe.toml"));
     let mut keeping = to("192.0.2.1:80");
     keeping.state_directory(Path::new("/var/lib/spipe"));
+    let mut handing = to("192.0.2.1:80");
+    handing.hand_over(Path::new("/run/spipe/hand-over"));
     let mut over = Needs::new();
     let target: crate::upstream::Route = "192.0.2.1:80".parse::<Target>().unwrap().into();
     over.dial(&target.over("wg0".parse().unwrap()).unwrap());
@@ -134,6 +137,7 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
         ("file", configured),
         ("mode", giving),
         ("state", keeping),
+        ("hand", handing),
     ];
     all.map(|(name, needs)| (name, program(&needs).unwrap())).into()
 }
