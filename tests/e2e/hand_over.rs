@@ -694,6 +694,35 @@ fn a_pipe_of_the_command_line_is_handed_over_too() {
 }
 
 #[test]
+fn a_process_that_has_left_root_is_taken_over_from_by_one_that_is_about_to() {
+    // Only root can become another user; for others there is none to try.
+    if !geteuid().is_root() {
+        return;
+    }
+    let (key, site) = (Key::new(), Site::new());
+    std::fs::set_permissions(site.path(""), std::fs::Permissions::from_mode(0o777)).expect("it is ours");
+    let path = site.name("hand-over");
+    let start = || End::responder(&key, echo()).args(&["-u", "nobody", "--hand-over", &path]).start();
+    let mut first = start();
+    let initiator = End::initiator(&key, first.address()).start();
+    let mut client = initiator.connect();
+    assert_echoes(&mut client, "before");
+    let mut before = first.address();
+    for _ in 0..2 {
+        let next = start();
+        first.await_line(&["handed over"]);
+        assert_eq!(next.address(), before);
+        before = next.address();
+        assert_echoes(&mut initiator.connect(), "a new one");
+        finish(client);
+        assert_eq!(first.process.wait().code(), Some(0), "{}", first.process.log());
+        client = initiator.connect();
+        assert_echoes(&mut client, "again");
+        first = next;
+    }
+}
+
+#[test]
 fn a_single_connection_has_nothing_to_hand_over() {
     let key = Key::new();
     run(spipe().args(["-t", "127.0.0.1:9", "--hand-over", "x", "-k"]).arg(key.path()))
