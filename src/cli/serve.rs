@@ -21,7 +21,7 @@ use crate::listen::SocketPermissions;
 use crate::names::Unresolved;
 use crate::pipe::{self, Registry, Specs};
 use crate::pump::PumpError;
-use crate::service::daemon::{self, Side};
+use crate::service::daemon::{self, Leaving, Side};
 use crate::service::hand_over::{self, Handed, Place, Succession, Wanted};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
@@ -77,12 +77,15 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
     let registry = Arc::new(Registry::new(process::descriptors().saturating_sub(kept_free)));
     if let Some(state) = &state {
         needs.state_directory(state.path());
+        if options.hand_over.is_some() {
+            needs.share_state(state.path());
+        }
         registry.usage.remember(state.last_used_or_nothing());
     }
     needs.log_to(options.log_destination());
     let pipes = specs.iter().len();
     let manager = Manager::from_env();
-    let Service { runtime, sockets, signals, mut pid_file, facts } = Started::new()
+    let Service { runtime, sockets, signals, mut pid_file, leaving, facts } = Started::new()
         .listen(|passed| {
             // The status first: a pipe may take all that systemd has passed.
             passed.hand_over(handed.status);
@@ -112,7 +115,7 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
         let succession = match place.map(Place::register).transpose()? {
             Some(place) => {
                 let heir = place.take_over(handed.predecessor).await?;
-                // Nothing fails from here on: this is the process that serves.
+                // From here on, this is the process that serves.
                 sockets.adopt();
                 status_sockets.adopt();
                 Succession::new(heir, status_sockets.handles(), elsewhere.clone(), lock)
@@ -120,6 +123,8 @@ pub(super) fn serve(origin: Origin, flags: ServiceOptions) -> Result<ExitCode, E
             None => Succession::default(),
         };
         pid_file.iter_mut().for_each(PidFile::keep);
+        // Whoever has called may rely on all of that when the call returns.
+        leaving.map(Leaving::leave).transpose()?;
         let running = sockets.start(Arc::clone(&registry));
         let gatherer = Gatherer::new(registry, Arc::clone(&facts), status.ready_needs_target);
         let (ask, requests) = mpsc::channel(1);

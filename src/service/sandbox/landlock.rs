@@ -123,13 +123,7 @@ fn rights(right: Right) -> BitFlags<AccessFs> {
         Right::Remove => AccessFs::RemoveFile.into(),
         Right::Sockets => AccessFs::MakeSock | AccessFs::RemoveFile,
         // A file that takes the place of another removes that, and is removed from where it was.
-        Right::Replace => {
-            AccessFs::MakeReg
-                | AccessFs::ReadFile
-                | AccessFs::WriteFile
-                | AccessFs::Truncate
-                | AccessFs::RemoveFile
-        }
+        Right::Replace => AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::RemoveFile,
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Right {
     Remove,
     /// Make and remove sockets.
     Sockets,
-    /// Make and read files, and put them in the place of others.
+    /// Make files, and put them in the place of others.
     Replace,
 }
 
@@ -213,6 +213,11 @@ impl Needs {
     /// The state is written there again and again.
     pub fn state_directory(&mut self, path: &Path) {
         self.change_directory(absolutely(path), Right::Replace);
+    }
+
+    /// Another process writes its state there, too, before and after this one.
+    pub fn share_state(&mut self, path: &Path) {
+        self.files.push((absolutely(path), Right::Read));
     }
 
     /// Whether files are made.

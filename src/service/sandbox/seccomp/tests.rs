@@ -24,8 +24,8 @@ const HEAD: &str = "\
 # (No filter sees uretprobe and uprobe from Linux 6.14 on; a process that calls them gets SIGILL.)
 #
 # ip: a pipe to an address. -b: with an outgoing address. dev: with --interface. unix: to a Unix-domain socket. log: with --syslog.
-# name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. state: with --state-directory.
-# hand: with --hand-over.
+# name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. hand: with --hand-over.
+# state: with --state-directory.
 # 'others' are all flags without a name here.
 ";
 
@@ -136,8 +136,8 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
         ("name", to("host:80")),
         ("file", configured),
         ("mode", giving),
-        ("state", keeping),
         ("hand", handing),
+        ("state", keeping),
     ];
     all.map(|(name, needs)| (name, program(&needs).unwrap())).into()
 }
