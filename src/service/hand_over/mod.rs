@@ -27,7 +27,7 @@ use thiserror::Error;
 
 pub use self::links::{Predecessors, Successor, Word};
 pub use self::predecessor::{Handed, Heir, Place, Predecessor, Ready, answers, ask};
-pub use self::succession::{Request, Succession};
+pub use self::succession::{Busy, Offer, Request, Succession};
 pub use self::wire::Wanted;
 
 /// Why this process cannot take over from the one that serves. That one goes on then.
