@@ -271,7 +271,7 @@ fn start(spec: Spec) -> (SocketAddr, Pipes) {
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         unreachable!("it is an IP address");
     };
-    (address, listening.start(Arc::default()).expect("a runtime is here"))
+    (address, listening.register().expect("a runtime is here").start(Arc::default()))
 }
 
 /// Beside the ladder: what a connection costs before its first byte.

@@ -22,7 +22,7 @@
 //! | [`cli`] | the command line; start-up of what it asks for | `config`, `status`, `service`, `pipe`, `connection`, `upstream`, `gate`, `listen`, `pump`, `stats`, `stream`, `names`, `addr`, `proto` |
 //! | [`config`] | texts become pipes that are valid, with their keys | `status`, `service`, `pipe`, `connection`, `tunnel`, `upstream`, `gate`, `listen`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`status`] | what a process says of itself to those who ask | `service`, `pipe`, `upstream`, `listen`, `stats`, `stream`, `addr`, `proto` |
-//! | [`service`] | what a process owes its system; signals, reload, drain | `pipe`, `upstream`, `listen`, `stats`, `names`, `addr`, `proto` |
+//! | [`service`] | what a process owes its system; signals, reload, drain, hand-over | `pipe`, `upstream`, `listen`, `stats`, `stream`, `names`, `addr`, `proto` |
 //! | [`pipe`] | what pipes there are to be, and those at work; what outlives a reload | `connection`, `tunnel`, `upstream`, `gate`, `listen`, `stats`, `names`, `addr`, `proto` |
 //! | [`connection`] | one life of each role | `tunnel`, `upstream`, `gate`, `pump`, `stats`, `stream`, `names`, `proxy_header`, `addr`, `proto` |
 //! | [`tunnel`] | the handshake under its deadline | `pump`, `stream`, `proto` |

@@ -1,5 +1,6 @@
 //! The command line: what clap reads, and the texts of `--help`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -143,6 +144,29 @@ pub(super) enum Command {
     /// Make what a package of spipe has besides the command
     #[command(subcommand, hide = true)]
     Generate(Generated),
+    /// What units of systemd run
+    #[command(subcommand, hide = true)]
+    Unit(Unit),
+}
+
+/// How a unit starts and stops a process that outlives a restart.
+#[derive(Subcommand)]
+pub(super) enum Unit {
+    /// ExecStart=: run spipe with these arguments as a child, and pass signals on
+    Start {
+        /// Those of spipe, with --hand-over
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// ExecStop=, as root: if the unit is being restarted, leave the child to the process that takes over
+    Stop {
+        /// The name of the unit: %n
+        #[arg(long)]
+        unit: String,
+        /// That of the child
+        #[arg(long, value_name = "PATH")]
+        hand_over: PathBuf,
+    },
 }
 
 /// What is made from the definitions in this file.

@@ -137,7 +137,7 @@ fn start(spec: Spec) -> Result<(SocketAddr, Pipes), String> {
     let Some(&Endpoint::Ip(address)) = listening.places().next() else {
         return Err("cannot listen on 127.0.0.1".into());
     };
-    Ok((address, listening.start(Arc::default()).map_err(text)?))
+    Ok((address, listening.register().map_err(text)?.start(Arc::default())))
 }
 
 async fn start_echo() -> io::Result<SocketAddr> {

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use thiserror::Error;
 
-use self::args::{Args, Command};
+use self::args::{Args, Command, Unit};
 pub use self::called::Called;
 pub use self::control::{ControlError, Fault};
 use crate::config::key_file::{self, KeyFileError, KeySource, Owners, Permissions, WeakKeys};
@@ -33,7 +33,9 @@ use crate::listen::ListenError;
 use crate::names::ResolveError;
 use crate::proto::key::Fingerprint;
 use crate::service::daemon::DaemonError;
+use crate::service::hand_over::HandOverError;
 use crate::service::log::one_line;
+use crate::service::parent::{self, Aside, ParentError};
 use crate::service::privileges::Identity;
 use crate::service::startup::StartupError;
 use crate::service::state::{Ago, StateDirectory, StateError};
@@ -52,6 +54,9 @@ pub enum Error {
     /// The process cannot become a service.
     #[error(transparent)]
     Startup(#[from] StartupError),
+    /// It cannot be the parent of one that serves, or that one has failed.
+    #[error(transparent)]
+    Parent(#[from] ParentError),
     /// It cannot go into the background.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
@@ -67,6 +72,9 @@ pub enum Error {
     /// A name that is needed at the start does not resolve.
     #[error(transparent)]
     Name(#[from] ResolveError),
+    /// The process that serves was not taken over from.
+    #[error(transparent)]
+    HandOver(#[from] HandOverError),
     /// The connection of standard input and output failed.
     #[error(transparent)]
     Connection(ConnectionError),
@@ -148,6 +156,7 @@ fn run_own(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         (Some(Command::Run { file, service }), _) => serve::serve(Origin::File(absolute(&file)?), *service),
         (Some(Command::Check { file }), _) => check(&file),
         (Some(Command::Administer(command)), _) => control::run(command),
+        (Some(Command::Unit(what)), _) => unit(what),
         (Some(Command::Generate(what)), _) => generate::run(what).map(|()| ExitCode::SUCCESS),
         (None, Some(pipe)) => serve_or_connect(pipe, args.service),
         (None, None) => contradict("nothing to do; give -t TARGET and -k KEY, or a command such as keygen"),
@@ -244,6 +253,31 @@ fn contradict_or_fail<T>(error: Error) -> Result<T, Error> {
             contradict(&message)
         }
         error => Err(error),
+    }
+}
+
+/// `spipe unit`
+fn unit(what: Unit) -> Result<ExitCode, Error> {
+    match what {
+        Unit::Start { arguments } => Ok(parent::attend(arguments)?),
+        Unit::Stop { unit, hand_over } => {
+            match parent::step_aside(&unit, &hand_over)? {
+                Aside::Stepped => {
+                    say("restart: the process that serves goes on until the next one takes over")?
+                }
+                Aside::NoRestart => ExitCode::SUCCESS,
+                Aside::NobodyAnswers(why) => {
+                    let why = why.map_or_else(
+                        || format!("nobody serves at {}", hand_over.display()),
+                        |error| error.to_string(),
+                    );
+                    say(&format!(
+                        "restart: the process that serves is stopped first, since the next one cannot take over: {why}"
+                    ))?
+                }
+            };
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

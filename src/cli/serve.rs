@@ -1,11 +1,13 @@
 //! From a configuration to a process: one that listens, or one with a single connection.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
 use super::{Called, Error, contradict};
@@ -17,11 +19,13 @@ use crate::connection::{Common, ConnectionError, Initiator};
 use crate::gate::{Admitted, ClientPlace, Connections};
 use crate::listen::SocketPermissions;
 use crate::names::Unresolved;
-use crate::pipe::{self, Registry};
+use crate::pipe::{self, Registry, Specs};
 use crate::pump::PumpError;
-use crate::service::daemon::{self, Background, Side};
+use crate::service::daemon::{self, Background, Leaving, Side};
+use crate::service::hand_over::{self, Handed, Place, Succession, Wanted};
 use crate::service::log::{self, Destination};
 use crate::service::notify::Manager;
+use crate::service::pid_file::PidFile;
 use crate::service::privileges::Identity;
 use crate::service::process;
 use crate::service::sandbox::Needs;
@@ -30,9 +34,12 @@ use crate::service::startup::{Service, Started, StartupError};
 use crate::service::state::{Keeper, StateDirectory};
 use crate::service::supervisor::{Reader, Reread, Supervisor};
 use crate::stats::OfPipe;
-use crate::status::{Gatherer, Reload};
+use crate::status::{self, Gatherer, Reload};
 use crate::stream::{Remote, Stream};
 use crate::upstream::Upstream;
+
+/// For the socket of `--hand-over`, who asks there, and the processes that let their connections finish.
+const HAND_OVER_DESCRIPTORS: usize = 32;
 
 /// Serves what `origin` says until a signal ends it. `flags` come from the command line, and go before a file's.
 ///
@@ -64,11 +71,100 @@ pub(super) fn serve_as(
     let user = options.user.as_ref().map(Identity::of).transpose().map_err(StartupError::from)?;
     let mut planner = Planner::new(Owners::new(user.and_then(|user| user.uid())));
     let Configuration { specs, key_files } = parsed.plan(&mut planner)?;
+    let mut needs = needs_of(&origin, &specs, &key_files);
+    if let Some(path) = &options.pid_file {
+        needs.pid_file(path);
+    }
+    let state = StateDirectory::find(options.state_directory.as_deref())?;
+    let status = options.status()?;
+    status.sources().for_each(|source| needs.listen_at(source));
+    let mut kept_free = status.descriptors();
+    let (mut handed, mut place) = (Handed::default(), None);
+    if let Some(path) = &options.hand_over {
+        needs.hand_over(path);
+        kept_free += HAND_OVER_DESCRIPTORS;
+        // What is wrong with the configuration has been found by now, without the process that serves.
+        handed = hand_over::ask(path, &wanted(&specs, &status, &options))?;
+        place = Some(Place::listen(path)?);
+    }
+    let registry = Arc::new(Registry::new(process::descriptors().saturating_sub(kept_free)));
+    if let Some(state) = &state {
+        needs.state_directory(state.path());
+        if options.hand_over.is_some() {
+            needs.share_state(state.path());
+        }
+        registry.usage.remember(state.last_used_or_nothing());
+    }
+    needs.log_to(options.log_destination());
+    let pipes = specs.iter().len();
+    let manager = Manager::from_env();
+    let Service { runtime, sockets, signals, mut pid_file, leaving, facts } = Started::new()
+        .listen(|passed| {
+            // The status first: a pipe may take all that systemd has passed.
+            passed.hand_over(handed.status);
+            let status = status.listen(passed)?;
+            passed.hand_over(handed.pipes);
+            Ok::<_, Error>((status, pipe::listen(specs, passed)?))
+        })?
+        .write_pid_file(options.pid_file.as_deref(), handed.pid_file)?
+        .become_user(options.user.as_ref())?
+        .detach(background)?
+        .confine(|| options.confinement().apply(&needs))
+        .start_runtime()?;
+    let (policy, confinement, facts) = (options.policy(), options.confinement(), Arc::new(facts));
+    let (status_sockets, sockets) = sockets;
+    let served = runtime.block_on(async {
+        // Before the log says that we listen: an administrator who has read that may send a signal, and it must stop us in an
+        // orderly way and remove the socket file.
+        let received = Signals::new().map_err(|source| Error::System { doing: "receive signals", source })?;
+        let usage = Arc::clone(&registry.usage);
+        let keeper = state.map(|state| Keeper::start(state, usage)).transpose();
+        let keeper = keeper.map_err(|source| Error::System { doing: "start a thread", source })?;
+        signals.release()?;
+        let (mut sockets, mut status_sockets) = (sockets.register()?, status_sockets.register()?);
+        let elsewhere = CancellationToken::new();
+        let lock = pid_file.as_ref().map(PidFile::lock).transpose();
+        let lock = lock.map_err(|source| Error::System { doing: "keep the pid file locked", source })?;
+        let succession = match place.map(Place::register).transpose()? {
+            Some(place) => {
+                let heir = place.take_over(handed.predecessor).await?;
+                // From here on, this is the process that serves.
+                sockets.adopt();
+                status_sockets.adopt();
+                Succession::new(heir, status_sockets.handles(), elsewhere.clone(), lock)
+            }
+            None => Succession::default(),
+        };
+        pid_file.iter_mut().for_each(PidFile::keep);
+        // Whoever has called may rely on all of that when the call returns.
+        leaving.map(Leaving::leave).transpose()?;
+        let running = sockets.start(Arc::clone(&registry));
+        let gatherer = Gatherer::new(registry, Arc::clone(&facts), status.ready_needs_target);
+        let (ask, requests) = mpsc::channel(1);
+        let serving = status_sockets.start(Arc::new(gatherer), Reload::new(ask), elsewhere);
+        let reader = reader(origin, flags, options, planner);
+        Supervisor::new(running, pipes, reader, policy, &manager, (confinement, facts), succession)
+            .supervise(received, requests)
+            .await;
+        serving.end().await;
+        if let Some(keeper) = keeper {
+            keeper.finish();
+        }
+        // A stop was asked for. The log says how many connections were cut.
+        Ok(ExitCode::SUCCESS)
+    });
+    runtime.shutdown_background();
+    drop(pid_file);
+    served
+}
+
+/// What serving `specs` takes, with their `key_files`, once the process is locked in.
+fn needs_of(origin: &Origin, specs: &Specs, key_files: &[PathBuf]) -> Needs {
     let mut needs = Needs::new();
-    if let Origin::File(path) = &origin {
+    if let Origin::File(path) = origin {
         needs.configuration(path);
     }
-    for path in &key_files {
+    for path in key_files {
         needs.key(path);
     }
     for spec in specs.iter() {
@@ -85,59 +181,16 @@ pub(super) fn serve_as(
         }
         spec.common.targets.routes().iter().for_each(|route| needs.dial(route));
     }
-    if let Some(path) = &options.pid_file {
-        needs.pid_file(path);
+    needs
+}
+
+/// What the process that serves so far is asked for.
+fn wanted(specs: &Specs, status: &status::Plan, options: &ServiceOptions) -> Wanted {
+    Wanted {
+        pipes: specs.iter().flat_map(|spec| spec.sources.iter()).cloned().collect(),
+        status: status.sources().cloned().collect(),
+        pid_file: options.pid_file.is_some(),
     }
-    let state = StateDirectory::find(options.state_directory.as_deref())?;
-    let status = options.status()?;
-    status.sources().for_each(|source| needs.listen_at(source));
-    let registry = Arc::new(Registry::new(process::descriptors().saturating_sub(status.descriptors())));
-    if let Some(state) = &state {
-        needs.state_directory(state.path());
-        registry.usage.remember(state.last_used_or_nothing());
-    }
-    needs.log_to(options.log_destination());
-    let pipes = specs.iter().len();
-    let manager = Manager::from_env();
-    let Service { runtime, sockets, signals, pid_file, facts } = Started::new()
-        .listen(|passed| {
-            // The status first: a pipe may take all that systemd has passed.
-            let status = status.listen(passed)?;
-            Ok::<_, Error>((status, pipe::listen(specs, passed)?))
-        })?
-        .write_pid_file(options.pid_file.as_deref())?
-        .become_user(options.user.as_ref())?
-        .detach(background)?
-        .confine(|| options.confinement().apply(&needs))
-        .start_runtime()?;
-    let (policy, confinement, facts) = (options.policy(), options.confinement(), Arc::new(facts));
-    let (status_sockets, sockets) = sockets;
-    let served = runtime.block_on(async {
-        // Before the log says that we listen: an administrator who has read that may send a signal, and it must stop us in an
-        // orderly way and remove the socket file.
-        let received = Signals::new().map_err(|source| Error::System { doing: "receive signals", source })?;
-        let usage = Arc::clone(&registry.usage);
-        let keeper = state.map(|state| Keeper::start(state, usage)).transpose();
-        let keeper = keeper.map_err(|source| Error::System { doing: "start a thread", source })?;
-        signals.release()?;
-        let running = sockets.start(Arc::clone(&registry))?;
-        let gatherer = Gatherer::new(registry, Arc::clone(&facts), status.ready_needs_target);
-        let (ask, requests) = mpsc::channel(1);
-        let serving = status_sockets.start(Arc::new(gatherer), Reload::new(ask))?;
-        let reader = reader(origin, flags, options, planner);
-        Supervisor::new(running, pipes, reader, policy, &manager, (confinement, facts))
-            .supervise(received, requests)
-            .await;
-        serving.end().await;
-        if let Some(keeper) = keeper {
-            keeper.finish();
-        }
-        // A stop was asked for. The log says how many connections were cut.
-        Ok(ExitCode::SUCCESS)
-    });
-    runtime.shutdown_background();
-    drop(pid_file);
-    served
 }
 
 /// Reads the configuration at a reload. What concerns the whole process is settled at the start, but for its
@@ -204,7 +257,7 @@ pub(super) fn start_small_runtime(
     needs.log_to(service.log_destination());
     let Service { runtime, signals, .. } = Started::new()
         .without_sockets()?
-        .write_pid_file(None)?
+        .write_pid_file(None, None)?
         .become_user(None)?
         .detach(None)?
         .confine(|| service.confinement().apply(&needs))

@@ -744,6 +744,11 @@ pub(crate) struct ServiceOptions {
     #[serde(deserialize_with = "text::optional")]
     pub(crate) control: Option<Source>,
 
+    /// Take over from the process that serves at this socket, if there is one, and hand over to the next one: no connection is
+    /// refused or ended
+    #[arg(long, value_name = "PATH")]
+    pub(crate) hand_over: Option<PathBuf>,
+
     /// Keep in this directory when each key was last used; without it, in the one of systemd's StateDirectory=, if there is one
     #[arg(long, value_name = "DIR")]
     pub(crate) state_directory: Option<PathBuf>,
@@ -771,6 +776,7 @@ impl ServiceOptions {
             status_public: self.status_public || file.status_public,
             ready_needs_target: self.ready_needs_target || file.ready_needs_target,
             control: self.control.or(file.control),
+            hand_over: self.hand_over.or(file.hand_over),
             state_directory: self.state_directory.or(file.state_directory),
             no_sandbox: self.no_sandbox || file.no_sandbox,
         }
@@ -832,6 +838,7 @@ impl ServiceOptions {
             (self.status_public, "--status-public"),
             (self.ready_needs_target, "--ready-needs-target"),
             (self.control.is_some(), "--control"),
+            (self.hand_over.is_some(), "--hand-over"),
             (self.state_directory.is_some(), "--state-directory"),
         ]
         .into_iter()

@@ -124,6 +124,7 @@ pub(super) fn read(path: &Path) -> Result<File, FileError> {
     // As with keys, a relative path is beside the file that names it.
     let beside = path.parent().unwrap_or(Path::new("/"));
     service.pid_file = service.pid_file.map(|file| beside.join(file));
+    service.hand_over = service.hand_over.map(|path| beside.join(path));
     service.state_directory = service.state_directory.map(|directory| beside.join(directory));
     let pipes = pipes
         .into_iter()

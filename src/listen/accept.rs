@@ -2,7 +2,9 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,22 +31,94 @@ pub struct Arrival {
 
 /// A listening socket that connections can be accepted from.
 pub struct Listener {
-    socket: Socket,
+    socket: Arc<ListeningSocket>,
+    /// If it is ours to remove.
+    file: Option<SocketFile>,
     local: Endpoint,
     source: Source,
     /// Connections at the front of its queue that were there before it was set up, and have inherited nothing of that.
     early: u32,
 }
 
-pub(super) enum Socket {
+/// The socket itself.
+pub enum ListeningSocket {
+    /// TCP.
     Tcp(TcpListener),
-    /// The file too, if that is ours to remove.
-    Unix(UnixListener, #[expect(dead_code, reason = "it is there to be dropped")] Option<SocketFile>),
+    /// Unix-domain.
+    Unix(UnixListener),
+}
+
+impl AsFd for ListeningSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+/// What names a socket while somebody else accepts at it. It does not keep the socket open.
+#[derive(Clone)]
+pub struct Handle {
+    socket: Weak<ListeningSocket>,
+    source: Source,
+}
+
+impl Handle {
+    /// The source that it is for.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The socket, unless it has been closed.
+    pub fn socket(&self) -> Option<Arc<ListeningSocket>> {
+        self.socket.upgrade()
+    }
 }
 
 impl Listener {
-    pub(super) fn new(socket: Socket, local: Endpoint, source: Source) -> Self {
-        Self { socket, local, source, early: 0 }
+    pub(super) fn new(
+        socket: ListeningSocket,
+        file: Option<SocketFile>,
+        local: Endpoint,
+        source: Source,
+    ) -> Self {
+        Self { socket: Arc::new(socket), file, local, source, early: 0 }
+    }
+
+    /// What another process can be given the socket by.
+    pub fn handle(&self) -> Handle {
+        Handle { socket: Arc::downgrade(&self.socket), source: self.source.clone() }
+    }
+
+    /// Looks after the file of a socket that another process has handed over, from here on.
+    pub fn adopt(&mut self) {
+        if self.file.is_none()
+            && let Source::At(Endpoint::Unix(name)) = &self.source
+            && let Some(path) = name.file()
+        {
+            match SocketFile::own(path) {
+                Ok(file) => self.file = Some(file),
+                Err(error) => {
+                    warn!(source = %self.local, %error, "the file of a socket that was handed over is gone");
+                }
+            }
+        }
+    }
+
+    /// Closes the socket and leaves its file, which another process looks after from here on.
+    pub fn leave(self) {
+        if let Some(file) = self.file {
+            file.leave();
+        }
+    }
+
+    /// Puts the file of the socket in the place of what `path` names.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn rename(&mut self, path: &Path) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), |file| file.rename(path))
     }
 
     /// Where it listens.
@@ -58,11 +132,11 @@ impl Listener {
     }
 
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Arrival>> {
-        match &self.socket {
-            Socket::Tcp(listener) => listener
+        match &*self.socket {
+            ListeningSocket::Tcp(listener) => listener
                 .poll_accept(context)
                 .map_ok(|(stream, address)| Arrival { stream: Stream::Tcp(stream), remote: address.into() }),
-            Socket::Unix(listener, ..) => listener.poll_accept(context).map_ok(|(stream, _)| Arrival {
+            ListeningSocket::Unix(listener) => listener.poll_accept(context).map_ok(|(stream, _)| Arrival {
                 remote: Remote::from(&stream),
                 stream: Stream::Unix(stream),
             }),
@@ -83,7 +157,7 @@ impl Listeners {
     /// Those of `sockets`, whose connections are kept alive as `keepalive` says.
     pub fn new(mut sockets: Vec<Listener>, keepalive: Keepalive) -> Self {
         for Listener { socket, early, .. } in &mut sockets {
-            if let Socket::Tcp(listener) = socket {
+            if let ListeningSocket::Tcp(listener) = &**socket {
                 stream::set_up(listener, keepalive);
                 // Such as the one for which systemd has started this process. Asked afterwards, so that none is missed.
                 *early = stream::queued(listener);

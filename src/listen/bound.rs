@@ -1,11 +1,15 @@
-//! Sockets that listen already: bound by us before there is a runtime, or passed by the service manager.
+//! Sockets that listen already: bound by us before there is a runtime, passed by the service manager, or handed over by the
+//! process that served before.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 
+use socket2::{Domain, SockRef};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::ListenError;
-use super::accept::{Listener, Socket};
+use super::accept::{Listener, ListeningSocket};
 use crate::addr::{Endpoint, SocketName, Source, UnixName};
 use crate::stream::socket_file::SocketFile;
 
@@ -48,22 +52,63 @@ impl Bound {
     pub fn into_listener(self) -> Result<Listener, ListenError> {
         let Self { socket, local, source } = self;
         let socket = match socket {
-            BoundSocket::Tcp(socket) => TcpListener::from_std(socket).map(Socket::Tcp),
+            BoundSocket::Tcp(socket) => {
+                TcpListener::from_std(socket).map(|socket| (ListeningSocket::Tcp(socket), None))
+            }
             BoundSocket::Unix(socket, file) => {
-                UnixListener::from_std(socket).map(|socket| Socket::Unix(socket, file))
+                UnixListener::from_std(socket).map(|socket| (ListeningSocket::Unix(socket), file))
             }
         };
         match socket {
-            Ok(socket) => Ok(Listener::new(socket, local, source)),
+            Ok((socket, file)) => Ok(Listener::new(socket, file, local, source)),
             Err(error) => Err(ListenError::Refused { place: source, source: error }),
         }
     }
 }
 
-/// Sockets that the service manager has passed, by their names, as long as no source has taken them.
+/// Sockets that others have opened for us, as long as no source has taken them: the service manager, which has a name for each,
+/// and the process that served before, which knows the sources.
 #[derive(Default)]
 pub struct Passed {
     sockets: Vec<PassedSocket>,
+    handed_over: Vec<HandedOver>,
+}
+
+/// A socket that another process has listened on for `source`, and goes on listening on unless we take it over for good.
+pub struct HandedOver {
+    socket: BoundSocket,
+    local: Endpoint,
+    source: Source,
+}
+
+impl HandedOver {
+    /// `socket`, which listens. Its file, if it has one, is the other process's to remove.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn new(socket: OwnedFd, source: Source) -> io::Result<Self> {
+        let view = SockRef::from(&socket);
+        let address = view.local_addr()?;
+        let (local, socket) = if view.domain()? == Domain::UNIX {
+            let name = UnixName::of(&address).map_err(io::Error::other)?;
+            (Endpoint::Unix(name), BoundSocket::Unix(socket.into(), None))
+        } else {
+            let address = address.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+            (Endpoint::Ip(address), BoundSocket::Tcp(socket.into()))
+        };
+        Ok(Self { socket, local, source })
+    }
+
+    /// Whether clients can still reach it: somebody may have removed its file.
+    fn is_reachable(&self) -> bool {
+        match &self.source {
+            // Without connecting, for it would be a client of the other process.
+            Source::At(Endpoint::Unix(name)) => name.file().is_none_or(|file| {
+                std::fs::symlink_metadata(file).is_ok_and(|metadata| metadata.file_type().is_socket())
+            }),
+            _ => true,
+        }
+    }
 }
 
 struct PassedSocket {
@@ -90,10 +135,24 @@ impl Passed {
     /// The operating system's.
     pub fn add_unix(&mut self, name: String, socket: std::os::unix::net::UnixListener) -> io::Result<()> {
         socket.set_nonblocking(true)?;
-        let address = socket2::SockRef::from(&socket).local_addr()?;
+        let address = SockRef::from(&socket).local_addr()?;
         let local = Endpoint::Unix(UnixName::of(&address).map_err(io::Error::other)?);
         self.sockets.push(PassedSocket { name, socket: BoundSocket::Unix(socket, None), local });
         Ok(())
+    }
+
+    /// Has `sockets` taken before anything is bound, and closes those that were to be taken before and were not.
+    pub fn hand_over(&mut self, sockets: Vec<HandedOver>) {
+        self.handed_over = sockets;
+    }
+
+    /// All that were handed over for `source`. None, if it has to be bound.
+    pub(super) fn take_handed_over(&mut self, source: &Source) -> Vec<Bound> {
+        let is_ours = |socket: &mut HandedOver| socket.source == *source && socket.is_reachable();
+        self.handed_over
+            .extract_if(.., is_ours)
+            .map(|HandedOver { socket, local, source }| Bound { socket, local, source })
+            .collect()
     }
 
     /// The names of those that no source has taken.

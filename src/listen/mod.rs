@@ -9,12 +9,13 @@ mod permissions;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
-pub use self::accept::{Arrival, Listener, Listeners};
-pub use self::bound::{Bound, Passed};
+pub use self::accept::{Arrival, Handle, Listener, Listeners, ListeningSocket};
+pub use self::bound::{Bound, HandedOver, Passed};
 pub use self::permissions::{NotASocketMode, PermissionsError, SocketMode, SocketOwner, SocketPermissions};
 use crate::addr::{Endpoint, Source, UnixName};
 use crate::names::{self, ResolveError};
@@ -83,7 +84,7 @@ fn hint(place: &Source, error: &io::Error) -> &'static str {
 }
 
 /// Starts to listen on all that `source` stands for, some of which may be among those `passed`. The file of a Unix-domain socket gets
-/// `permissions`; one that was passed has its own. Looking up a name blocks.
+/// `permissions`; one that systemd has passed has its own. Looking up a name blocks.
 ///
 /// # Errors
 /// [`ListenError`]. Where `source` stands for several addresses, those of a family that this host does not have are passed
@@ -94,6 +95,15 @@ pub fn listen(
     passed: &mut Passed,
 ) -> Result<Vec<Bound>, ListenError> {
     let refused = |error| ListenError::Refused { place: source.clone(), source: error };
+    let handed_over = passed.take_handed_over(source);
+    if !handed_over.is_empty() {
+        if let Source::At(Endpoint::Unix(name)) = source
+            && let Some(path) = name.file()
+        {
+            give_permissions(permissions, path, source)?;
+        }
+        return Ok(handed_over);
+    }
     match source {
         Source::Passed(name) => match passed.take(name.as_ref(), source) {
             none if none.is_empty() => {
@@ -155,6 +165,15 @@ fn bind_tcp(address: SocketAddr, source: &Source) -> io::Result<Bound> {
     Bound::tcp(socket.into(), source.clone())
 }
 
+fn give_permissions(
+    permissions: &SocketPermissions,
+    path: &Path,
+    source: &Source,
+) -> Result<(), ListenError> {
+    let refused = |error| ListenError::Permissions { place: source.clone(), source: error };
+    permissions.give_to(path).map_err(refused)
+}
+
 fn listen_unix(
     name: &UnixName,
     source: &Source,
@@ -181,9 +200,7 @@ fn listen_unix(
     })?;
     let file = name.file().map(SocketFile::own).transpose().map_err(refused)?;
     if let Some(path) = name.file() {
-        permissions
-            .give_to(path)
-            .map_err(|error| ListenError::Permissions { place: source.clone(), source: error })?;
+        give_permissions(permissions, path, source)?;
     }
     socket.listen(BACKLOG).map_err(refused)?;
     Ok(Bound::unix(socket.into(), file, name.clone(), source.clone()))

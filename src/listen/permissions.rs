@@ -83,8 +83,8 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 impl SocketPermissions {
-    /// Gives them to the socket at `path`. To be called between bind(2) and listen(2): so long, nobody can connect, whatever the
-    /// file says.
+    /// Gives them to the socket at `path`. For a new one, to be called between bind(2) and listen(2): so long, nobody can connect,
+    /// whatever the file says.
     ///
     /// # Errors
     /// [`PermissionsError`].

@@ -25,7 +25,7 @@ pub use self::spec::{Conflict, Mode, Role, Spec, Specs, SpecsError};
 pub use self::view::{KeyView, SharedView, View, Views};
 use crate::addr::{Endpoint, Source};
 use crate::connection::KeyNames;
-use crate::listen::{self, Bound, ListenError, Listener, Passed, SocketPermissions};
+use crate::listen::{self, Bound, Handle, ListenError, Listener, Passed, SocketPermissions};
 use crate::names::Unresolved;
 use crate::proto::key::Fingerprint;
 use crate::proto::spiped::handshake::ForwardSecrecy;
@@ -80,12 +80,30 @@ impl Listening {
         self.bound.iter().map(Bound::local)
     }
 
-    /// Starts to accept. To be called within the runtime.
+    /// Makes the sockets known to the runtime, within which this is to be called. What comes after it cannot fail.
     ///
     /// # Errors
     /// [`ListenError`], when the runtime cannot take a socket.
-    pub fn start(self, registry: Arc<Registry>) -> Result<Pipes, ListenError> {
-        let mut sockets = by_source(into_listeners(self.bound)?);
+    pub fn register(self) -> Result<Registered, ListenError> {
+        Ok(Registered { specs: self.specs, listeners: into_listeners(self.bound)? })
+    }
+}
+
+/// Pipes that can start.
+pub struct Registered {
+    specs: Specs,
+    listeners: Vec<Listener>,
+}
+
+impl Registered {
+    /// Looks after the files of sockets that another process has handed over, from here on.
+    pub fn adopt(&mut self) {
+        self.listeners.iter_mut().for_each(Listener::adopt);
+    }
+
+    /// Starts to accept. To be called within the runtime.
+    pub fn start(self, registry: Arc<Registry>) -> Pipes {
+        let mut sockets = by_source(self.listeners);
         registry.share_out(&self.specs);
         let mut pipes = Pipes { serving: Vec::new(), registry };
         for group in self.specs.into_groups() {
@@ -97,7 +115,7 @@ impl Listening {
             pipes.serve(group, listeners, &HashSet::new());
         }
         pipes.show();
-        Ok(pipes)
+        pipes
     }
 }
 
@@ -194,6 +212,8 @@ struct Serving {
     accepting: Accepting,
     /// Where it listens.
     listening: Vec<Endpoint>,
+    /// Its sockets, for another process.
+    handles: Vec<Handle>,
     /// Those of its sources whose names do not resolve so far.
     unresolved: Vec<Source>,
 }
@@ -224,6 +244,12 @@ impl Pipes {
         let responders = specs.filter(|spec| matches!(spec.role, Role::Responder { .. }));
         responders
             .flat_map(|spec| spec.role.keys().iter().map(|key| (key.fingerprint(), &spec.common.key_names)))
+    }
+
+    /// All keys of the pipes; one of several pipes comes several times.
+    pub fn keys(&self) -> impl Iterator<Item = Fingerprint> {
+        let specs = self.serving.iter().flat_map(|serving| serving.group.iter());
+        specs.flat_map(|spec| spec.role.keys().iter().map(|key| key.fingerprint()))
     }
 
     /// When keys of the pipes expire.
@@ -284,7 +310,7 @@ impl Pipes {
     /// Has the registry show the pipes as they are now.
     fn show(&self) {
         let mut views = Views::default();
-        for Serving { group, accepting, listening, unresolved } in &self.serving {
+        for Serving { group, accepting, listening, unresolved, .. } in &self.serving {
             for (identity, spec) in group.identified() {
                 let known = self.registry.known(&identity, &spec.common.targets);
                 let accepting = accepting.handle();
@@ -322,34 +348,53 @@ impl Pipes {
             warn!(pipe, %target, "anybody between here and the target can read and change everything: --tls-insecure");
         }
         let listening = listeners.iter().map(|listener| listener.local().clone()).collect();
+        let handles = listeners.iter().map(Listener::handle).collect();
         let accepting = Accepting::start(group.clone(), listeners, &self.registry);
-        self.serving.push(Serving { group, accepting, listening, unresolved });
+        self.serving.push(Serving { group, accepting, listening, handles, unresolved });
     }
 
-    /// Accepts no more and lets the running connections finish, until `cut` says to wait no longer. Then their peers are told.
-    /// Gives how many were cut short.
-    pub async fn drain(self, cut: impl Future<Output = ()>) -> usize {
+    /// The sockets, for another process.
+    pub fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.serving.iter().flat_map(|serving| &serving.handles)
+    }
+
+    /// Accepts no more. Those of the sockets that another process has `taken` stay as they are; at the others, what arrives from
+    /// here on is refused by the kernel, not left in a queue.
+    pub async fn stop_accepting(self, taken: &HashSet<Source>) -> Draining {
         for Serving { accepting, .. } in self.serving {
-            // Closed here: what arrives from here on is refused by the kernel, not left in a queue.
-            drop(accepting.stop().await);
+            for listener in accepting.stop().await {
+                if taken.contains(listener.source()) {
+                    listener.leave();
+                }
+            }
         }
-        let connections = &self.registry.connections;
-        info!(
-            connections = connections.running(),
-            "stopping: letting connections finish; signal again to end them"
-        );
-        let cut = tokio::select! {
+        Draining(self.registry)
+    }
+}
+
+/// Connections that run while no new ones are accepted.
+pub struct Draining(Arc<Registry>);
+
+impl Draining {
+    /// What is known of them.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.0
+    }
+
+    /// How many there are.
+    pub fn connections(&self) -> usize {
+        self.0.connections.running()
+    }
+
+    /// Lets them finish, until `cut` says to wait no longer. Then their peers are told. Gives how many were cut short.
+    pub async fn finish(self, cut: impl Future<Output = ()>) -> usize {
+        let connections = &self.0.connections;
+        tokio::select! {
             // With no connection to wait for, a limit of no time at all has not run out.
             biased;
             () = connections.finished() => 0,
             () = cut => connections.cut_short().await,
-        };
-        if cut == 0 {
-            info!("stopped");
-        } else {
-            warn!(connections = cut, "stopped: ended connections that were not finished");
         }
-        cut
     }
 }
 
@@ -375,7 +420,7 @@ mod tests {
         drop(listening);
         let spec = || specs(spec(&address.to_string()));
         let listening = listen(spec(), &mut Passed::default()).unwrap();
-        let mut pipes = listening.start(Arc::default()).unwrap();
+        let mut pipes = listening.register().unwrap().start(Arc::default());
         assert_eq!(pipes.held().0.len(), 1);
         pipes.serving[0].accepting.kill().await;
         assert!(TcpStream::connect(address).await.is_err(), "its socket is gone with it");

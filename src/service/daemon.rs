@@ -13,7 +13,7 @@
 
 use std::env;
 use std::ffi::CString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -103,16 +103,31 @@ pub fn split() -> Result<Side, DaemonError> {
 }
 
 impl Background {
-    /// Closes everything that ties it to its caller, and tells the waiting process that all is well. Relative paths lead
-    /// elsewhere from here on.
+    /// Does what a process that is locked in cannot do any more. Relative paths lead elsewhere from here on.
     ///
     /// # Errors
     /// [`DaemonError`].
-    pub fn detach(self) -> Result<(), DaemonError> {
+    pub fn detach(self) -> Result<Leaving, DaemonError> {
         // Nothing that is mounted is kept busy.
         env::set_current_dir("/").map_err(cannot("change the directory to /"))?;
         let null =
             OpenOptions::new().read(true).write(true).open("/dev/null").map_err(cannot("open /dev/null"))?;
+        Ok(Leaving { null })
+    }
+}
+
+/// The process in the background, which can still tell its caller what is wrong.
+pub struct Leaving {
+    null: File,
+}
+
+impl Leaving {
+    /// Closes everything that ties it to its caller, and tells the waiting process that all is well.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn leave(self) -> Result<(), DaemonError> {
+        let null = self.null;
         rustix::stdio::dup2_stdin(&null).map_err(|error| cannot("leave standard input")(error.into()))?;
         // While standard error can still say that this failed.
         let mut stdout = io::stdout();

@@ -3,9 +3,11 @@
 pub mod activation;
 pub mod daemon;
 pub mod facts;
+pub mod hand_over;
 pub mod log;
 pub mod measures;
 pub mod notify;
+pub mod parent;
 pub mod pid_file;
 pub mod privileges;
 pub mod process;

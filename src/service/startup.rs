@@ -3,8 +3,8 @@
 //! ```text
 //!  Started ─listen─▶ Listening ─write_pid_file─▶ Recorded ─become_user─▶ Unprivileged ─detach─▶ Detached ─confine─▶ Confined
 //!     │                 │                          │                   │                    │                   │
-//!  keys are read     ports below 1024        in /run, say          no way back        standard error      no other files,
-//!                                                                  to root            is gone             no programs
+//!  keys are read     ports below 1024        in /run, say          no way back        the directory       no other files,
+//!                                                                  to root            is left             no programs
 //!                                                                                                        │
 //!                                                                           serve ◀── runtime, with threads
 //! ```
@@ -15,6 +15,7 @@
 
 use std::io;
 use std::num::NonZero;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -22,7 +23,7 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 
 use super::activation::{self, ActivationError};
-use super::daemon::{Background, DaemonError};
+use super::daemon::{Background, DaemonError, Leaving};
 use super::facts::Facts;
 use super::log::writer;
 use super::measures::Measures;
@@ -104,12 +105,16 @@ pub struct Recorded<T> {
 /// The process has the user that it keeps.
 pub struct Unprivileged<T>(Recorded<T>);
 
-/// Nothing ties the process to the one that started it.
-pub struct Detached<T>(Recorded<T>);
+/// The process needs nothing any more of where it was started.
+pub struct Detached<T> {
+    recorded: Recorded<T>,
+    leaving: Option<Leaving>,
+}
 
 /// The process can do no more than it needs.
 pub struct Confined<T> {
     recorded: Recorded<T>,
+    leaving: Option<Leaving>,
     /// How many processors there are for us, where that can be told.
     processors: Option<NonZero<usize>>,
     facts: Facts,
@@ -125,6 +130,8 @@ pub struct Service<T> {
     pub signals: HeldSignals,
     /// To be kept to the end.
     pub pid_file: Option<PidFile>,
+    /// To be told that the process serves, if it is in the background.
+    pub leaving: Option<Leaving>,
     /// What is known of the process.
     pub facts: Facts,
 }
@@ -172,12 +179,16 @@ impl Default for Started {
 }
 
 impl<T> Listening<T> {
-    /// Writes the pid file, if there is to be one.
+    /// Writes the pid file, if there is to be one. The process that serves until we do may have handed over its `lock`.
     ///
     /// # Errors
     /// [`StartupError`].
-    pub fn write_pid_file(self, path: Option<&Path>) -> Result<Recorded<T>, StartupError> {
-        let pid_file = path.map(PidFile::create).transpose()?.flatten();
+    pub fn write_pid_file(
+        self,
+        path: Option<&Path>,
+        lock: Option<OwnedFd>,
+    ) -> Result<Recorded<T>, StartupError> {
+        let pid_file = path.map(|path| PidFile::create(path, lock)).transpose()?.flatten();
         Ok(Recorded { listening: self, pid_file })
     }
 }
@@ -194,13 +205,13 @@ impl<T> Recorded<T> {
 }
 
 impl<T> Unprivileged<T> {
-    /// Goes into the background, if that is wanted: the process that was called may end now.
+    /// Prepares for the background, if that is wanted.
     ///
     /// # Errors
     /// [`StartupError`].
     pub fn detach(self, background: Option<Background>) -> Result<Detached<T>, StartupError> {
-        background.map(Background::detach).transpose()?;
-        Ok(Detached(self.0))
+        let leaving = background.map(Background::detach).transpose()?;
+        Ok(Detached { recorded: self.0, leaving })
     }
 }
 
@@ -209,7 +220,7 @@ impl<T> Detached<T> {
     pub fn confine(self, give_up: impl FnOnce() -> String) -> Confined<T> {
         let (processors, measures) = (process::processors(), Measures::open());
         let facts = Facts::new(give_up(), measures);
-        Confined { recorded: self.0, processors, facts }
+        Confined { recorded: self.recorded, leaving: self.leaving, processors, facts }
     }
 }
 
@@ -236,6 +247,6 @@ impl<T> Confined<T> {
         // The first of the threads: from here on, none waits for the reader of the log.
         writer::start();
         let runtime = runtime::build(threads).map_err(cannot("start the runtime"))?;
-        Ok(Service { runtime, sockets, signals, pid_file, facts: self.facts })
+        Ok(Service { runtime, sockets, signals, pid_file, leaving: self.leaving, facts: self.facts })
     }
 }

@@ -145,12 +145,12 @@ impl Keeper {
             let mut written = Written { directory, content: None, is_failing: false };
             loop {
                 // At once, so that a directory that cannot be written to is told of at the start.
-                written.update(text(usage.last_used()));
+                written.update(usage.last_used());
                 if stopped.recv_timeout(EVERY) != Err(RecvTimeoutError::Timeout) {
                     break;
                 }
             }
-            written.update(text(usage.last_used()));
+            written.update(usage.last_used());
             drop(finished);
         };
         thread::Builder::new().name("state".to_owned()).spawn(keep)?;
@@ -173,12 +173,24 @@ struct Written {
 }
 
 impl Written {
-    fn update(&mut self, content: String) {
+    /// `last_used`, and what another process has written meanwhile: one that has handed over to this one, or that this one has
+    /// handed over to.
+    fn with_those_of_others(&self, mut last_used: LastUsed) -> LastUsed {
+        // What cannot be read is to be replaced.
+        for (key, time) in self.directory.last_used().unwrap_or_default() {
+            let known = last_used.entry(key).or_insert(time);
+            *known = time.max(*known);
+        }
+        last_used
+    }
+
+    fn update(&mut self, last_used: LastUsed) {
+        let content = text(last_used.clone());
         if self.content.as_ref() == Some(&content) {
             return;
         }
         let directory = self.directory.path().display();
-        match self.directory.write(&content) {
+        match self.directory.write(&text(self.with_those_of_others(last_used))) {
             Ok(()) => {
                 if self.is_failing {
                     info!(%directory, "the state directory can be written to again");

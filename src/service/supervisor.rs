@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::facts::Facts;
+use super::hand_over::{Request, Succession, Successor, Word};
 use super::notify::Manager;
 use super::sandbox::Confinement;
 use super::signals::{Signal, Signals};
 use super::state::Ago;
 use crate::addr::{Endpoint, Source};
 use crate::names;
-use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Specs, Stage};
+use crate::pipe::{self, Expiries, Expiry, Listening, Pipes, Registry, Specs, Stage};
 use crate::proto::key::Fingerprint;
 use crate::stats::Usage;
 use crate::upstream::Running;
@@ -77,7 +79,16 @@ pub struct Supervisor<'m> {
     manager: &'m Manager,
     confined: Confinement,
     facts: Arc<Facts>,
+    succession: Succession,
     status: Status,
+}
+
+/// Why a process accepts no more.
+enum End {
+    /// It is to stop.
+    Stop,
+    /// Another serves in its place.
+    HandedOver(Successor),
 }
 
 impl<'m> Supervisor<'m> {
@@ -89,45 +100,71 @@ impl<'m> Supervisor<'m> {
         policy: Policy,
         manager: &'m Manager,
         (confined, facts): (Confinement, Arc<Facts>),
+        succession: Succession,
     ) -> Self {
         let usage = Arc::clone(&pipes.registry().usage);
         let text = Mutex::new(Text { note: "", pipes: count });
         let status = Status(Arc::new(StatusText { usage, text }));
         let expiries = pipes.expiries();
-        Self { pipes, expiries, reader, policy, manager, confined, facts, status }
+        Self { pipes, expiries, reader, policy, manager, confined, facts, succession, status }
     }
 
     /// Obeys signals and `requests` until all connections have ended, or may go on no longer.
-    pub async fn supervise(self, signals: Signals, requests: mpsc::Receiver<ReloadRequest>) {
+    pub async fn supervise(mut self, mut signals: Signals, requests: mpsc::Receiver<ReloadRequest>) {
         let (manager, status) = (self.manager, self.status.clone());
         let heartbeat = Arc::clone(&self.pipes.registry().heartbeat);
-        tokio::select! {
-            () = self.obey(signals, requests) => {}
-            () = manager.attend(&heartbeat, || status.to_string()) => unreachable!("it goes on for ever"),
+        let attend = || manager.attend(&heartbeat, || status.to_string());
+        let end = tokio::select! {
+            end = self.obey(&mut signals, requests) => end,
+            () = attend() => unreachable!("it goes on for ever"),
+        };
+        match end {
+            End::Stop => tokio::select! {
+                () = self.stop(signals) => {}
+                () = attend() => unreachable!("it goes on for ever"),
+            },
+            // The manager listens to the other process now: what this one says would be taken for its word.
+            End::HandedOver(successor) => self.make_way(successor, signals).await,
         }
     }
 
-    async fn obey(mut self, mut signals: Signals, mut requests: mpsc::Receiver<ReloadRequest>) {
+    async fn obey(&mut self, signals: &mut Signals, mut requests: mpsc::Receiver<ReloadRequest>) -> End {
         self.manager.ready(&self.status.to_string());
         self.tell_idle_keys();
+        if self.policy.on_revoke == Running::Reset {
+            // The configuration may have lost a key since the process before was started.
+            self.succession.predecessors().keep(self.pipes.keys()).await;
+        }
         loop {
             let asked_by = tokio::select! {
                 signal = signals.next() => match signal {
                     Signal::Reload => None,
-                    Signal::Stop => break,
+                    Signal::Stop => return End::Stop,
+                },
+                request = self.succession.next() => match request {
+                    Request::Take { by, wanted, answer } => {
+                        // Who has asked may be gone.
+                        let _ = answer.send(self.succession.offer(by, &wanted, self.pipes.handles()));
+                        continue;
+                    }
+                    Request::GiveUp => {
+                        self.succession.forget_candidate();
+                        continue;
+                    }
+                    Request::Serve(successor) => return End::HandedOver(successor),
                 },
                 Some(request) = requests.recv() => Some(request),
                 () = await_names(self.pipes.unresolved()) => {
                     let listened = tokio::select! {
                         listened = self.listen_again() => listened,
                         // A name may not resolve any more, and be looked up for long.
-                        () = signals.stop() => break,
+                        () = signals.stop() => return End::Stop,
                     };
                     self.listen_at_resolved_names(listened).await;
                     continue;
                 }
                 expiry = self.expiries.next() => {
-                    self.obey_calendar(&expiry);
+                    self.obey_calendar(&expiry).await;
                     continue;
                 }
             };
@@ -135,7 +172,7 @@ impl<'m> Supervisor<'m> {
             let reading = tokio::select! {
                 read = self.read_again() => read,
                 // Reading may hang: at a name that is looked up, or at a pipe in the place of a key.
-                () = signals.stop() => break,
+                () = signals.stop() => return End::Stop,
             };
             let replaced = match reading {
                 Ok(reloaded) => self.replace(reloaded).await,
@@ -163,7 +200,6 @@ impl<'m> Supervisor<'m> {
             }
             self.manager.ready(&self.status.to_string());
         }
-        self.drain(signals).await;
     }
 
     /// Tells of keys that may have to be removed.
@@ -181,7 +217,7 @@ impl<'m> Supervisor<'m> {
     }
 
     /// A key expires soon, or now.
-    fn obey_calendar(&self, Expiry { key, file, name, expires, stage }: &Expiry) {
+    async fn obey_calendar(&mut self, Expiry { key, file, name, expires, stage }: &Expiry) {
         let (key_file, key_name) = (file.as_deref(), name.as_deref());
         match (stage, self.policy.on_revoke) {
             (Stage::Soon, _) => {
@@ -192,6 +228,7 @@ impl<'m> Supervisor<'m> {
             }
             (Stage::Now, Running::Reset) => {
                 let ended = self.pipes.registry().revoke(|other| other == *key);
+                self.succession.predecessors().revoke(*key).await;
                 warn!(%key, key_file, key_name, %expires, ended, "the key has expired: new connections are refused, running ones end");
             }
         }
@@ -247,10 +284,8 @@ impl<'m> Supervisor<'m> {
             }
         }
         if policy.on_revoke == Running::Reset {
-            let ended = registry.revoke(|key| !accepted.contains(&key));
-            if ended > 0 {
-                warn!(ended, "ending running connections: their keys are not accepted any more");
-            }
+            revoke(registry, |key| !accepted.contains(&key));
+            self.succession.predecessors().keep(accepted.into_iter()).await;
         }
         self.tell_idle_keys();
         if needs_restart {
@@ -259,22 +294,98 @@ impl<'m> Supervisor<'m> {
         Ok(pipes)
     }
 
-    async fn drain(self, mut signals: Signals) {
+    /// Lets connections finish, also those of older processes, for as long as they may.
+    async fn stop(self, mut signals: Signals) {
         self.status.set_note("stopping; ");
         self.facts.note_stop();
-        let cut = async {
-            tokio::select! {
-                () = sleep(self.policy.drain_timeout) => {}
-                () = signals.stop() => {}
-            }
-        };
         let status = self.status.to_string();
+        let (cut, patience) = (CancellationToken::new(), self.policy.drain_timeout);
+        let finish = async {
+            let (taken, predecessors) = self.succession.end().await;
+            let draining = self.pipes.stop_accepting(&taken).await;
+            let connections = draining.connections();
+            info!(connections, "stopping: letting connections finish; signal again to end them");
+            predecessors.stop();
+            let limit = async {
+                tokio::select! { () = sleep(patience) => {}, () = signals.stop() => {} }
+                predecessors.stop();
+                cut.cancel();
+                std::future::pending::<()>().await;
+            };
+            let ended = async {
+                let ended = draining.finish(cut.cancelled()).await;
+                log_end(ended);
+                predecessors.ended(cut.cancelled()).await;
+            };
+            tokio::select! { () = ended => {}, () = limit => {} }
+        };
         tokio::select! {
             // The manager first: it has to know how long this may take.
             biased;
-            () = self.manager.stopping(&status, self.policy.drain_timeout) => unreachable!("it goes on for ever"),
-            _logged = self.pipes.drain(cut) => {}
+            () = self.manager.stopping(&status, patience) => unreachable!("it goes on for ever"),
+            () = finish => {}
         }
+    }
+
+    /// Lets `successor` serve. Connections may take their time then, until it is told to stop.
+    async fn make_way(self, mut successor: Successor, mut signals: Signals) {
+        self.facts.note_stop();
+        let (taken, predecessors) = self.succession.end().await;
+        let draining = self.pipes.stop_accepting(&taken).await;
+        let (to, connections) = (successor.pid(), draining.connections());
+        if let Err(error) = successor.go(connections) {
+            warn!(to, %error, "the process that takes over was not told that it is to serve");
+        }
+        // It has them from here on.
+        drop(predecessors);
+        info!(to, connections, "handed over: another process serves; letting connections finish");
+        let registry = Arc::clone(draining.registry());
+        let limit = follow(&mut successor, &mut signals, self.policy.drain_timeout, &registry);
+        log_end(draining.finish(limit).await);
+    }
+}
+
+/// Does what `successor` says, and ends when connections are to be ended: `patience` after the first reason to stop, or at the
+/// second one.
+async fn follow(successor: &mut Successor, signals: &mut Signals, patience: Duration, registry: &Registry) {
+    let mut limit = None;
+    loop {
+        let word = tokio::select! {
+            word = successor.next() => word,
+            () = signals.stop() => Word::Stop,
+            () = until(limit) => return,
+        };
+        match word {
+            Word::Keep(keys) => revoke(registry, |key| !keys.contains(&key)),
+            Word::Revoke(revoked) => revoke(registry, |key| key == revoked),
+            Word::Stop if limit.is_some() => return,
+            Word::Stop | Word::Gone => limit = limit.or(Some(Instant::now() + patience)),
+        }
+    }
+}
+
+/// Waits until then; for ever, if there is no limit.
+async fn until(limit: Option<Instant>) {
+    match limit {
+        Some(limit) => sleep_until(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends the connections of such keys.
+fn revoke(registry: &Registry, is_revoked: impl Fn(Fingerprint) -> bool) {
+    let ended = registry.revoke(is_revoked);
+    if ended > 0 {
+        warn!(ended, "ending running connections: their keys are not accepted any more");
+    }
+}
+
+/// What became of the connections, of which `cut` were ended.
+fn log_end(cut: usize) {
+    if cut == 0 {
+        info!("stopped");
+    } else {
+        warn!(connections = cut, "stopped: ended connections that were not finished");
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::access::{Access, Guard, StatusUser};
@@ -11,7 +12,9 @@ use super::gather::Gatherer;
 use super::http::{Doors, Service};
 use super::verbs::Reload;
 use crate::addr::{Endpoint, Source};
-use crate::listen::{self, Bound, ListenError, Listeners, Passed, SocketMode, SocketPermissions};
+use crate::listen::{
+    self, Bound, Handle, ListenError, Listener, Listeners, Passed, SocketMode, SocketPermissions,
+};
 use crate::stream::Keepalive;
 
 /// The most connections at a time to all status sockets together. One beyond them ends the one that is there longest.
@@ -134,50 +137,86 @@ pub struct Listening {
     access: Access,
 }
 
+/// The same, known to the runtime.
+pub struct Registered {
+    status: Vec<Listener>,
+    control: Vec<Listener>,
+    access: Access,
+}
+
 /// The status is served as long as this lives.
-pub struct Serving(JoinSet<()>);
+pub struct Serving {
+    accepting: JoinSet<()>,
+    /// Keeps what is shown up to date.
+    _looking: JoinSet<()>,
+    elsewhere: CancellationToken,
+}
 
 impl Serving {
-    /// Serves no more; the sockets and their files are gone when this is done.
+    /// Serves no more; the sockets are closed when this is done, and their files are gone, unless they are another process's.
     pub async fn end(mut self) {
-        self.0.shutdown().await;
+        if self.elsewhere.is_cancelled() {
+            // Each of them leaves its files, and ends.
+            while self.accepting.join_next().await.is_some() {}
+        } else {
+            self.accepting.shutdown().await;
+        }
     }
 }
 
 impl Listening {
-    /// Serves what `gatherer` knows; `reload` is asked for by the control socket. To be called within the runtime.
+    /// Makes the sockets known to the runtime, within which this is to be called. What comes after it cannot fail.
     ///
     /// # Errors
     /// [`ListenError`], when the runtime cannot take a socket.
-    pub fn start(self, gatherer: Arc<Gatherer>, reload: Reload) -> Result<Serving, ListenError> {
+    pub fn register(self) -> Result<Registered, ListenError> {
         let Self { status, control, access } = self;
-        let mut tasks = JoinSet::new();
+        let [status, control] = [into_listeners(status)?, into_listeners(control)?];
+        Ok(Registered { status, control, access })
+    }
+}
+
+impl Registered {
+    /// Looks after the files of sockets that another process has handed over, from here on.
+    pub fn adopt(&mut self) {
+        self.status.iter_mut().chain(&mut self.control).for_each(Listener::adopt);
+    }
+
+    /// The sockets, for another process.
+    pub fn handles(&self) -> Vec<Handle> {
+        self.status.iter().chain(&self.control).map(Listener::handle).collect()
+    }
+
+    /// Serves what `gatherer` knows, until another process does (`elsewhere`); `reload` is asked for by the control socket. To be
+    /// called within the runtime.
+    pub fn start(self, gatherer: Arc<Gatherer>, reload: Reload, elsewhere: CancellationToken) -> Serving {
+        let Self { status, control, access } = self;
+        let (mut accepting, mut looking) = (JoinSet::new(), JoinSet::new());
         if !status.is_empty() || !control.is_empty() {
-            tasks.spawn(super::gather::keep_looking(Arc::clone(&gatherer)));
+            looking.spawn(super::gather::keep_looking(Arc::clone(&gatherer)));
         }
         if !status.is_empty() {
             let service = Service::status(Arc::clone(&gatherer), Guard::new(access));
-            tasks.spawn(accept(into_listeners(status)?, Doors::new(DOORS), service));
+            accepting.spawn(accept(status, Doors::new(DOORS), service, elsewhere.clone()));
         }
         if !control.is_empty() {
             let service = Service::control(gatherer, Guard::new(Access::Anybody), reload);
-            tasks.spawn(accept(into_listeners(control)?, Doors::new(CONTROL_DOORS), service));
+            accepting.spawn(accept(control, Doors::new(CONTROL_DOORS), service, elsewhere.clone()));
         }
-        Ok(Serving(tasks))
+        Serving { accepting, _looking: looking, elsewhere }
     }
 }
 
-fn into_listeners(bound: Vec<Bound>) -> Result<Listeners, ListenError> {
-    let mut sockets = Vec::new();
-    for bound in bound {
-        info!(source = %bound.local(), "serving the status");
-        sockets.push(bound.into_listener()?);
-    }
-    Ok(Listeners::new(sockets, Keepalive::default()))
+fn into_listeners(bound: Vec<Bound>) -> Result<Vec<Listener>, ListenError> {
+    bound.into_iter().map(Bound::into_listener).collect()
 }
 
-/// Serves for ever.
-async fn accept(mut listeners: Listeners, doors: Doors, service: Service) {
+/// Serves until another process does.
+async fn accept(listeners: Vec<Listener>, doors: Doors, service: Service, elsewhere: CancellationToken) {
+    for listener in &listeners {
+        info!(source = %listener.local(), "serving the status");
+    }
+    let mut listeners = Listeners::new(listeners, Keepalive::default());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -185,8 +224,10 @@ async fn accept(mut listeners: Listeners, doors: Doors, service: Service) {
                 connections.spawn(doors.enter(service.clone().serve(arrival.stream)));
             }
             Some(_ended) = connections.join_next() => {}
+            () = elsewhere.cancelled() => break,
         }
     }
+    listeners.into_inner().into_iter().for_each(Listener::leave);
 }
 
 #[cfg(test)]

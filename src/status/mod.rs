@@ -20,5 +20,5 @@ mod verbs;
 
 pub use self::access::StatusUser;
 pub use self::gather::Gatherer;
-pub use self::listening::{Listening, Plan, PlanError, Serving};
+pub use self::listening::{Listening, Plan, PlanError, Registered, Serving};
 pub use self::verbs::Reload;

@@ -45,26 +45,42 @@ impl Existing {
     }
 }
 
-/// The file of a socket that we bound. Dropping it removes the file, unless another has taken its place.
+/// The file of a socket that is ours to look after. Dropping it removes the file, unless another has taken its place.
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Device and inode, which name a file for good.
-    identity: (u64, u64),
+    /// Device and inode, which name a file for good. None, once another process looks after it.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
-    /// The file at `path`, which a socket of ours has just made.
+    /// The file at `path`, which a socket of ours has just made, or another process has left to us.
     ///
     /// # Errors
     /// The operating system's.
     pub(crate) fn own(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+        Ok(Self { path: path.to_owned(), identity: Some(identity(path)?) })
+    }
+
+    /// Leaves the file where it is: another process looks after it from here on.
+    pub(crate) fn leave(mut self) {
+        self.identity = None;
+    }
+
+    /// Puts the file in the place of what `path` names, all at once.
+    ///
+    /// # Errors
+    /// The operating system's; the file has its old name then.
+    pub(crate) fn rename(&mut self, path: &Path) -> io::Result<()> {
+        std::fs::rename(&self.path, path)?;
+        path.clone_into(&mut self.path);
+        Ok(())
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+        if self.identity.is_some()
+            && identity(&self.path).ok() == self.identity
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             warn!(path = %self.path.display(), %error, "cannot remove the socket");

@@ -139,7 +139,7 @@ fn an_option_of_the_process_in_a_pipe_is_refused_with_its_right_position() {
 
 #[test]
 fn options_of_the_command_line_only_are_unknown_in_a_file() {
-    for option in ["encrypt = true", "decrypt = true", "foreground = true", "no-forward-secrecy = true"] {
+    for option in ["encrypt = true", "decrypt = true", "foreground = true"] {
         let name = option.split(' ').next().expect("the option has a name");
         assert_refused(&format!("{VALID}{option}"), 6, &[&format!("unknown field `{name}`")]);
     }

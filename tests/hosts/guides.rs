@@ -9,6 +9,7 @@ const REDIS: &str = "redis-on-two-hosts.md";
 const ROTATE: &str = "rotate-a-key.md";
 const MANY: &str = "many-pipes.md";
 const FROM_SPIPED: &str = "from-spiped.md";
+const UPGRADE: &str = "upgrade.md";
 
 impl Hosts {
     /// Sets up the pipe of the guide "Redis on two hosts".
@@ -63,6 +64,17 @@ pub(crate) fn no_request_fails_while_a_key_is_rotated(hosts: &Hosts) {
     let refused = client.try_run("echo PING | timeout 10 spipe -t 192.0.2.10:6380 -k old.key");
     assert!(!refused.success && !refused.text.contains("PONG"), "{}", refused.text);
     server.await_line("spiped-receive", &["refused", "key"]);
+}
+
+pub(crate) fn no_request_fails_while_a_new_version_is_installed_and_taken_back(hosts: &Hosts) {
+    let Hosts { server, client } = hosts;
+    hosts.start_pipe();
+    let load = Load::start(client, 8000);
+    for section in ["With systemd", "How to go back"] {
+        follow(UPGRADE, section, server, client);
+        load.assert_continues();
+    }
+    load.end();
 }
 
 pub(crate) fn many_pipes(hosts: &Hosts) {

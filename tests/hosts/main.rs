@@ -4,6 +4,7 @@
 
 mod guides;
 mod packages;
+mod restarts;
 mod support;
 mod units;
 
@@ -92,7 +93,14 @@ fn main() -> ExitCode {
         units::a_port_below_1024_needs_one_capability,
         units::the_first_connection_to_the_socket_unit_starts_the_service,
         units::the_unit_lines_of_guides_for_spiped_work_with_the_name_changed,
+        restarts::twenty_restarts_under_load_refuse_and_cut_no_connection,
+        restarts::a_restart_that_fails_leaves_the_process_that_serves_until_one_succeeds,
+        restarts::a_stop_also_ends_the_processes_that_restarts_have_left,
+        restarts::a_process_that_hangs_is_killed_by_a_restart,
+        restarts::a_process_whose_parent_is_killed_serves_until_the_next_one_does,
+        restarts::a_new_binary_is_served_after_a_restart_and_the_old_one_after_another,
         guides::no_request_fails_while_a_key_is_rotated,
+        guides::no_request_fails_while_a_new_version_is_installed_and_taken_back,
         guides::many_pipes,
         guides::no_request_fails_while_two_spipeds_become_two_spipes,
         guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,

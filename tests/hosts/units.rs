@@ -241,7 +241,7 @@ fn root_may_lift_limits() -> bool {
 }
 
 /// Adds a drop-in file with `text` to `unit`; nothing is started.
-fn drop_in(host: &Host, unit: &str, text: &str) {
+pub(crate) fn drop_in(host: &Host, unit: &str, text: &str) {
     // The name sorts after that of the guide's drop-in file, so that it overrides it.
     host.put(&format!("/etc/systemd/system/{unit}.service.d/test.conf"), "644", text.as_bytes());
     host.run("systemctl daemon-reload");

@@ -235,7 +235,7 @@ fn the_pid_file_can_be_removed_at_the_end_and_no_file_in_another_directory() {
         let elsewhere = file(directory, "other/file");
         fs::create_dir(directory.join("run")).unwrap();
         let path = directory.join("run/spipe.pid");
-        let pid_file = PidFile::create(&path).unwrap();
+        let pid_file = PidFile::create(&path, None).unwrap();
         let mut needs = Needs::new();
         needs.pid_file(&path);
         enter_sandbox(&needs);
@@ -250,7 +250,7 @@ fn the_pid_file_can_be_removed_at_the_end_and_no_file_in_another_directory() {
 fn the_pid_file_cannot_be_written() {
     isolated(|directory| {
         let path = directory.join("spipe.pid");
-        let pid_file = PidFile::create(&path).unwrap();
+        let pid_file = PidFile::create(&path, None).unwrap();
         let mut needs = Needs::new();
         needs.pid_file(&path);
         // Descriptors are looked at before /proc is out of reach.
@@ -275,7 +275,7 @@ fn the_pid_file_cannot_be_written() {
 fn a_pid_file_that_cannot_be_removed_stays_as_it_is() {
     isolated(|directory| {
         let path = directory.join("spipe.pid");
-        let pid_file = PidFile::create(&path).unwrap();
+        let pid_file = PidFile::create(&path, None).unwrap();
         enter_sandbox(&Needs::new());
         drop(pid_file);
         assert!(path.exists());

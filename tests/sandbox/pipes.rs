@@ -1,5 +1,6 @@
 //! Both ends of a pipe in a sandboxed process, between a client and a target that are not sandboxed.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
@@ -124,11 +125,12 @@ fn assert_carries(
     enter_sandbox(&needs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let ends = [far, near].map(|pipes| pipes.start(Arc::default()).unwrap());
+        let ends = [far, near].map(|pipes| pipes.register().unwrap().start(Arc::default()));
         start.send(()).unwrap();
         tokio::task::spawn_blocking(|| talking.join().unwrap()).await.unwrap();
         for end in ends {
-            assert_eq!(end.drain(std::future::pending()).await, 0, "connections were cut");
+            let draining = end.stop_accepting(&HashSet::new()).await;
+            assert_eq!(draining.finish(std::future::pending()).await, 0, "connections were cut");
         }
     });
 }

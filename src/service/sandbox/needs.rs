@@ -64,6 +64,8 @@ pub(super) enum Special {
     SocketFiles,
     /// Connect over an interface that is named.
     Interface,
+    /// Put the file of a socket in the place of another.
+    HandOver,
 }
 
 /// What a process still has to reach once it is locked in: each method adds something. Relative paths are taken from where
@@ -202,9 +204,20 @@ impl Needs {
         self.change_directory(directory_of(&absolutely(path)), Right::Remove);
     }
 
+    /// The process that serves until we do is taken over from at the socket `path`, which becomes ours then.
+    pub fn hand_over(&mut self, path: &Path) {
+        self.special.insert(Special::HandOver);
+        self.change_directory(directory_of(&absolutely(path)), Right::Sockets);
+    }
+
     /// The state is written there again and again.
     pub fn state_directory(&mut self, path: &Path) {
         self.change_directory(absolutely(path), Right::Replace);
+    }
+
+    /// Another process writes its state there, too, before and after this one.
+    pub fn share_state(&mut self, path: &Path) {
+        self.files.push((absolutely(path), Right::Read));
     }
 
     /// Whether files are made.

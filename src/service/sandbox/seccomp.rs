@@ -239,7 +239,7 @@ fn rules(needs: &Needs) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError>
     allow(libc::SYS_openat, vec![all([none_of(2, never)?])?]);
     #[cfg(target_arch = "x86_64")]
     allow(libc::SYS_open, vec![all([none_of(1, never)?])?]);
-    if needs.makes_files() {
+    if needs.makes_files() || needs.special.contains(&Special::HandOver) {
         // Where files may be is landlock's affair.
         #[cfg(target_arch = "x86_64")]
         allow(libc::SYS_rename, Vec::new());

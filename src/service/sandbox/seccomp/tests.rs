@@ -24,7 +24,8 @@ const HEAD: &str = "\
 # (No filter sees uretprobe and uprobe from Linux 6.14 on; a process that calls them gets SIGILL.)
 #
 # ip: a pipe to an address. -b: with an outgoing address. dev: with --interface. unix: to a Unix-domain socket. log: with --syslog.
-# name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. state: with --state-directory.
+# name: to a host name. file: 'spipe run'. mode: the same with --socket-mode or --socket-owner. hand: with --hand-over.
+# state: with --state-directory.
 # 'others' are all flags without a name here.
 ";
 
@@ -118,6 +119,8 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
     configured.configuration(Path::new("/etc/spipe/spipe.toml"));
     let mut keeping = to("192.0.2.1:80");
     keeping.state_directory(Path::new("/var/lib/spipe"));
+    let mut handing = to("192.0.2.1:80");
+    handing.hand_over(Path::new("/run/spipe/hand-over"));
     let mut over = Needs::new();
     let target: crate::upstream::Route = "192.0.2.1:80".parse::<Target>().unwrap().into();
     over.dial(&target.over("wg0".parse().unwrap()).unwrap());
@@ -133,6 +136,7 @@ fn programs() -> Vec<(&'static str, BpfProgram)> {
         ("name", to("host:80")),
         ("file", configured),
         ("mode", giving),
+        ("hand", handing),
         ("state", keeping),
     ];
     all.map(|(name, needs)| (name, program(&needs).unwrap())).into()
