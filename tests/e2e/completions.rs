@@ -81,7 +81,8 @@ fn fish_completes_the_values_of_an_option() {
 
 #[test]
 fn fish_does_not_complete_what_is_hidden() {
-    assert_eq!(offered_by_fish("spipe gen"), [""; 0]);
+    // With nothing to offer, fish offers files.
+    assert!(!offered_by_fish("spipe gen").contains(&"generate".to_owned()));
 }
 
 #[test]

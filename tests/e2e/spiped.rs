@@ -154,7 +154,9 @@ fn hold_1000_connections(programs: (Program, Program)) {
     for client in &mut clients {
         client.shutdown(Shutdown::Write).expect("the socket is connected");
     }
-    clients.iter_mut().for_each(|client| assert_ends(client));
+    for client in &mut clients {
+        assert_ends(client);
+    }
 }
 
 #[test]

@@ -147,17 +147,32 @@ pub(crate) fn no_request_fails_while_two_spipeds_become_two_spipes(hosts: &Hosts
     start_spipeds(hosts);
     hosts.copy_files();
     let _journals = Journals(hosts);
-    let load = Load::start_fresh(client, 8000);
-    for step in ["On the server", "On the client", "spipe's own protocol"] {
+    follow(FROM_SPIPED, "On each client", server, client);
+    assert_eq!(client.run("redis-cli -p 8000 ping"), "PONG");
+    let load = Load::start_fresh(client, 18000);
+    for step in ["On the server", "Each client changes the protocol", "The end of spiped"] {
         follow(FROM_SPIPED, step, server, client);
         load.assert_continues();
     }
     load.end();
     // By now, everything goes by spipe's own protocol.
     client.run("redis-cli -p 8000 ping");
-    let line = server.await_line("spipe@redis", &["closed", "pipe=\"redis-new\"", "finished"]);
+    let line = server.await_line("spipe@redis", &["closed", "finished"]);
     assert!(!line.contains("hmacsha256"), "{line}");
-    for host in [server, client] {
-        host.run("nft delete table ip from-spiped; rm -f /etc/systemd/system/spiped-redis.service");
-    }
+    server.fail("systemctl is-active spiped-redis");
+}
+
+pub(crate) fn spipe_takes_the_port_of_a_server_whose_clients_stay_with_spiped(hosts: &Hosts) {
+    let Hosts { server, client } = hosts;
+    start_spipeds(hosts);
+    hosts.copy_files();
+    follow(FROM_SPIPED, "On the server", server, client);
+    server.run("systemctl stop spipe@redis");
+    // As its last section says.
+    server.run(
+        "sed -i -e 's/6381/6380/' -e '/^mode/a protocol = \"spiped\"' /etc/spipe/redis.toml; spipe check /etc/spipe/redis.toml",
+    );
+    server.run("systemctl disable --now spiped-redis; systemctl enable --now spipe@redis");
+    assert_eq!(client.run("redis-cli -p 8000 ping"), "PONG");
+    server.await_line("spipe@redis", &["closed", "hmacsha256", "finished"]);
 }

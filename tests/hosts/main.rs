@@ -29,7 +29,6 @@ const SERVER: Image = Image {
         "openssh-server",
         "redis-server",
         "redis-tools",
-        "nftables",
     ],
     archived: "spiped",
 };
@@ -37,16 +36,7 @@ const SERVER: Image = Image {
 /// systemd 257.
 const CLIENT: Image = Image {
     suite: "trixie",
-    packages: &[
-        "systemd",
-        "systemd-sysv",
-        "dbus",
-        "iproute2",
-        "openssh-client",
-        "redis-tools",
-        "rpm",
-        "nftables",
-    ],
+    packages: &["systemd", "systemd-sysv", "dbus", "iproute2", "openssh-client", "redis-tools", "rpm"],
     archived: "spiped",
 };
 
@@ -103,6 +93,7 @@ fn main() -> ExitCode {
         guides::no_request_fails_while_a_new_version_is_installed_and_taken_back,
         guides::many_pipes,
         guides::no_request_fails_while_two_spipeds_become_two_spipes,
+        guides::spipe_takes_the_port_of_a_server_whose_clients_stay_with_spiped,
         guides::no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted,
         packages::an_installed_package_needs_only_a_key_to_carry,
         packages::nothing_is_enabled_or_started_by_an_installation,
