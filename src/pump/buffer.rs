@@ -15,8 +15,9 @@ use arrayvec::ArrayVec;
 /// core's cache holds is enough.
 pub const BATCH: usize = 512 * 1024;
 
-/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many.
-pub(super) const GATHER: usize = 16;
+/// Payloads that one writev(2) may carry. Full frames come eight at a time; small ones are gathered up to this many. With 16, packets
+/// of spiped's protocol take 1.3 times the CPU time to open.
+pub(super) const GATHER: usize = 64;
 
 /// Where payloads lie in a buffer, in the order of the stream.
 pub(super) type Payloads = ArrayVec<Range<usize>, GATHER>;

@@ -66,6 +66,7 @@ fn the_debian_package_has_the_program_units_manual_pages_and_completions_and_not
     let expected = [
         "/usr/bin/spipe",
         "/usr/bin/spiped",
+        "/usr/libexec/spiped/spipe",
         "/usr/lib/systemd/system/spipe@.service",
         "/usr/lib/systemd/system/spipe@.socket",
         "/usr/lib/systemd/system/spiped-receive.service",
