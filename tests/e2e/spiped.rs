@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -542,4 +543,80 @@ fn several_of_their_responders_are_tried_until_one_proves_the_key() {
         End::initiator(&key, nobody.address()).args(&SPIPED).args(&["-t", &more[0], "-t", &more[1]]).start();
     let mut client: TcpStream = initiator.connect();
     assert_echoes(&mut client, "the third");
+}
+
+// A while of everything at once.
+
+/// How long the mixed load goes on: `SPIPE_SOAK=1800 cargo test --test e2e mixed_load` takes half an hour.
+fn soak() -> Duration {
+    let seconds =
+        std::env::var("SPIPE_SOAK").ok().map(|text| text.parse().expect("SPIPE_SOAK is a number of seconds"));
+    Duration::from_secs(seconds.unwrap_or(5))
+}
+
+/// Streams of megabytes, round trips on connections that stay, new connections one after the other, and clients that are reset, until the
+/// time is up. All that arrives is what was sent.
+fn mix_load(programs: (Program, Program)) {
+    let pair = Mixed::start(programs, echo(), (&[], &[]));
+    let end = Instant::now() + soak();
+    let (pair, is_time_up) = (&pair, || Instant::now() >= end);
+    thread::scope(|scope| {
+        for seed in 0..2 {
+            scope.spawn(move || {
+                for round in 0.. {
+                    if is_time_up() {
+                        return;
+                    }
+                    let bytes = Random::bytes(seed * 1_000_000 + round, 3_000_000);
+                    let mut client = pair.initiator.connect();
+                    let mut sending = client.try_clone().expect("descriptors are left");
+                    let sent = bytes.clone();
+                    let sender = thread::spawn(move || {
+                        sending.write_all(&sent).expect("the pipe accepts the bytes");
+                        sending.shutdown(Shutdown::Write).expect("the socket is connected");
+                    });
+                    let mut received = Vec::new();
+                    client.read_to_end(&mut received).expect("the stream ends");
+                    sender.join().expect("all is sent");
+                    assert!(received == bytes, "stream {round} of {seed} was altered");
+                }
+            });
+        }
+        scope.spawn(move || {
+            let mut clients: Vec<_> = (0..20).map(|_| pair.initiator.connect()).collect();
+            for round in 0_u64.. {
+                if is_time_up() {
+                    return;
+                }
+                for (number, client) in clients.iter_mut().enumerate() {
+                    assert_echoes(client, &format!("round {round} of {number}"));
+                }
+            }
+        });
+        scope.spawn(move || {
+            for number in 0_u64.. {
+                if is_time_up() {
+                    return;
+                }
+                let mut client = pair.initiator.connect();
+                assert_echoes(&mut client, &format!("connection {number}"));
+                if number % 3 == 0 {
+                    reset(client);
+                } else {
+                    client.shutdown(Shutdown::Write).expect("the socket is connected");
+                    assert_ends(&mut client);
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn mixed_load_to_their_responder_arrives_as_it_was_sent() {
+    mix_load((Ours, Theirs));
+}
+
+#[test]
+fn mixed_load_from_their_initiator_arrives_as_it_was_sent() {
+    mix_load((Theirs, Ours));
 }
