@@ -43,9 +43,9 @@ pub(super) fn run(options: PingOptions) -> Result<ExitCode, Error> {
     // What goes wrong is said once, at the end.
     start_log(&service, LevelFilter::ERROR);
     let (Trips(count), Pause(interval), through) = (options.count, options.interval, options.through);
-    let (common, terms, key) = Planner::new(Owners::new(None)).ping(options).map_err(ConfigError::from)?;
+    let (common, key) = Planner::new(Owners::new(None)).ping(options).map_err(ConfigError::from)?;
     let runtime = start_small_runtime(&common, &service)?;
-    let pinger = Pinger::new(common, terms, key);
+    let pinger = Pinger::new(common, key);
     let tried = runtime.block_on(async {
         reach_other_end(&pinger, count.get(), interval).await?;
         if through { ask_for_target(&pinger).await } else { Ok(()) }
@@ -66,8 +66,11 @@ async fn reach_other_end(pinger: &Pinger, count: u32, interval: Duration) -> Res
     let step = if connected.remote.ip().is_some() { "TCP" } else { "socket" };
     tell(step, &pinger.describe(connected.remote), time)?;
     let (tunnel, time) = timed(pinger.shake_hands(connected, deadline)).await?;
-    tell("handshake", &format!("key {}, cipher {}", tunnel.key, tunnel.cipher), time)?;
-    let (mut pinging, time) = timed(pinger.begin(tunnel)).await?;
+    tell("handshake", &format!("key {}, cipher {}", tunnel.key(), tunnel.cipher()), time)?;
+    let (begun, time) = timed(pinger.begin(tunnel)).await?;
+    let Some(mut pinging) = begun else {
+        return tell("other end", "holds the key; spiped's protocol has no pings, so this is all", time);
+    };
     tell("other end", "has a place for us", time)?;
     let mut times = Times::default();
     let pinged = ping(&mut pinging, count, interval, &mut times).await;

@@ -584,6 +584,10 @@ pub(crate) struct PingOptions {
     #[arg(short = 'o', long, value_name = "SECONDS", default_value_t = default_timeout())]
     pub(crate) timeout: FineSeconds,
 
+    /// What the other end speaks: spipe, or spiped, by which it can be known only whether the other end holds the key
+    #[arg(long, value_enum, default_value_t = ProtocolChoice::Spipe, value_name = "PROTOCOL")]
+    pub(crate) protocol: ProtocolChoice,
+
     /// The text that both ends share besides the key
     #[arg(long, value_name = "TEXT")]
     pub(crate) label: Option<Label>,

@@ -239,28 +239,32 @@ impl Planner {
     ///
     /// # Errors
     /// [`PlanError`].
-    pub(crate) fn ping(&self, options: PingOptions) -> Result<(Common, Terms, Arc<Key>), PlanError> {
+    pub(crate) fn ping(&self, options: PingOptions) -> Result<(Common, Arc<Key>), PlanError> {
         if options.target.scheme() != Scheme::Plain {
             return Err(tls::not_for_spipe(&options.target));
         }
+        let weak = match options.protocol {
+            ProtocolChoice::Spipe => WeakKeys::Refused,
+            ProtocolChoice::Spiped => WeakKeys::Taken,
+        };
+        let protocol = ping_protocol(&options)?;
         let permissions = Permissions::new(options.insecure_key_permissions, self.owners);
         let (proxy, auth) = (options.via.as_ref(), options.via_auth.as_deref());
         let (via, _) = targets::via(proxy, auth, Path::new(""), permissions)?;
         let route = targets::route(options.target, options.bind, options.interface, via.as_ref())?;
         let key = match &options.key {
-            KeySource::Stdin => key_file::read(&options.key, Permissions::Any, WeakKeys::Refused)?,
+            KeySource::Stdin => key_file::read(&options.key, Permissions::Any, weak)?,
             KeySource::File(path) => {
-                let mut keys = key_file::read_all(path, permissions, WeakKeys::Refused)?;
+                let mut keys = key_file::read_all(path, permissions, weak)?;
                 // A directory without a key is an error there.
                 keys.swap_remove(0).1
             }
         };
         // A name is looked up by a step of its own.
         let lookup = Lookup { refresh: Refresh::Never, prefer: options.prefer, ..Lookup::default() };
-        let terms = Terms { label: options.label.unwrap_or_default(), ciphers: options.cipher.ciphers() };
         let timeout = options.timeout.into();
-        let common = Common { timeout, lookup, ..Common::new(route, terms.ciphers) };
-        Ok((common, terms, Arc::new(key)))
+        let common = Common { protocol, timeout, lookup, ..Common::new(route, options.cipher.ciphers()) };
+        Ok((common, Arc::new(key)))
     }
 
     fn socket_permissions(&mut self, options: &PipeOptions) -> Result<SocketPermissions, PlanError> {
@@ -335,6 +339,27 @@ fn protocol(options: &PipeOptions) -> Result<Protocol, PlanError> {
                 "-g requires forward secrecy, and -f does without it; leave one of them out",
             ),
         },
+    }
+}
+
+/// What `spipe ping` speaks.
+fn ping_protocol(options: &PingOptions) -> Result<Protocol, PlanError> {
+    if let ProtocolChoice::Spipe = options.protocol {
+        let label = options.label.clone().unwrap_or_default();
+        return Ok(Protocol::Spipe(Terms { label, ciphers: options.cipher.ciphers() }));
+    }
+    let given = [
+        ("label", options.label.is_some()),
+        ("cipher", options.cipher != CipherChoice::Auto),
+        ("through", options.through),
+        ("count", options.count.0.get() > 1),
+    ];
+    match given.into_iter().find_map(|(option, is_given)| is_given.then_some(option)) {
+        None => Ok(Protocol::Spiped(ForwardSecrecy::Offered)),
+        Some(option) => Err(PlanError::contradiction(
+            option,
+            format!("--{option} is for spipe's own protocol, and spiped's has no such thing; leave it out"),
+        )),
     }
 }
 

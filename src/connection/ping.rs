@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use vec1::Vec1;
 
 use super::Common;
+use super::check::hang_up;
 use crate::names::ResolveError;
 use crate::proto::connection_info::{ConnectionInfo, Purpose};
 use crate::proto::features::Features;
@@ -22,7 +23,7 @@ use crate::proto::handshake::Label;
 use crate::proto::key::{Fingerprint, Key};
 use crate::pump::{self, PumpError};
 use crate::stream::Remote;
-use crate::tunnel::{Terms, Tunnel, TunnelError};
+use crate::tunnel::{AnyTunnel, Protocol, Tunnel, TunnelError};
 use crate::upstream::{Connected, DialError, DialFailure, Dialer};
 
 /// How much longer than `-o` the other end's word is waited for. The other end waits for a place, or for its target, as long as its own
@@ -118,17 +119,16 @@ fn dial_hint(failure: &DialFailure) -> &'static str {
 /// Tries the way to one responder.
 pub struct Pinger {
     common: Common,
-    terms: Terms,
     key: Arc<Key>,
     dialer: Dialer,
 }
 
 impl Pinger {
     /// The way to the first target of `common`, where `key` is to be proved.
-    pub fn new(common: Common, terms: Terms, key: Arc<Key>) -> Self {
+    pub fn new(common: Common, key: Arc<Key>) -> Self {
         let route = common.targets.routes().first().clone();
         let dialer = Dialer::new(route, common.keepalive, common.lookup, Arc::default());
-        Self { common, terms, key, dialer }
+        Self { common, key, dialer }
     }
 
     /// Until when a connection that begins now is to be established.
@@ -169,7 +169,7 @@ impl Pinger {
     ///
     /// # Errors
     /// [`PingError::Handshake`].
-    pub async fn shake_hands(&self, connected: Connected, deadline: Instant) -> Result<Tunnel, PingError> {
+    pub async fn shake_hands(&self, connected: Connected, deadline: Instant) -> Result<AnyTunnel, PingError> {
         self.tunnel(connected, Features::PING, Purpose::Ping, deadline).await
     }
 
@@ -179,22 +179,36 @@ impl Pinger {
         features: Features,
         purpose: Purpose,
         deadline: Instant,
-    ) -> Result<Tunnel, PingError> {
-        let (Self { key, terms, .. }, Connected { stream, remote }) = (self, connected);
+    ) -> Result<AnyTunnel, PingError> {
+        let (Self { key, common, .. }, Connected { stream, remote }) = (self, connected);
         let info = ConnectionInfo { purpose, ..ConnectionInfo::default() };
-        let shaken = Tunnel::initiate(stream, key, terms, features, &info, deadline).await;
+        let shaken = AnyTunnel::initiate(stream, key, &common.protocol, features, &info, deadline).await;
         shaken.map_err(|source| {
-            let has_label = terms.label != Label::default();
-            let label = if has_label { "with the label of --label" } else { "without a label" };
+            let label = match &common.protocol {
+                Protocol::Spipe(terms) if terms.label != Label::default() => "with the label of --label",
+                Protocol::Spipe(_) => "without a label",
+                Protocol::Spiped(_) => "by spiped's protocol",
+            };
             PingError::Handshake { to: self.describe(remote), key: key.fingerprint(), label, source }
         })
     }
 
-    /// Waits until the other end has a place for pings over `tunnel`.
+    /// Waits until the other end has a place for pings over `tunnel`. None by spiped's protocol, which has no pings: that the other
+    /// end holds the key is all that can be known.
     ///
     /// # Errors
     /// [`PingError::TooOld`], [`PingError::NoPlace`] and [`PingError::OtherEnd`].
-    pub async fn begin(&self, mut tunnel: Tunnel) -> Result<Pinging, PingError> {
+    pub async fn begin(&self, tunnel: AnyTunnel) -> Result<Option<Pinging>, PingError> {
+        match tunnel {
+            AnyTunnel::Spipe(tunnel) => self.begin_pings(tunnel).await.map(Some),
+            AnyTunnel::Spiped(tunnel) => {
+                hang_up(tunnel.wire, self.deadline()).await;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn begin_pings(&self, mut tunnel: Tunnel) -> Result<Pinging, PingError> {
         if !tunnel.features.have(Features::PING) {
             // Open is not sent: the other end would pass over the field that it does not know, and connect to its target.
             return Err(PingError::TooOld("answer pings"));
@@ -229,11 +243,12 @@ impl Pinger {
     pub async fn prepare_probe(&self) -> Result<Tunnel, PingError> {
         let deadline = self.deadline();
         let connected = self.connect(deadline).await?;
-        let tunnel = self.tunnel(connected, Features::ACKNOWLEDGEMENT, Purpose::Probe, deadline).await?;
-        if !tunnel.features.have(Features::ACKNOWLEDGEMENT) {
-            return Err(PingError::TooOld("say whether its target can be reached"));
+        match self.tunnel(connected, Features::ACKNOWLEDGEMENT, Purpose::Probe, deadline).await? {
+            AnyTunnel::Spipe(tunnel) if tunnel.features.have(Features::ACKNOWLEDGEMENT) => Ok(tunnel),
+            AnyTunnel::Spipe(_) | AnyTunnel::Spiped(_) => {
+                Err(PingError::TooOld("say whether its target can be reached"))
+            }
         }
-        Ok(tunnel)
     }
 
     /// Has the other end connect to its target, and give it nothing.

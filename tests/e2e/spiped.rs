@@ -545,6 +545,30 @@ fn several_of_their_responders_are_tried_until_one_proves_the_key() {
     assert_echoes(&mut client, "the third");
 }
 
+// Pings.
+
+fn ping(target: SocketAddr, key: &Key) -> Command {
+    let mut command = spipe();
+    command.args(["ping", "-t", &target.to_string(), "--protocol", "spiped", "-k"]).arg(key.path());
+    command
+}
+
+#[test]
+fn a_ping_finds_out_whether_their_responder_holds_the_key() {
+    let key = Key::new();
+    let responder = EitherEnd::Spiped(Spiped::start("-d", &key, bracketed(echo()), &[]));
+    let said = run(&mut ping(responder.address(), &key)).succeeded().text();
+    assert!(said.contains("handshake") && said.contains("holds the key"), "{said}");
+    let ended = run(&mut ping(responder.address(), &Key::new()));
+    ended.failed_with(5, &["its key differs (compare the key files with sha256sum)"]);
+}
+
+#[test]
+fn a_ping_refuses_what_spipeds_protocol_does_not_have() {
+    let ended = run(ping(echo(), &Key::new()).arg("--through"));
+    ended.failed_with(2, &["--through is for spipe's own protocol"]);
+}
+
 // A while of everything at once.
 
 /// How long the mixed load goes on: `SPIPE_SOAK=1800 cargo test --test e2e mixed_load` takes half an hour.
