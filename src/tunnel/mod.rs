@@ -73,8 +73,8 @@ impl Terms {
     }
 }
 
-/// What peers at one source can open, each with its keys: all of one protocol, for which one it is cannot be told from what a peer
-/// says.
+/// What peers at one source can open, each with its keys. All are of one protocol, for a peer's first bytes do not tell which one it
+/// speaks.
 pub enum Doors<'d, K> {
     /// Of spipe's own protocol.
     Spipe(Vec<Door<'d, K>>),
@@ -272,16 +272,15 @@ impl AnyTunnel {
         either!(self, tunnel => tunnel.probe(deadline).await)
     }
 
-    /// Waits until the peer has closed the connection, as [`Tunnel::await_close`]. Both directions have ended well: what spiped's
-    /// protocol cannot tell otherwise than by a reset need not be told any more.
+    /// Waits until the peer has closed the connection, as [`Tunnel::await_close`].
     pub async fn await_close(&mut self) {
         either!(self, tunnel => tunnel.await_close().await);
     }
 
-    /// Has the connection close in an orderly way, when both directions have ended well.
+    /// Has the connection close in an orderly way, now that both directions have ended well.
     pub fn finish(&self) {
         match self {
-            // Its peer knows the end by a frame.
+            // It does so in any case: its peer knows by a frame whether a stream is complete.
             Self::Spipe(_) => {}
             Self::Spiped(tunnel) => tunnel.wire.disarm(),
         }

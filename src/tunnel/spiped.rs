@@ -64,7 +64,8 @@ pub(super) async fn initiate(
 
 /// The responder's side, and which of `doors` the peer has opened.
 ///
-/// The peer speaks first, although nothing hangs on it: a stranger that says nothing is told nothing.
+/// The peer has to speak first, so that a stranger that says nothing is told nothing. That costs no time: an initiator sends its
+/// nonce without waiting for ours.
 pub(super) async fn answer(
     mut wire: Stream,
     doors: &[SpipedDoor<'_, impl Borrow<Key>>],
