@@ -22,7 +22,7 @@ static CONTEXT: LazyLock<PathBuf> = LazyLock::new(|| {
     // cargo's directory is two above the program.
     let target = Path::new(env!("CARGO_BIN_EXE_spipe")).ancestors().nth(2).expect("target/debug/spipe");
     let mut package = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("units/package"));
-    package.arg("container").env("PROFILE", "dev").env("CARGO_TARGET_DIR", target);
+    package.arg("container").env("PROFILE", "quick").env("CARGO_TARGET_DIR", target);
     // Not `run`, which gives up too early: without a change, this takes a second, but the first time minutes.
     let output = package.output().expect("the script can be started");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
