@@ -99,8 +99,12 @@ fn both_packages_have_the_documents_the_changes_and_the_licences() {
 fn the_rpm_package_has_what_debians_has() {
     let (debian, rpm) = (without_documents(&DEBIAN.0), without_documents(&RPM));
     // What each has in its own way: the link is made by a script, and zsh looks elsewhere.
-    let debian_only =
-        ["/usr/bin/spiped", "/usr/share/lintian/overrides/spipe", "/usr/share/zsh/vendor-completions/_spipe"];
+    let debian_only = [
+        "/usr/bin/spiped",
+        "/usr/libexec/spiped/spipe",
+        "/usr/share/lintian/overrides/spipe",
+        "/usr/share/zsh/vendor-completions/_spipe",
+    ];
     let rpm_only = [
         "/usr/share/licenses/spipe/LICENSE-APACHE",
         "/usr/share/licenses/spipe/LICENSE-MIT",
