@@ -18,14 +18,14 @@ const OPEN: usize = OVERHEAD + 9 + 9 + 11;
 const WORDS: &str = "twenty bytes of text";
 const DATA: usize = OVERHEAD + WORDS.len();
 
-/// A pipe to an echo target, through a relay that follows `plan`.
-fn pipe_through(plan: Plan) -> Pipe {
-    Pipe::to(echo()).through(plan).start()
+/// A pipe to an echo target with these arguments for both ends, through a relay that follows `plan`.
+fn pipe_through(plan: Plan, args: &[&str]) -> Pipe {
+    Pipe::to(echo()).args(args).through(plan).start()
 }
 
 /// Sends through a pipe with `plan`, and asserts that the client is reset and that the next one is served.
-fn assert_client_is_reset(plan: Plan) {
-    let pipe = pipe_through(plan);
+pub(crate) fn assert_client_is_reset(plan: Plan, args: &[&str]) {
+    let pipe = pipe_through(plan, args);
     if let Some(mut client) = pipe.initiator.connect_unless_reset() {
         // Several frames, so that enough bytes follow an altered length, which may be longer than the frame.
         let words = WORDS.repeat(10_000);
@@ -45,7 +45,7 @@ fn assert_client_is_reset(plan: Plan) {
 #[test]
 fn the_sizes_on_the_wire_are_as_computed() {
     // The tests below rely on these boundaries. This also shows that the relay itself changes nothing.
-    let pipe = pipe_through(Plan::PASS);
+    let pipe = pipe_through(Plan::PASS, &[]);
     let mut client = pipe.connect();
     for _ in 0..3 {
         assert_echoes(&mut client, WORDS);
@@ -59,7 +59,7 @@ macro_rules! client_is_reset {
     ($($name:ident: $plan:expr;)*) => {
         $(#[test]
         fn $name() {
-            assert_client_is_reset($plan);
+            assert_client_is_reset($plan, &[]);
         })*
     };
 }
@@ -125,7 +125,7 @@ fn the_target_is_reset_after_a_change_in_the_second_frame() {
 
 #[test]
 fn the_client_is_reset_after_a_cut_between_frames() {
-    let pipe = pipe_through(Plan::back(Rule::CutAfter(MESSAGE_2 + DATA)));
+    let pipe = pipe_through(Plan::back(Rule::CutAfter(MESSAGE_2 + DATA)), &[]);
     let mut client = pipe.connect();
     client.write_all(WORDS.as_bytes()).expect("the pipe accepts the bytes");
     // The frame before the cut is whole, so it is delivered.
@@ -135,7 +135,7 @@ fn the_client_is_reset_after_a_cut_between_frames() {
 
 #[test]
 fn other_connections_continue_when_one_is_altered() {
-    let pipe = pipe_through(Plan::forth(Rule::FlipAt(MESSAGE_1 + OPEN + DATA + 10)));
+    let pipe = pipe_through(Plan::forth(Rule::FlipAt(MESSAGE_1 + OPEN + DATA + 10)), &[]);
     let mut doomed = pipe.connect();
     assert_echoes(&mut doomed, WORDS);
     let mut survivor = pipe.connect();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::bytes::exchange;
+use crate::cuts::assert_client_is_reset;
 use crate::support::pipe::{End, Key, Pipe, stdio};
 use crate::support::poll_until;
 use crate::support::process::{Process, run, run_with_input, spipe};
@@ -310,25 +311,11 @@ fn a_recorded_handshake_does_not_open_a_second_connection() {
 
 // What the wire does to a stream.
 
-/// Sends through both ends of ours with a relay of `plan` between them. The client never ends its stream, so only a failure can.
-#[track_caller]
-fn assert_client_is_reset(plan: Plan) {
-    let pipe = Pipe::to(echo()).args(&SPIPED).through(plan).start();
-    if let Some(mut client) = pipe.initiator.connect_unless_reset() {
-        let words = "twenty bytes of text".repeat(10_000);
-        if client.write_all(words.as_bytes()).is_ok() {
-            let received = assert_reset(&mut client);
-            assert!(words.as_bytes().starts_with(&received), "all delivered bytes are authentic");
-        }
-    }
-    assert_echoes(&mut pipe.connect(), "the next connection is served");
-}
-
 macro_rules! client_is_reset {
     ($($name:ident: $plan:expr;)*) => {
         $(#[test]
         fn $name() {
-            assert_client_is_reset($plan);
+            assert_client_is_reset($plan, &SPIPED);
         })*
     };
 }
@@ -411,16 +398,7 @@ fn a_client_that_ends_at_once_is_still_carried() {
     let service = Service::start();
     let pair = Mixed::start((Theirs, Ours), service.address(), (&[], &[]));
     for _ in 0..20 {
-        let mut client = pair.initiator.connect();
-        client.write_all(b"all").expect("the pipe accepts the bytes");
-        client.shutdown(Shutdown::Write).expect("the socket is connected");
-        let mut served = service.accept();
-        assert_reads(&mut served, "all");
-        assert_ends(&mut served);
-        served.write_all(b"heard").expect("the pipe accepts the bytes");
-        drop(served);
-        assert_reads(&mut client, "heard");
-        assert_ends(&mut client);
+        assert_answers_after_the_end(&pair, &service);
     }
 }
 

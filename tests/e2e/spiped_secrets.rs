@@ -4,8 +4,6 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::{Digest, Sha256};
 use spipe::proto::framing::{Open, Received, Seal};
 use spipe::proto::key::Key as ProtoKey;
 use spipe::proto::spiped::group::Half;
@@ -18,6 +16,7 @@ use crate::support::peer::{add_hmac_states, key_secrets};
 use crate::support::pipe::{End, Key};
 use crate::support::poll_until;
 use crate::support::random::Random;
+use crate::support::second::{pbkdf2, sha256};
 use crate::support::socket::{Service, assert_ends, assert_reads, connect};
 
 /// Enough for each thread of the process to carry some.
@@ -31,20 +30,6 @@ struct Subject {
     end: End,
     service: Service,
     descriptors: usize,
-}
-
-/// What spiped makes of a key file.
-fn file_key(key_file: &[u8]) -> [u8; 32] {
-    Sha256::digest(key_file).into()
-}
-
-/// PBKDF2 with one iteration.
-fn derive(key: &[u8], salt: &[u8], length: u32) -> Vec<u8> {
-    let block = |number: u32| {
-        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("any length will do");
-        hmac.chain_update(salt).chain_update(number.to_be_bytes()).finalize().into_bytes()
-    };
-    (1..=length / 32).flat_map(block).collect()
 }
 
 /// A tunnel after the handshake.
@@ -105,14 +90,14 @@ impl Subject {
         }
         let shared = half.agree(&verified.theirs());
         let mut secrets = Secrets::default();
-        let file_key = file_key(&self.key_file);
-        for (number, mac) in derive(&file_key, &nonces, 64).chunks(32).enumerate() {
+        let file_key = sha256(&self.key_file);
+        for (number, mac) in pbkdf2(&file_key, &nonces, 64).chunks(32).enumerate() {
             secrets.add(format!("key of proof {number}"), mac);
             add_hmac_states(&mut secrets, "key of a proof", mac);
         }
         secrets.add("shared value", &shared[..]);
         secrets.add("shared value as a number", &shared.iter().rev().copied().collect::<Vec<_>>());
-        for (number, keys) in derive(&file_key, &[&nonces, &shared[..]].concat(), 128).chunks(64).enumerate()
+        for (number, keys) in pbkdf2(&file_key, &[&nonces, &shared[..]].concat(), 128).chunks(64).enumerate()
         {
             secrets.add(format!("traffic key {number}"), &keys[..32]);
             secrets.add(format!("traffic key of HMAC {number}"), &keys[32..]);
@@ -196,7 +181,7 @@ fn connections_that_are_reset_leave_no_secret() {
 fn a_reload_takes_a_replaced_key_out_of_memory() {
     let subject = Subject::start(Which::Responder);
     let mut old = key_secrets(&subject.key_file);
-    old.add("key of spiped's protocol", &file_key(&subject.key_file));
+    old.add("key of spiped's protocol", &sha256(&subject.key_file));
     let (mut plain, mut tunnel) = subject.establish(1);
     exchange(&mut plain, &mut tunnel);
     let here = old.only(&["key of spiped"]).find_in(&Memory::of(subject.end.process.pid()));

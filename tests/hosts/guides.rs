@@ -27,6 +27,18 @@ impl Hosts {
             follow(MANY, section, &self.server, &self.client);
         }
     }
+
+    /// Has systemd hold the socket of the server's end as well, as the guide shows it for the client's.
+    pub(crate) fn give_the_server_of_the_office_a_socket_unit(&self) {
+        self.server.run(
+            "sed -i '0,/^source = .*/s//source = \"systemd\"/' /etc/spipe/office.toml
+             install -d /etc/systemd/system/spipe@office.socket.d
+             printf '[Socket]\nListenStream=\nListenStream=0.0.0.0:6380\n' > /etc/systemd/system/spipe@office.socket.d/local.conf
+             systemctl daemon-reload
+             systemctl stop spipe@office.service
+             systemctl enable --now spipe@office.socket spipe@office.service",
+        );
+    }
 }
 
 pub(crate) fn redis_on_two_hosts(hosts: &Hosts) {
@@ -87,15 +99,7 @@ pub(crate) fn many_pipes(hosts: &Hosts) {
 pub(crate) fn no_new_connection_fails_while_a_service_with_a_socket_unit_is_restarted(hosts: &Hosts) {
     let Hosts { server, client } = hosts;
     hosts.start_office();
-    // The server's end has a socket unit as well.
-    server.run(
-        "sed -i '0,/^source = .*/s//source = \"systemd\"/' /etc/spipe/office.toml
-         install -d /etc/systemd/system/spipe@office.socket.d
-         printf '[Socket]\nListenStream=\nListenStream=0.0.0.0:6380\n' > /etc/systemd/system/spipe@office.socket.d/local.conf
-         systemctl daemon-reload
-         systemctl stop spipe@office.service
-         systemctl enable --now spipe@office.socket spipe@office.service",
-    );
+    hosts.give_the_server_of_the_office_a_socket_unit();
     let load = Load::start_fresh(client, 8000);
     for _ in 0..5 {
         for host in [client, server] {

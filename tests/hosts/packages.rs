@@ -170,15 +170,7 @@ pub(crate) fn debians_spiped_can_be_installed_again(hosts: &Hosts) {
 pub(crate) fn no_new_connection_to_a_socket_unit_fails_during_an_upgrade(hosts: &Hosts) {
     let Hosts { server, client } = hosts;
     hosts.start_packaged_office();
-    // As the guide shows it for the client.
-    server.run(
-        "sed -i '0,/^source = .*/s//source = \"systemd\"/' /etc/spipe/office.toml
-         install -d /etc/systemd/system/spipe@office.socket.d
-         printf '[Socket]\nListenStream=\nListenStream=0.0.0.0:6380\n' > /etc/systemd/system/spipe@office.socket.d/local.conf
-         systemctl daemon-reload
-         systemctl stop spipe@office.service
-         systemctl enable --now spipe@office.socket spipe@office.service",
-    );
+    hosts.give_the_server_of_the_office_a_socket_unit();
     let load = Load::start_fresh(client, 8000);
     hosts.bring_upgrade();
     for host in [client, server] {

@@ -7,6 +7,7 @@ mod frame_refusals;
 mod handshake_refusals;
 mod noise_vectors;
 mod recorded;
+mod second;
 mod snow_peer;
 mod spiped;
 mod stack;

@@ -16,7 +16,7 @@ use spipe::proto::spiped::handshake::{Crossed, End, ForwardSecrecy};
 use spipe::proto::spiped::packet::PACKET;
 use spipe::proto::stack::wiped;
 
-use crate::spiped::second;
+use crate::second;
 use crate::support::{
     CIPHERS, Connection, KEY_FILE, OTHER_KEY_FILE, REKEY_AFTER, Second, connect, data_frame, end_frame,
     frame_key, initiator_randomness, key, open_frame, other_key, psk, rekeyed, responder_randomness, start,

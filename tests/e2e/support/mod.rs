@@ -16,6 +16,8 @@ pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod redis;
 pub(crate) mod relay;
+#[path = "../../protocol/second.rs"]
+pub(crate) mod second;
 pub(crate) mod site;
 pub(crate) mod socket;
 pub(crate) mod spiped;

@@ -12,12 +12,12 @@ use hkdf::Hkdf;
 use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use sha2::block_api::compress256;
 use sha2::{Digest, Sha256};
 use spipe::proto::cipher::Cipher;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::memory::Secrets;
+use super::second::hmac_states;
 
 const KEM_KEY: usize = 1184;
 const CIPHERTEXT: usize = 1088;
@@ -72,22 +72,8 @@ fn random<const N: usize>() -> [u8; N] {
 
 /// Whoever has these two states of SHA-256 can compute every HMAC of `key` without the key itself (RFC 2104, section 4).
 pub(crate) fn add_hmac_states(secrets: &mut Secrets, name: &str, key: &[u8]) {
-    for pad in [0x36, 0x5c] {
-        let mut block = [pad; 64];
-        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
-        // FIPS 180-4, section 5.3.3.
-        let mut state = [
-            0x6a09_e667,
-            0xbb67_ae85,
-            0x3c6e_f372,
-            0xa54f_f53a,
-            0x510e_527f,
-            0x9b05_688c,
-            0x1f83_d9ab,
-            0x5be0_cd19,
-        ];
-        compress256(&mut state, &[block]);
-        let state: Vec<u8> = state.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+    let key = key.try_into().expect("the keys of all HMACs here have 32 bytes");
+    for state in hmac_states(key) {
         secrets.add(format!("{name}, as HMAC keeps it"), &state);
     }
 }
