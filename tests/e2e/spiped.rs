@@ -367,7 +367,7 @@ fn a_client_that_is_reset_resets_the_target_but_for_their_initiator_which_ends_i
 }
 
 #[test]
-fn the_death_of_an_end_is_a_reset_and_not_an_end() {
+fn the_death_of_an_initiator_is_a_reset_and_not_an_end() {
     let service = Service::start();
     let pipe = Pipe::to(service.address()).args(&SPIPED).start();
     let mut client = pipe.connect();
@@ -381,7 +381,18 @@ fn the_death_of_an_end_is_a_reset_and_not_an_end() {
 }
 
 #[test]
-fn a_target_that_is_reset_resets_their_client_side() {
+fn the_death_of_a_responder_is_a_reset_and_not_an_end() {
+    let pipe = Pipe::to(echo()).args(&SPIPED).start();
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "x");
+    let Pipe { initiator, responder, .. } = pipe;
+    responder.process.kill();
+    assert_reset(&mut client);
+    initiator.await_line(&["closed", "the connection to the other end broke"]);
+}
+
+#[test]
+fn a_target_that_is_reset_resets_the_client() {
     let service = Service::start();
     let pair = Mixed::start((Ours, Ours), service.address(), (&[], &[]));
     let mut client = pair.initiator.connect();
