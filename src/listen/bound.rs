@@ -2,8 +2,9 @@
 //! process that served before.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::time::Duration;
 
 use socket2::{Domain, SockRef};
 use tokio::net::{TcpListener, UnixListener};
@@ -87,6 +88,7 @@ impl HandedOver {
     /// # Errors
     /// The operating system's.
     pub fn new(socket: OwnedFd, source: Source) -> io::Result<Self> {
+        never_block(&socket)?;
         let view = SockRef::from(&socket);
         let address = view.local_addr()?;
         let (local, socket) = if view.domain()? == Domain::UNIX {
@@ -111,6 +113,18 @@ impl HandedOver {
     }
 }
 
+/// The longest that accept(2) may block, if it does at all: the shortest time that the kernel can wait.
+const NEVER_BLOCK: Duration = Duration::from_micros(1);
+
+/// Keeps accept(2) from waiting at a socket that other processes have too. O_NONBLOCK belongs to the socket and not to a process, and systemd
+/// takes it away whenever it starts a process with the socket (NonBlocking=, systemd.service(5)); the process that serves until that
+/// one takes over would stand still in accept(2). The time limit of the socket (SO_RCVTIMEO) nobody changes.
+fn never_block(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_nonblocking(true)?;
+    socket.set_read_timeout(Some(NEVER_BLOCK))
+}
+
 struct PassedSocket {
     name: String,
     socket: BoundSocket,
@@ -123,7 +137,7 @@ impl Passed {
     /// # Errors
     /// The operating system's.
     pub fn add_tcp(&mut self, name: String, socket: std::net::TcpListener) -> io::Result<()> {
-        socket.set_nonblocking(true)?;
+        never_block(&socket)?;
         let local = Endpoint::Ip(socket.local_addr()?);
         self.sockets.push(PassedSocket { name, socket: BoundSocket::Tcp(socket), local });
         Ok(())
@@ -134,7 +148,7 @@ impl Passed {
     /// # Errors
     /// The operating system's.
     pub fn add_unix(&mut self, name: String, socket: std::os::unix::net::UnixListener) -> io::Result<()> {
-        socket.set_nonblocking(true)?;
+        never_block(&socket)?;
         let address = SockRef::from(&socket).local_addr()?;
         let local = Endpoint::Unix(UnixName::of(&address).map_err(io::Error::other)?);
         self.sockets.push(PassedSocket { name, socket: BoundSocket::Unix(socket, None), local });

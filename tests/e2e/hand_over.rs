@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
@@ -234,20 +235,45 @@ fn sockets_of_the_status_are_handed_over_too() {
     assert!(!relay.0.path("control").exists());
 }
 
+/// A process of `relay` to which systemd has passed `listener`.
+fn start_with(relay: &Relay, listener: &TcpListener) -> Process {
+    let text = std::fs::read_to_string(relay.0.file()).expect("the file can be read");
+    relay.0.configure(text.replace("127.0.0.1:0", "systemd"));
+    let mut command = after("exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1", &relay.0.command());
+    let passed = listener.try_clone().expect("descriptors are not short");
+    command.stdin(OwnedFd::from(passed)).stdout(Stdio::null()).stderr(Stdio::piped());
+    let process = Process::start_piped(&mut command);
+    process.await_line(&["listening", "pipe=\"a\""]);
+    process
+}
+
 #[test]
 fn sockets_that_systemd_has_passed_are_handed_over_too() {
     let relay = Relay::new();
-    let text = std::fs::read_to_string(relay.0.file()).expect("the file can be read");
-    relay.0.configure(text.replace("127.0.0.1:0", "systemd"));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("the socket is bound");
-    let mut command = after("exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1", &relay.0.command());
-    command.stdin(std::os::fd::OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut first = Process::start_piped(&mut command);
-    first.await_line(&["listening", "pipe=\"a\""]);
+    let mut first = start_with(&relay, &listener);
     let _second = relay.follow(&first);
     assert_eq!(first.wait().code(), Some(0));
+    let address = listener.local_addr().expect("the socket is bound");
     assert_echoes(&mut connect(address), "through a passed socket");
+}
+
+/// systemd does so whenever it starts a process with it, and the one before still serves.
+#[test]
+fn a_passed_socket_that_is_made_to_block_holds_nobody_up() {
+    let relay = Relay::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("the socket is bound");
+    let first = start_with(&relay, &listener);
+    let mut before = connect(address);
+    assert_echoes(&mut before, "before");
+    listener.set_nonblocking(false).expect("it is a flag");
+    // More than the threads that could wait in the kernel.
+    for _ in 0..64 {
+        assert_echoes(&mut connect(address), "meanwhile");
+    }
+    assert_echoes(&mut before, "still");
+    let _second = relay.follow(&first);
 }
 
 #[test]
