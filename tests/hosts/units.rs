@@ -60,6 +60,9 @@ pub(crate) fn the_service_has_no_rights_and_root_keeps_the_key(hosts: &Hosts) {
         let is_whole = sandboxed.contains("landlock=abi")
             && sandboxed.ends_with(&format!("seccomp=on memory={memory} capabilities=none"));
         assert!(is_whole, "{sandboxed}");
+        // What the unit has taken already is not missed.
+        let journal = host.journal(unit);
+        assert!(!journal.contains("rights that are not needed"), "{journal}");
     }
 }
 
