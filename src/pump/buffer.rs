@@ -1,14 +1,18 @@
 //! The buffers that frames travel through.
 //!
 //! A pump borrows one while bytes are in flight and gives it back before it waits for more, so an idle connection owns
-//! none. A few are kept a thread, where taking one is no system call and no lock; and some for all threads together, since
-//! a task may take a buffer on one thread and drop it on another.
+//! none. A few are kept a thread, where taking one is no system call and no lock; the others are kept for all threads together, since
+//! a task may take a buffer on one thread and drop it on another, and hold one as long as the next hop is slow. Of these, the system
+//! gets back those that nobody has needed for a while.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
+use memmap2::MmapMut;
+use tokio::runtime::Handle;
 
 /// Bytes in a buffer, and the most that one system call carries: eight of spipe's full frames. Bulk costs 0.92 of the CPU time
 /// that it takes with four, and 16 are no better: a larger write finds the reader asleep less often, and half of what a
@@ -24,27 +28,101 @@ pub(super) type Payloads = ArrayVec<Range<usize>, GATHER>;
 
 /// Idle buffers kept a thread: one for each direction of the connection that runs there.
 const KEPT: usize = 2;
-/// Idle buffers kept for all threads, for tasks that hold one across a wait: as long as the next hop is slow, or is being
-/// connected to. Without these, buffers pile up where they are dropped, and each connection maps new ones where it starts:
-/// five page faults a connection.
-const KEPT_BY_ALL: usize = 16;
+/// Idle buffers kept for all threads for good. More are kept as long as they are needed again and again.
+const KEPT_BY_ALL: usize = 4;
+/// How long a buffer is to be needed by nobody before it goes back to the system.
+const UNNEEDED: Duration = Duration::from_secs(1);
 
 type Idle = Vec<Box<Pooled>>;
 
 thread_local! {
     static IDLE: RefCell<Idle> = const { RefCell::new(Vec::new()) };
 }
-static IDLE_OF_ALL: Mutex<Idle> = Mutex::new(Vec::new());
+static IDLE_OF_ALL: Mutex<IdleOfAll> = Mutex::new(IdleOfAll { idle: Vec::new(), fewest: 0, trimmed: false });
 
-fn idle_of_all() -> MutexGuard<'static, Idle> {
-    // A panic elsewhere leaves the list whole: every change to it is one call.
-    IDLE_OF_ALL.lock().unwrap_or_else(PoisonError::into_inner)
+struct IdleOfAll {
+    /// The one that was used last is taken first.
+    idle: Idle,
+    /// The least that `idle` has had since it was trimmed: so many were needed by nobody.
+    fewest: usize,
+    /// Whether a task looks after it.
+    trimmed: bool,
+}
+
+impl IdleOfAll {
+    fn lock() -> MutexGuard<'static, Self> {
+        // A panic elsewhere leaves it whole: every change to the list is one call.
+        IDLE_OF_ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&mut self) -> Option<Box<Pooled>> {
+        let taken = self.idle.pop();
+        self.fewest = self.fewest.min(self.idle.len());
+        taken
+    }
+
+    /// Keeps `pooled`, if there is a runtime that can take it away again.
+    fn give_back(pooled: Box<Pooled>) {
+        let mut all = Self::lock();
+        if all.idle.len() < KEPT_BY_ALL || all.trimmed {
+            all.idle.push(pooled);
+        } else if let Ok(runtime) = Handle::try_current() {
+            all.idle.push(pooled);
+            all.trimmed = true;
+            // A runtime that is shutting down drops the task at once, and that takes the lock.
+            drop(all);
+            runtime.spawn(trim(Trimming));
+        }
+    }
+
+    /// Takes out those that were needed by nobody since the last time.
+    fn unneeded(&mut self) -> Idle {
+        let unneeded = self.fewest.min(self.idle.len().saturating_sub(KEPT_BY_ALL));
+        let cold = self.idle.drain(..unneeded).collect();
+        self.fewest = self.idle.len();
+        cold
+    }
+}
+
+/// Lets another task begin when this one ends, also with its runtime.
+struct Trimming;
+
+impl Drop for Trimming {
+    fn drop(&mut self) {
+        IdleOfAll::lock().trimmed = false;
+    }
+}
+
+/// Gives buffers back to the system until few are left.
+async fn trim(_trimming: Trimming) {
+    loop {
+        tokio::time::sleep(UNNEEDED).await;
+        let mut all = IdleOfAll::lock();
+        let unneeded = all.unneeded();
+        let is_done = all.idle.len() <= KEPT_BY_ALL;
+        drop(all);
+        // Unmapping takes time, so not under the lock.
+        drop(unneeded);
+        if is_done {
+            return;
+        }
+    }
 }
 
 /// What a pump borrows from the pool.
 struct Pooled {
-    bytes: Box<[u8]>,
+    /// A mapping of its own, which goes back to the system when the buffer goes. The allocator would keep it: after 1,000 connections
+    /// that came 256 at a time, each pair of ends took 62 KiB with allocated buffers.
+    bytes: MmapMut,
     payloads: Payloads,
+}
+
+impl Pooled {
+    fn new() -> Box<Self> {
+        // As where an allocation fails; but this ends one connection and not the process.
+        let bytes = MmapMut::map_anon(BATCH).expect("the system has memory for a buffer");
+        Box::new(Self { bytes, payloads: Payloads::new() })
+    }
 }
 
 /// [`BATCH`] bytes, with whatever the last user left in them, and a list of places in them. Returns to the pool when dropped.
@@ -58,9 +136,8 @@ pub struct Buffer {
 impl Buffer {
     /// An idle buffer, or a new one. A new one's pages are untouched zeros, so it costs memory only as far as it is used.
     pub fn take() -> Self {
-        let idle = IDLE.with_borrow_mut(Vec::pop).or_else(|| idle_of_all().pop());
-        let new = || Box::new(Pooled { bytes: vec![0; BATCH].into_boxed_slice(), payloads: Payloads::new() });
-        Self { pooled: Some(idle.unwrap_or_else(new)) }
+        let idle = IDLE.with_borrow_mut(Vec::pop).or_else(|| IdleOfAll::lock().take());
+        Self { pooled: Some(idle.unwrap_or_else(Pooled::new)) }
     }
 
     /// Payloads that are opened and not yet written, by where they lie in the buffer.
@@ -100,17 +177,16 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(mut pooled) = self.pooled.take() else { return };
         pooled.payloads.clear();
-        let give_back = |idle: &mut Idle, kept, pooled| {
-            if idle.len() < kept {
-                idle.push(pooled);
-                None
-            } else {
-                Some(pooled)
+        let mut pooled = Some(pooled);
+        // At thread exit the thread's own list may be gone already.
+        let _ = IDLE.try_with(|idle| {
+            let mut idle = idle.borrow_mut();
+            if idle.len() < KEPT {
+                idle.extend(pooled.take());
             }
-        };
-        // At thread exit the thread's own list may be gone already; then the buffer is simply freed.
-        if let Ok(Some(pooled)) = IDLE.try_with(|idle| give_back(&mut idle.borrow_mut(), KEPT, pooled)) {
-            give_back(&mut idle_of_all(), KEPT_BY_ALL, pooled);
+        });
+        if let Some(pooled) = pooled {
+            IdleOfAll::give_back(pooled);
         }
     }
 }
@@ -136,9 +212,51 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_keeps_a_few_only() {
+    fn without_a_runtime_the_pool_keeps_a_few_only() {
         drop((0..KEPT + KEPT_BY_ALL + 9).map(|_| Buffer::take()).collect::<Vec<_>>());
         assert_eq!(IDLE.with_borrow(Vec::len), KEPT);
-        assert!(idle_of_all().len() <= KEPT_BY_ALL);
+    }
+
+    fn pooled(count: usize) -> IdleOfAll {
+        let idle: Idle = (0..count).map(|_| Pooled::new()).collect();
+        IdleOfAll { fewest: idle.len(), idle, trimmed: true }
+    }
+
+    #[test]
+    fn buffers_that_nobody_has_needed_go_back_to_the_system() {
+        let mut all = pooled(KEPT_BY_ALL + 20);
+        // At most 8 at the same time.
+        for _ in 0..3 {
+            let needed: Vec<_> = (0..8).filter_map(|_| all.take()).collect();
+            all.idle.extend(needed);
+        }
+        assert_eq!(all.unneeded().len(), KEPT_BY_ALL + 12);
+        assert_eq!(all.idle.len(), 8);
+    }
+
+    #[test]
+    fn buffers_that_are_needed_again_and_again_stay() {
+        let mut all = pooled(KEPT_BY_ALL + 20);
+        let needed: Vec<_> = (0..KEPT_BY_ALL + 20).filter_map(|_| all.take()).collect();
+        all.idle.extend(needed);
+        assert!(all.unneeded().is_empty());
+    }
+
+    #[test]
+    fn a_few_stay_for_good() {
+        let mut all = pooled(KEPT_BY_ALL + 20);
+        drop(all.unneeded());
+        assert!(all.unneeded().is_empty());
+        assert_eq!(all.idle.len(), KEPT_BY_ALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_forgotten() {
+        drop((0..KEPT + KEPT_BY_ALL + 50).map(|_| Buffer::take()).collect::<Vec<_>>());
+        assert!(IdleOfAll::lock().idle.len() > KEPT_BY_ALL);
+        while IdleOfAll::lock().trimmed {
+            tokio::time::sleep(UNNEEDED).await;
+        }
+        assert!(IdleOfAll::lock().idle.len() <= KEPT_BY_ALL);
     }
 }
