@@ -109,13 +109,14 @@ impl NoCipher {
 
 impl Seal for NoCipher {
     const SLOT: Slot = Sealer::SLOT;
+    type Spent = ();
 
     fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
         Ok(Self::frame(slot, payload, 2))
     }
 
-    fn end(self, slot: &mut [u8]) -> Result<Ending, Exhausted> {
-        Ok(Ending::Frame(Self::frame(slot, 0, 3)))
+    fn end(self, slot: &mut [u8]) -> Result<(Ending, ()), Exhausted> {
+        Ok((Ending::Frame(Self::frame(slot, 0, 3)), ()))
     }
 
     fn abort(self, _reason: AbortReason, _slot: &mut [u8]) -> Result<Option<usize>, Exhausted> {

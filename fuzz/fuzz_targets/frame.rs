@@ -103,7 +103,7 @@ fn honest_stream() -> (Vec<u8>, Vec<u8>) {
     let length = sealer.data(&mut slot, sent.len()).unwrap();
     assert_eq!(length, sent.len() + OVERHEAD);
     wire.extend(&slot[..length]);
-    let length = sealer.end(&mut slot).unwrap();
+    let (length, _spent) = sealer.end(&mut slot).unwrap();
     wire.extend(&slot[..length]);
     (wire, sent.to_vec())
 }

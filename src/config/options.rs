@@ -120,6 +120,12 @@ pub(crate) struct PipeOptions {
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) send_proxy: Option<Version>,
 
+    /// Have a handshake for each connection. By default, a tunnel whose connection has ended well carries others, for two minutes
+    /// after its handshake, if both ends can do that
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) no_reuse: bool,
+
     /// The most connections at a time of one IPv4 address or IPv6 /64
     #[arg(long, value_name = "MAX", requires = "source")]
     #[serde(default)]

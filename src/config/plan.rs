@@ -23,7 +23,7 @@ use crate::proto::spiped::handshake::ForwardSecrecy;
 use crate::service::privileges::{LookupError, UserName};
 use crate::service::process::has_aes_instructions;
 use crate::stream::{Keepalive, Probes};
-use crate::tunnel::{Protocol, Terms};
+use crate::tunnel::{Protocol, Reuse, Terms};
 
 /// Why options make no pipe.
 #[derive(Debug, Error)]
@@ -319,12 +319,17 @@ fn protocol(options: &PipeOptions) -> Result<Protocol, PlanError> {
         ),
         ProtocolChoice::Spipe => {
             let label = options.label.clone().unwrap_or_default();
-            Ok(Protocol::Spipe(Terms { label, ciphers: options.cipher.ciphers() }))
+            let reuse = if options.no_reuse { Reuse::Off } else { Reuse::On };
+            Ok(Protocol::Spipe(Terms { label, ciphers: options.cipher.ciphers(), reuse }))
         }
         ProtocolChoice::Spiped if options.label.is_some() => contradiction(
             "label",
             "--label is for spipe's own protocol, and with --protocol spiped there is none; leave it out, and tell pipes apart by \
              their keys",
+        ),
+        ProtocolChoice::Spiped if options.no_reuse => contradiction(
+            "no-reuse",
+            "--no-reuse is for spipe's own protocol, and with --protocol spiped no tunnel is used again; leave it out",
         ),
         ProtocolChoice::Spiped if options.cipher != CipherChoice::Auto => contradiction(
             "cipher",
@@ -346,7 +351,7 @@ fn protocol(options: &PipeOptions) -> Result<Protocol, PlanError> {
 fn ping_protocol(options: &PingOptions) -> Result<Protocol, PlanError> {
     if let ProtocolChoice::Spipe = options.protocol {
         let label = options.label.clone().unwrap_or_default();
-        return Ok(Protocol::Spipe(Terms { label, ciphers: options.cipher.ciphers() }));
+        return Ok(Protocol::Spipe(Terms { label, ciphers: options.cipher.ciphers(), reuse: Reuse::Off }));
     }
     let given = [
         ("label", options.label.is_some()),

@@ -48,11 +48,23 @@ impl Carrying {
     }
 }
 
-/// Carries bytes both ways until both ends have closed or one fails, and logs the end.
+/// What a connection leaves that has ended well.
+pub(super) struct Ended {
+    /// Can carry another one.
+    pub(super) tunnel: AnyTunnel,
+    /// What the connection was.
+    pub(super) live: Arc<Live>,
+}
+
+/// Carries bytes both ways until both ends have closed or one fails, and logs the end. Gives what is left, if the tunnel can be used
+/// again.
 ///
 /// # Errors
 /// [`PumpError`], when it failed.
-pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Result<(), PumpError> {
+pub(super) async fn carry(
+    common: &Common,
+    mut connection: Box<Carrying>,
+) -> Result<Option<Box<Ended>>, PumpError> {
     log_established(common, connection.running.live());
     let result = if let Some(failed) = connection.failed.take() {
         Err(failed)
@@ -88,12 +100,13 @@ pub(super) async fn carry(common: &Common, mut connection: Box<Carrying>) -> Res
     drop(connection.place);
     drop(connection.in_use);
     log_closed(common, &live, &carried, &result);
-    if result.is_ok()
-        && let Ends::Initiator { .. } = live.ends
-    {
+    result?;
+    let is_reusable = connection.tunnel.is_reusable();
+    if !is_reusable && matches!(live.ends, Ends::Initiator { .. }) {
         Box::pin(connection.tunnel.await_close()).await;
     }
-    result
+    let tunnel = connection.tunnel;
+    Ok(is_reusable.then(|| Box::new(Ended { tunnel, live })))
 }
 
 /// None where the peer has failed itself, or cannot be told.

@@ -7,11 +7,11 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSliceMut};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Common;
 use super::watch::Watch;
@@ -29,6 +29,15 @@ const KEPT_MAX: usize = 64 * 1024;
 #[derive(Default)]
 pub(super) struct FirstBytes {
     bytes: Vec<u8>,
+}
+
+/// What a responder gets of a client before its first frame.
+#[derive(Clone, Copy)]
+pub(super) enum Hold {
+    /// All that the client says.
+    Nothing,
+    /// Not a byte, so that another one may have the client whatever happens, at the latest then.
+    UntilOpened(Instant),
 }
 
 /// What has become of a client and one responder.
@@ -50,13 +59,21 @@ impl FirstBytes {
         tunnel: &mut Tunnel,
         common: &Common,
         started: Instant,
+        hold: Hold,
     ) -> Committed {
         let Tunnel { seal, open, wire, features, .. } = tunnel;
         let (reader, _writer) = local.split();
         let (mut wire_reader, mut wire_writer) = wire.split();
         let full = if features.have(Features::ACKNOWLEDGEMENT) { Full::Waits } else { Full::GivesUp };
-        let kept = self.bytes.len();
-        let mut client = Copying { reader, first: self, replayed: 0, full, has_given_up: false };
+        let kept = match hold {
+            Hold::Nothing => self.bytes.len(),
+            Hold::UntilOpened(_) => 0,
+        };
+        let mut client = Copying { reader, first: self, replayed: 0, hold, full, has_given_up: false };
+        let mut late = match hold {
+            Hold::Nothing => None,
+            Hold::UntilOpened(deadline) => Some(pin!(sleep_until(deadline))),
+        };
         let mut watch = Watch::new(common, started, None);
         let (mut begun, mut has_ended) = (false, false);
         let opened = poll_fn(|context| {
@@ -78,6 +95,11 @@ impl FirstBytes {
             }
             if client.has_given_up {
                 return Poll::Ready(Ok(()));
+            }
+            if let Some(late) = &mut late
+                && late.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(Err(PumpError::Wire(io::ErrorKind::TimedOut.into())));
             }
             let waiting = Waiting {
                 local: &client.reader,
@@ -125,6 +147,7 @@ struct Copying<'c> {
     first: &'c mut FirstBytes,
     /// Of what was kept, what this responder has got.
     replayed: usize,
+    hold: Hold,
     full: Full,
     has_given_up: bool,
 }
@@ -135,6 +158,9 @@ impl ReadVectored for Copying<'_> {
         context: &mut Context<'_>,
         slots: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Hold::UntilOpened(_) = self.hold {
+            return Poll::Pending;
+        }
         let bytes = &mut self.first.bytes;
         if self.replayed < bytes.len() {
             let before = self.replayed;

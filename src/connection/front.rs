@@ -1,19 +1,22 @@
 //! Where the peers of responders come in (`-d`). Several pipes may share a source: which one a peer is for, its message 1 says, by the
 //! key and the label that it opens with.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vec1::Vec1;
 
-use super::carry::{Carrying, carry};
+use super::carry::{Carrying, Ended, carry};
 use super::responder::Responder;
 use super::{Common, ConnectionError, SetupError};
 use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
 use crate::stats::{OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::handshake::Ending;
+use crate::tunnel::idle::{IdleResponder, Next};
 use crate::tunnel::{AnyTunnel, Doors, TunnelError};
 
 /// The responders at some sources: one, or several that share them.
@@ -23,6 +26,8 @@ pub struct Front {
     unknown: Arc<OfPipe>,
     refusals: Arc<Repeated>,
     probes: Arc<Repeated>,
+    /// Has idle tunnels given up when this goes: at a reload, and at a stop.
+    idle: CancellationToken,
 }
 
 /// A connection that is ready to carry bytes, with what it has in common with others of its pipe. Not with the keys, which a reload may
@@ -30,7 +35,21 @@ pub struct Front {
 struct Established {
     common: Arc<Common>,
     carrying: Box<Carrying>,
+    /// Which of the responders it is for.
+    door: usize,
+    /// Where it comes from.
+    peer: Remote,
 }
+
+/// An idle tunnel, with what it holds as long as it is that. Not the front, which has keys.
+struct Rest {
+    tunnel: IdleResponder,
+    place: LobbyPlace,
+    given_up: CancellationToken,
+}
+
+/// A connection that is being set up.
+type Establishing = Pin<Box<dyn Future<Output = Result<Option<Established>, SetupError>> + Send>>;
 
 impl Front {
     /// The front of `responders`. Peers that open the door of none count in `unknown`.
@@ -45,7 +64,8 @@ impl Front {
         let probes = Repeated::new(move |_kind, more| {
             debug!(pipe = pipes, more, "closed without a byte: further connections in the last minute");
         });
-        Self { responders, unknown, refusals, probes }
+        let idle = CancellationToken::new();
+        Self { responders, unknown, refusals, probes, idle }
     }
 
     /// Carries `stranger` from here to its end, if it proves a key.
@@ -56,13 +76,20 @@ impl Front {
         self: Arc<Self>,
         stranger: Admitted<LobbyPlace>,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send + 'static {
+        let front = Arc::downgrade(&self);
         // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it.
-        let establishing = Box::pin(self.establish(stranger));
+        let mut establishing: Establishing = Box::pin(self.establish(stranger));
         async move {
-            match establishing.await? {
-                Some(Established { common, carrying }) => Ok(carry(&common, carrying).await?),
-                None => Ok(()),
+            // As long as the tunnel lasts.
+            while let Some(Established { common, carrying, door, peer }) = establishing.await? {
+                let Some(ended) = carry(&common, carrying).await? else { break };
+                let resting = front.upgrade().and_then(|front| front.rest(*ended, door, peer));
+                let Some(rest) = resting else { break };
+                let next = Box::pin(rest.next()).await;
+                let Some(front) = front.upgrade() else { break };
+                establishing = Box::pin(front.establish_again(next, door, peer));
             }
+            Ok(())
         }
     }
 
@@ -74,25 +101,57 @@ impl Front {
         let Admitted { stream, remote: mut peer, place } = stranger;
         let mut door = None;
         let result = self.answer_and_go_on(stream, &mut peer, place, &mut door).await;
+        self.established(result, door, peer)
+    }
+
+    fn established(
+        &self,
+        result: Result<Option<Box<Carrying>>, SetupError>,
+        door: Option<usize>,
+        peer: Remote,
+    ) -> Result<Option<Established>, SetupError> {
         match (result, door) {
             (Ok(Some(carrying)), Some(door)) => {
-                Ok(Some(Established { common: Arc::clone(&door.common), carrying }))
+                let common = Arc::clone(&self.responders[door].common);
+                Ok(Some(Established { common, carrying, door, peer }))
             }
             (Ok(_), _) => Ok(None),
             (Err(error), door) => {
-                self.log_refused(&error, peer, door);
+                self.log_refused(&error, peer, door.map(|door| &*self.responders[door]));
                 Err(error)
             }
         }
     }
 
+    /// Keeps the tunnel of a connection that has ended well, if it can be used again.
+    fn rest(&self, Ended { tunnel, .. }: Ended, door: usize, peer: Remote) -> Option<Rest> {
+        let tunnel = tunnel.rest_at_responder()?;
+        let place = self.responders[door].gate.rest(peer);
+        Some(Rest { tunnel, place, given_up: self.idle.clone() })
+    }
+
+    /// Goes on with a tunnel that was idle.
+    async fn establish_again(
+        self: Arc<Self>,
+        next: Result<Next, TunnelError>,
+        door: usize,
+        peer: Remote,
+    ) -> Result<Option<Established>, SetupError> {
+        let result = match next {
+            Ok(Next::Connection(opened)) => self.responders[door].go_on_again(*opened, peer).await,
+            Ok(Next::Left | Next::GivenUp) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        self.established(result, Some(door), peer)
+    }
+
     /// Goes on as the responder whose `door` the peer opens, which is noted as soon as it is known.
-    async fn answer_and_go_on<'f>(
-        &'f self,
+    async fn answer_and_go_on(
+        &self,
         mut wire: Stream,
         peer: &mut Remote,
         mut waiting: LobbyPlace,
-        door: &mut Option<&'f Responder>,
+        door: &mut Option<usize>,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
         let started = Instant::now();
         // What is decided before the pipe is known is the same for all of them.
@@ -120,7 +179,7 @@ impl Front {
         };
         waiting.advance(Stage::Answered);
         let responder = &*self.responders[answered.door()];
-        *door = Some(responder);
+        *door = Some(answered.door());
         let deadline = now + responder.common.timeout;
         responder.go_on(answered, *peer, waiting, (started, now), deadline).await
     }
@@ -152,6 +211,26 @@ impl Front {
             stats.tell(cause, format!("peer {peer}: {reason}"));
             warn!(pipe, %peer, configured, key, key_file, key_name, reason, "refused");
         });
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.idle.cancel();
+    }
+}
+
+impl Rest {
+    /// What it comes to.
+    async fn next(self) -> Result<Next, TunnelError> {
+        let Self { tunnel, place, given_up } = self;
+        let give_up = async {
+            tokio::select! {
+                () = place.turned_out() => {}
+                () = given_up.cancelled() => {}
+            }
+        };
+        tunnel.next(give_up).await
     }
 }
 

@@ -1,22 +1,25 @@
 //! A connection of an initiator (`-e`): a client is carried to a responder.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 use tracing::{debug, warn};
 
-use super::carry::{Carrying, carry};
-use super::commit::{Committed, FirstBytes};
+use super::carry::{Carrying, Ended, carry};
+use super::commit::{Committed, FirstBytes, Hold};
+use super::reserve::{Reserve, Waiting};
 use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::addr::Name;
 use crate::gate::{Admitted, ClientPlace, Establishing, Gate, OfSource};
 use crate::proto::connection_info::{ConnectionId, ConnectionInfo};
 use crate::proto::features::Features;
+use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
 use crate::pump::PumpError;
 use crate::stats::{Ends, OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
-use crate::tunnel::AnyTunnel;
+use crate::tunnel::{AnyTunnel, Protocol, Reuse, Terms, Tunnel};
 use crate::upstream::{Candidate, Connected, InUse, Next, Upstream};
 
 /// What all connections of an initiator share.
@@ -28,6 +31,8 @@ pub struct Initiator {
     pub(super) upstream: Upstream,
     stats: Arc<OfPipe>,
     failures: Arc<Repeated>,
+    /// Tunnels that have carried others.
+    reserve: Arc<Reserve>,
 }
 
 impl Initiator {
@@ -50,7 +55,7 @@ impl Initiator {
                 );
             }
         });
-        Self { common, key, gate, upstream, stats, failures }
+        Self { common, key, gate, upstream, stats, failures, reserve: Arc::default() }
     }
 
     /// Carries `client` from here to its end.
@@ -64,10 +69,25 @@ impl Initiator {
         let common = Arc::clone(&self.common);
         // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it. Nor does it
         // keep the key, which a reload may take out of memory.
+        let initiator = Arc::downgrade(&self);
         let establishing = Box::pin(self.establish(client));
         async move {
             let established = establishing.await?;
-            Ok(carry(&common, established).await?)
+            let ended = carry(&common, established).await?;
+            // It is gone after a reload, with what it had in reserve.
+            if let (Some(ended), Some(initiator)) = (ended, initiator.upgrade()) {
+                initiator.keep(*ended);
+            }
+            Ok(())
+        }
+    }
+
+    /// Keeps the tunnel of a connection that has ended well for another one.
+    fn keep(&self, Ended { tunnel, live }: Ended) {
+        let Some(kept) = self.gate.as_ref().and_then(|gate| gate.keep_idle()) else { return };
+        let Ends::Initiator { target: remote, .. } = live.ends else { return };
+        if let Some(tunnel) = tunnel.rest_at_initiator() {
+            self.reserve.put(Waiting { tunnel, target: live.configured.clone(), remote, kept });
         }
     }
 
@@ -140,9 +160,7 @@ impl Initiator {
         establishing: Option<Establishing>,
         started: Instant,
     ) -> Result<Reached, SetupError> {
-        // A responder that was upgraded is noticed by the next client.
-        let is_of_use = self.upstream.has_several() || self.upstream.check().is_some();
-        let features = if is_of_use { Features::ACKNOWLEDGEMENT } else { Features::NONE };
+        let features = self.features();
         let mut deadline = Instant::now() + self.common.timeout;
         let (mut establishing, mut first, mut failures) = (establishing, FirstBytes::default(), Vec::new());
         let mut choice = self.upstream.choose();
@@ -155,6 +173,27 @@ impl Initiator {
                 }
             };
             let candidate = chosen.candidate();
+            if let Some(waiting) = self.reserve.take(candidate.target()) {
+                drop(establishing.take());
+                let reusing = self.reuse(waiting, local, &mut first, info, started, choice.share(deadline));
+                let error = match Box::pin(reusing).await {
+                    Reused::Stays(tunnel, remote) => {
+                        return Ok(Reached::new(info, tunnel.into(), remote, chosen.worked()));
+                    }
+                    Reused::Failed(tunnel, remote, error) => {
+                        let reached = Reached::new(info, tunnel.into(), remote, chosen.not_judged());
+                        return Ok(Reached { failed: Some(error), ..reached });
+                    }
+                    Reused::PassedOver(error) => Some(SetupError::PassedOver(error)),
+                    // A handshake tells how the responder is doing.
+                    Reused::WasDead => None,
+                };
+                if let Some(error) = error {
+                    chosen.failed(&error.to_string());
+                    failures.push((candidate.target().clone(), error));
+                    continue;
+                }
+            }
             let shaking = self.shake_hands(candidate, features, info, choice.share(deadline));
             let shaken = tokio::select! {
                 shaken = shaking => shaken,
@@ -166,7 +205,8 @@ impl Initiator {
                     // An older responder may keep the client here until the client has its answer.
                     drop(establishing.take());
                     let began = Instant::now();
-                    match Box::pin(first.commit(local, &mut tunnel, &self.common, started)).await {
+                    let committing = first.commit(local, &mut tunnel, &self.common, started, Hold::Nothing);
+                    match Box::pin(committing).await {
                         Committed::Yes => {
                             return Ok(Reached::new(info, tunnel.into(), remote, chosen.worked()));
                         }
@@ -193,6 +233,55 @@ impl Initiator {
         Err(NoneLeft::of(failures))
     }
 
+    /// What is asked of responders.
+    fn features(&self) -> Features {
+        // A responder that was upgraded is noticed by the next client.
+        let is_of_use = self.upstream.has_several() || self.upstream.check().is_some();
+        let asked = if is_of_use { Features::ACKNOWLEDGEMENT } else { Features::NONE };
+        match &self.common.protocol {
+            // A client goes over a tunnel again only as long as no target has seen a byte, and the acknowledgement says that.
+            Protocol::Spipe(Terms { reuse: Reuse::On, .. }) if self.gate.is_some() => {
+                Features::REUSE.or(Features::ACKNOWLEDGEMENT)
+            }
+            _ => asked,
+        }
+    }
+
+    /// Has the client at `local` go over a tunnel that has carried others.
+    async fn reuse(
+        &self,
+        Waiting { tunnel, target, remote, kept }: Waiting,
+        local: &mut Stream,
+        first: &mut FirstBytes,
+        info: &ConnectionInfo,
+        started: Instant,
+        deadline: Instant,
+    ) -> Reused {
+        drop(kept);
+        // Another responder could have the client instead, and a wire that was quiet for long may be dead.
+        let is_doubtful = self.upstream.has_several() || tunnel.idle_for() > HEARD_OF;
+        let hold = if is_doubtful { Hold::UntilOpened(deadline) } else { Hold::Nothing };
+        let mut tunnel = tunnel.begin(info);
+        let error = match first.commit(local, &mut tunnel, &self.common, started, hold).await {
+            Committed::Yes => {
+                self.stats.reused.fetch_add(1, Ordering::Relaxed);
+                return Reused::Stays(tunnel, remote);
+            }
+            Committed::Failed(error) => return Reused::Failed(tunnel, remote, error),
+            Committed::PassedOver(error) => error,
+        };
+        match error {
+            PumpError::Aborted(
+                AbortReason::TargetUnreachable | AbortReason::Busy | AbortReason::KeyRefused,
+            ) => Reused::PassedOver(error),
+            error => {
+                debug!(pipe = self.common.pipe(), %target, %error, "an idle tunnel was dead: shaking hands again");
+                self.reserve.give_up(&target);
+                Reused::WasDead
+            }
+        }
+    }
+
     /// Connects to `candidate`, which has to prove the key.
     pub(super) async fn shake_hands(
         &self,
@@ -213,6 +302,22 @@ impl Initiator {
         }
         Ok((tunnel, remote))
     }
+}
+
+/// A tunnel is trusted with a client's bytes at once for so long after the responder was heard of. No network forgets a connection
+/// earlier; and of a host that has died meanwhile, as many clients notice as with connections that run.
+const HEARD_OF: Duration = Duration::from_secs(15);
+
+/// What has become of a client and a tunnel that has carried others.
+enum Reused {
+    /// The client stays there.
+    Stays(Tunnel, Remote),
+    /// The connection failed, and it is not known what the target has seen.
+    Failed(Tunnel, Remote, PumpError),
+    /// The responder cannot have the client, and says why.
+    PassedOver(PumpError),
+    /// The target has seen nothing, and the responder may be well.
+    WasDead,
 }
 
 /// A responder that a client has got.

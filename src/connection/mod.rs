@@ -16,6 +16,7 @@ mod front;
 mod initiator;
 mod limits;
 mod ping;
+mod reserve;
 mod responder;
 mod watch;
 
@@ -46,7 +47,7 @@ use crate::pump::PumpError;
 use crate::stats::Cause;
 use crate::stream::Keepalive;
 use crate::tunnel::handshake::Ending;
-use crate::tunnel::{Protocol, Terms, TunnelError};
+use crate::tunnel::{Protocol, Reuse, Terms, TunnelError};
 use crate::upstream::{DialError, Targets};
 
 /// What the keys of a pipe are called in the log. Each has a fingerprint of its own, by which the log and limits tell keys apart.
@@ -140,7 +141,7 @@ impl Common {
             name: None,
             key_names: KeyNames::default(),
             targets: targets.into(),
-            protocol: Protocol::Spipe(Terms { label: Label::default(), ciphers }),
+            protocol: Protocol::Spipe(Terms { label: Label::default(), ciphers, reuse: Reuse::On }),
             timeout: Self::TIMEOUT,
             keepalive: Keepalive::default(),
             lookup: Lookup::default(),
@@ -241,9 +242,11 @@ impl SetupError {
                 KeyRefused::Rate => "rate of a key",
                 KeyRefused::Revoked => "revoked key",
             }),
+            Self::NotAdmitted(NotAdmitted::Source(_)) | Self::Identify(IdentifyError::Denied(_)) => {
+                Some("denied")
+            }
             Self::NotAdmitted(_) => Some("too many connections"),
             Self::Identify(IdentifyError::Header(_) | IdentifyError::Check) => Some("no PROXY header"),
-            Self::Identify(IdentifyError::Denied(_)) => Some("denied"),
             Self::TurnedOut => Some("turned out"),
             Self::Gone => Some("gone"),
             Self::Dial(_)
@@ -274,7 +277,9 @@ impl SetupError {
             Self::PassedOver(_) => Cause::Other,
             // One connection is one failure, whatever each of its targets said.
             Self::NoneLeft(NoneLeft(failures)) => failures.first().1.cause(),
-            Self::Identify(IdentifyError::Denied(_)) => Cause::Denied,
+            Self::Identify(IdentifyError::Denied(_)) | Self::NotAdmitted(NotAdmitted::Source(_)) => {
+                Cause::Denied
+            }
             Self::Identify(IdentifyError::Header(_) | IdentifyError::Check) => Cause::NoProxyHeader,
             Self::TurnedOut => Cause::TurnedOut,
             Self::Gone => Cause::Gone,
@@ -380,6 +385,6 @@ mod tests {
         let future = Arc::new(Initiator::new(common, key, None, upstream, stats)).carry(client);
         assert!(size_of_val(&future) <= 288, "the task's future has {} bytes", size_of_val(&future));
         let owned = size_of::<Carrying>() + size_of::<Live>();
-        assert!(owned <= 560, "what a connection owns has {owned} bytes");
+        assert!(owned <= 584, "what a connection owns has {owned} bytes");
     }
 }

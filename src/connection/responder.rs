@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 use tracing::debug;
@@ -11,14 +12,14 @@ use vec1::Vec1;
 use super::carry::Carrying;
 use super::check::hang_up;
 use super::{Common, NoneLeft, SetupError, random_id};
-use crate::gate::{Gate, KeyRefused, LobbyPlace, NotAdmitted};
+use crate::gate::{Gate, KeyRefused, LobbyPlace, NotAdmitted, OfSource};
 use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
 use crate::proto::frame::AbortReason;
 use crate::proto::key::{Fingerprint, Key};
 use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
 use crate::stats::{Ends, OfPipe};
 use crate::stream::Remote;
-use crate::tunnel::{Answered, AnyTunnel, Protocol};
+use crate::tunnel::{Answered, AnyTunnel, Protocol, Tunnel};
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
 /// What the target is connected to for. A ping has no target.
@@ -74,9 +75,40 @@ impl Responder {
         deadline: Instant,
     ) -> Result<Option<Box<Carrying>>, SetupError> {
         let proving = answered.prove(deadline);
-        let (tunnel, info) = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
+        let opened = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         self.stats.handshakes.count(spoke.elapsed());
-        let of_source = waiting.leave();
+        self.serve(opened, peer, waiting.leave(), started, deadline).await
+    }
+
+    /// Goes on with a peer that has begun another connection over its tunnel.
+    pub(super) async fn go_on_again(
+        &self,
+        (mut tunnel, info): (Tunnel, ConnectionInfo),
+        peer: Remote,
+    ) -> Result<Option<Box<Carrying>>, SetupError> {
+        let started = Instant::now();
+        let of_source = match self.gate.arrive_again(peer) {
+            Ok(of_source) => of_source,
+            Err(error) => {
+                let error = error.into();
+                tunnel.abort(reason_for_the_peer(&error)).await;
+                return Err(error);
+            }
+        };
+        self.stats.reused.fetch_add(1, Ordering::Relaxed);
+        let deadline = started + self.common.timeout;
+        self.serve((tunnel.into(), info), peer, of_source, started, deadline).await
+    }
+
+    /// Does what the peer has opened its tunnel for.
+    async fn serve(
+        &self,
+        (tunnel, info): (AnyTunnel, ConnectionInfo),
+        peer: Remote,
+        of_source: Option<OfSource>,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Option<Box<Carrying>>, SetupError> {
         let (visit, mut tunnel) = match (info.purpose, tunnel) {
             (Purpose::Ping, AnyTunnel::Spipe(tunnel)) => {
                 let answering = Box::pin(self.answer_ping(tunnel, peer, of_source, started, deadline));
@@ -201,7 +233,7 @@ pub(super) fn reason_for_the_peer(error: &SetupError) -> AbortReason {
             KeyRefused::Connections | KeyRefused::Rate => AbortReason::Busy,
             KeyRefused::Expired(_) | KeyRefused::Revoked | KeyRefused::Address => AbortReason::KeyRefused,
         },
-        SetupError::NotAdmitted(NotAdmitted::Busy) => AbortReason::Busy,
+        SetupError::NotAdmitted(NotAdmitted::Busy | NotAdmitted::Source(_)) => AbortReason::Busy,
         SetupError::Stopped => AbortReason::Shutdown,
         _ => AbortReason::TargetUnreachable,
     }

@@ -13,15 +13,20 @@ const STRANGERS: usize = 8192;
 /// the kernel's queue.
 const WAITING: usize = 32;
 
+/// The most idle tunnels of initiators, which wait for another client: enough for a burst.
+const IDLE: usize = 1024;
+
 /// How the descriptors of a process are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
     /// Connections that carry or are about to, with two descriptors each.
     pub(crate) connections: usize,
-    /// Connections that have not proved the key, with one descriptor each.
+    /// Connections that have not proved the key, and idle tunnels of responders, with one descriptor each.
     pub(crate) strangers: usize,
     /// Peers of one responder that have proved it and wait, with one descriptor each.
     pub(crate) waiting: usize,
+    /// Idle tunnels of initiators, with one descriptor each. Those of responders have places among the strangers.
+    pub(crate) idle: usize,
 }
 
 impl Budget {
@@ -33,18 +38,19 @@ impl Budget {
         } else {
             (0, 0)
         };
-        let connections = (free.saturating_sub(strangers + waiting) / 2).max(1);
-        Self { connections, strangers, waiting }
+        let idle = (free / 16).clamp(1, IDLE);
+        let connections = (free.saturating_sub(strangers + waiting + idle) / 2).max(1);
+        Self { connections, strangers, waiting, idle }
     }
 
     /// How many descriptors it takes to have `connections` at a time, about.
     pub(crate) fn descriptors_for(connections: usize, sources: usize, has_responders: bool) -> usize {
         let carried = connections.saturating_mul(2);
-        // A half and a sixteenth of all that are free.
+        // A half and two sixteenths of all that are free, or one sixteenth.
         let others = if has_responders {
-            (carried / 7).saturating_mul(9).saturating_add(9).min(STRANGERS + WAITING)
+            (carried / 3).saturating_mul(5).saturating_add(9).min(STRANGERS + WAITING + IDLE)
         } else {
-            0
+            (carried / 15).saturating_add(2).min(IDLE)
         };
         carried.saturating_add(others + RESERVED + sources + 1)
     }
@@ -58,8 +64,8 @@ mod tests {
     fn no_more_is_planned_than_there_are_descriptors() {
         for descriptors in [64, 100, 256, 1024, 4096, 1 << 20] {
             for sources in [1, 9] {
-                let Budget { connections, strangers, waiting } = Budget::of(descriptors, sources, true);
-                assert!(RESERVED + sources + 2 * connections + strangers + waiting <= descriptors);
+                let Budget { connections, strangers, waiting, idle } = Budget::of(descriptors, sources, true);
+                assert!(RESERVED + sources + 2 * connections + strangers + waiting + idle <= descriptors);
                 assert!(connections > 2 && strangers > 7 && waiting > 0);
             }
         }
@@ -67,13 +73,16 @@ mod tests {
 
     #[test]
     fn a_process_with_next_to_none_still_has_one_connection() {
-        let Budget { connections, strangers, waiting } = Budget::of(3, 1, true);
-        assert_eq!((connections, strangers, waiting), (1, 3, 1));
+        let Budget { connections, strangers, waiting, idle } = Budget::of(3, 1, true);
+        assert_eq!((connections, strangers, waiting, idle), (1, 3, 1, 1));
     }
 
     #[test]
     fn without_responders_nothing_is_kept_for_strangers() {
-        assert_eq!(Budget::of(1024, 1, false), Budget { connections: 499, strangers: 0, waiting: 0 });
+        assert_eq!(
+            Budget::of(1024, 1, false),
+            Budget { connections: 468, strangers: 0, waiting: 0, idle: 62 }
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Where connections wait that have not proved the key yet: one lobby for the process, whichever pipe has accepted them.
+//! Where connections to a responder wait that carry nothing: one lobby for the process, whichever pipe has accepted them. They have not
+//! proved the key yet, or they have, and their tunnel is idle between two connections.
 //!
 //! A stranger costs little, but strangers come without end, so they have a budget of their own, and it is spent by how far each
 //! has got: nothing said, in the middle of message 1, or message 1 opened and answered. A stage is out of reach of those that
@@ -32,7 +33,7 @@ const SILENT_GRACE: Duration = Duration::from_millis(10);
 /// comes to have this much.
 const ANSWERED_GRACE: Duration = Duration::from_secs(2);
 
-/// How far a connection has got that has not proved the key.
+/// How far a connection has got that carries nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// It has said nothing.
@@ -41,6 +42,8 @@ pub enum Stage {
     Speaking,
     /// Its message 1 has opened, and message 2 is on its way to it.
     Answered,
+    /// Its tunnel has carried a connection, and waits for the next.
+    Idle,
 }
 
 /// The connections of a process that have not proved the key.
@@ -56,6 +59,7 @@ struct Crowds {
     silent: Crowd,
     speaking: Crowd,
     answered: Crowd,
+    idle: Crowd,
     next_ticket: u64,
 }
 
@@ -65,6 +69,7 @@ impl Crowds {
             Stage::Silent => &mut self.silent,
             Stage::Speaking => &mut self.speaking,
             Stage::Answered => &mut self.answered,
+            Stage::Idle => &mut self.idle,
         }
     }
 
@@ -93,11 +98,12 @@ impl Lobby {
     /// From now on, there are `places` in all, and at least one for each stage. Those that are here stay.
     pub(crate) fn set_places(&self, places: usize) {
         // Strangers are mostly silent; saying all of message 1, which fits into a packet or two, takes next to no time.
-        let (silent, speaking) = (places / 2, places / 8);
+        let (silent, speaking, idle) = (places / 2, places / 8, places / 8);
         let mut crowds = self.crowds();
         crowds.silent.places = silent.max(1);
         crowds.speaking.places = speaking.max(1);
-        crowds.answered.places = places.saturating_sub(silent + speaking).max(1);
+        crowds.idle.places = idle.max(1);
+        crowds.answered.places = places.saturating_sub(silent + speaking + idle).max(1);
     }
 
     /// Waits until there is a place for one more, which may have to be made.
@@ -126,10 +132,23 @@ impl Lobby {
         LobbyPlace { lobby, stage, source, ticket, turned_out, of_source, _counted: counted }
     }
 
-    /// Turns out a stranger for want of descriptors, if there is one that has said nothing or not enough.
+    /// Keeps a place for an idle tunnel, if need be that of another one.
+    pub(super) fn rest(self: &Arc<Self>, remote: Remote) -> LobbyPlace {
+        let (source, stage) = (Source::of(remote), Stage::Idle);
+        let mut crowds = self.crowds();
+        if crowds.idle.is_full() {
+            crowds.idle.turn_out();
+        }
+        let (ticket, turned_out) = crowds.add(stage, source);
+        drop(crowds);
+        let lobby = Arc::clone(self);
+        LobbyPlace { lobby, stage, source, ticket, turned_out, of_source: None, _counted: None }
+    }
+
+    /// Turns out an idle tunnel for want of descriptors, or a stranger, if there is one that has said nothing or not enough.
     pub(super) fn turn_one_out(&self) {
         let mut crowds = self.crowds();
-        let _is_out = crowds.silent.turn_out() || crowds.speaking.turn_out();
+        let _is_out = crowds.idle.turn_out() || crowds.silent.turn_out() || crowds.speaking.turn_out();
     }
 
     fn crowds(&self) -> MutexGuard<'_, Crowds> {
@@ -146,11 +165,16 @@ pub struct LobbyPlace {
     ticket: u64,
     turned_out: Arc<Notify>,
     of_source: Option<OfSource>,
-    /// None in tests of this alone.
+    /// None for an idle tunnel, and in tests of this alone.
     _counted: Option<stats::Stranger>,
 }
 
 impl LobbyPlace {
+    /// Ends when the place is needed for another.
+    pub async fn turned_out(&self) {
+        self.turned_out.notified().await;
+    }
+
     /// Leaves the lobby. What is given counts at the source of the connection, as long as that lives.
     pub fn leave(mut self) -> Option<OfSource> {
         self.of_source.take()
@@ -276,7 +300,7 @@ mod tests {
 
     const PLACES: usize = 64;
     const SILENT: usize = PLACES / 2;
-    const ANSWERED: usize = PLACES - PLACES / 2 - PLACES / 8;
+    const ANSWERED: usize = PLACES - PLACES / 2 - 2 * (PLACES / 8);
 
     fn lobby() -> Arc<Lobby> {
         let lobby = Lobby::default();

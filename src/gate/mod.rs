@@ -156,6 +156,9 @@ pub enum NotAdmitted {
     /// No connection has ended in time.
     #[error("no connection ended in time to make room for this one; raise -n")]
     Busy,
+    /// It came over a tunnel that had carried others before, and where that comes from may not have one more.
+    #[error(transparent)]
+    Source(Denied),
     /// The holders of this key may not do this.
     #[error("{refused}")]
     Key {
@@ -246,6 +249,9 @@ pub struct ClientPlace {
 
 /// To be dropped once the connection is established.
 pub struct Establishing(#[expect(dead_code, reason = "it is there to be dropped")] Permit);
+
+/// One idle tunnel of an initiator, counted until this is dropped.
+pub struct KeptIdle(#[expect(dead_code, reason = "it is there to be dropped")] Permit);
 
 /// Where the connections of one pipe come in.
 pub struct Gate {
@@ -397,6 +403,26 @@ impl Gate {
                 Denied("its source makes new connections faster than it may (--rate-per-source)")
             }
         })
+    }
+
+    /// A place for an idle tunnel from `remote`. It counts at no source.
+    pub fn rest(&self, remote: Remote) -> LobbyPlace {
+        self.connections.lobby().rest(remote)
+    }
+
+    /// Counts another connection over a tunnel from `remote`, as if it had just arrived.
+    ///
+    /// # Errors
+    /// [`NotAdmitted::Source`].
+    pub fn arrive_again(&self, remote: Remote) -> Result<Option<OfSource>, NotAdmitted> {
+        let of_source = self.enter(remote).map_err(NotAdmitted::Source)?;
+        self.arrivals.accept();
+        Ok(of_source)
+    }
+
+    /// A permit to keep an idle tunnel of an initiator, if there is one.
+    pub fn keep_idle(&self) -> Option<KeptIdle> {
+        self.connections.idle().try_take().map(KeptIdle)
     }
 
     /// Whether connections come from proxies, which say first who is behind them.

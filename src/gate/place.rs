@@ -31,6 +31,8 @@ struct Shared {
     lobby: Arc<Lobby>,
     /// How many there are descriptors for.
     limit: Arc<Limit>,
+    /// How many idle tunnels its initiators may keep.
+    idle: Arc<Limit>,
     /// How many key holders of one pipe may wait.
     waiting_max: AtomicUsize,
     /// All tasks, those with strangers included.
@@ -77,9 +79,10 @@ impl Shared {
 impl Connections {
     /// Has `budget` hold from now on, for the connections that are there as well.
     pub(crate) fn set_budget(&self, budget: Budget) {
-        let Budget { connections, strangers, waiting } = budget;
+        let Budget { connections, strangers, waiting, idle } = budget;
         self.0.limit.set_max(NonZero::new(connections));
         self.0.lobby.set_places(strangers);
+        self.0.idle.set_max(NonZero::new(idle));
         self.0.waiting_max.store(waiting, Ordering::Relaxed);
     }
 
@@ -89,6 +92,10 @@ impl Connections {
 
     pub(super) fn limit(&self) -> &Arc<Limit> {
         &self.0.limit
+    }
+
+    pub(super) fn idle(&self) -> &Arc<Limit> {
+        &self.0.idle
     }
 
     pub(super) fn waiting_max(&self) -> usize {

@@ -13,8 +13,22 @@ impl Features {
     pub const ACKNOWLEDGEMENT: Self = Self(1);
     /// The responder answers pings.
     pub const PING: Self = Self(2);
+    /// When a connection has ended well, its tunnel can carry another one.
+    pub const REUSE: Self = Self(4);
     /// All that are known here.
-    pub const KNOWN: Self = Self(Self::ACKNOWLEDGEMENT.0 | Self::PING.0);
+    pub const KNOWN: Self = Self(Self::ACKNOWLEDGEMENT.0 | Self::PING.0 | Self::REUSE.0);
+
+    /// Those that are in one or the other.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// All but `others`.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
 
     /// Those that are in both.
     #[must_use]
@@ -60,7 +74,7 @@ mod tests {
     #[test]
     fn features_of_later_versions_are_passed_over() {
         assert_eq!(Features::from_byte(0xff), Features::KNOWN);
-        assert_eq!(Features::from_byte(0xfc), Features::NONE);
+        assert_eq!(Features::from_byte(0xf8), Features::NONE);
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //!
 //! A frame is sealed where its payload was read to and opened where it was received: nothing here copies a payload.
 //! What may follow what is in the types: an initiator's [`Sealer`] exists only once its *Open* is sealed
-//! ([`First`]), and [`Sealer::end`] and [`Sealer::abort`] consume it.
+//! ([`First`]), and [`Sealer::end`] and [`Sealer::abort`] consume it. What an orderly end leaves ([`Spent`]) is good for another
+//! connection only.
 
 use std::ops::Range;
 
@@ -233,12 +234,13 @@ impl Sealer {
         self.seal(Kind::Data, slot, payload)
     }
 
-    /// T4: seals *End* into the front of `slot`. Nothing can be sealed after it.
+    /// T4: seals *End* into the front of `slot`. Nothing can be sealed after it for this connection.
     ///
     /// # Errors
     /// [`Exhausted`] when no nonce is left.
-    pub fn end(mut self, slot: &mut [u8]) -> Result<usize, Exhausted> {
-        self.seal(Kind::End, slot, 0)
+    pub fn end(mut self, slot: &mut [u8]) -> Result<(usize, Spent<Self>), Exhausted> {
+        let length = self.seal(Kind::End, slot, 0)?;
+        Ok((length, Spent(self)))
     }
 
     /// T4: seals *Abort* into the front of `slot`. Nothing can be sealed after it.
@@ -275,9 +277,45 @@ pub struct Opener(Box<Chain>, Stream);
 /// Whether a direction may carry more frames.
 enum Stream {
     Running,
-    /// *End* or *Abort* came, or a frame was refused. Had a refused frame cost no more than its nonce, then a network
+    /// *End* came.
+    Complete,
+    /// *Abort* came, or a frame was refused. Had a refused frame cost no more than its nonce, then a network
     /// that put garbage in a frame's place could drop that frame from the stream of a caller that overlooks the error.
     Over,
+}
+
+/// One direction of a connection that has ended in an orderly way (step T7).
+pub struct Spent<T>(T);
+
+impl Spent<Sealer> {
+    /// T7: the direction that the responder seals, for the next connection.
+    #[must_use]
+    pub fn renew(mut self) -> Sealer {
+        self.0.0.renew();
+        self.0
+    }
+
+    /// T7: the direction that the initiator seals. Its first frame is *Open*.
+    #[must_use]
+    pub fn renew_first(self) -> First<Sealer> {
+        First(self.renew())
+    }
+}
+
+impl Spent<Opener> {
+    /// T7: the direction that the initiator opens, for the next connection.
+    #[must_use]
+    pub fn renew(mut self) -> Opener {
+        self.0.0.renew();
+        self.0.1 = Stream::Running;
+        self.0
+    }
+
+    /// T7: the direction that the responder opens. Its first frame must be *Open*.
+    #[must_use]
+    pub fn renew_first(self) -> First<Opener> {
+        First(self.renew())
+    }
 }
 
 impl Opener {
@@ -292,7 +330,7 @@ impl Opener {
     /// frame that has no kind, an unknown one, a second *Open*, or an *End* or *Abort* with a wrong payload, and for every frame
     /// after an error, *End* or *Abort*.
     pub fn open(&mut self, frame: &mut [u8]) -> Result<Received, FrameError> {
-        if let Stream::Over = self.1 {
+        if !matches!(self.1, Stream::Running) {
             return Err(Misbehaviour::FrameAfterEnd.into());
         }
         self.1 = Stream::Over;
@@ -301,7 +339,10 @@ impl Opener {
                 self.1 = Stream::Running;
                 Ok(Received::Data(payload))
             }
-            (Kind::End, payload) if payload.is_empty() => Ok(Received::End),
+            (Kind::End, payload) if payload.is_empty() => {
+                self.1 = Stream::Complete;
+                Ok(Received::End)
+            }
             (Kind::End, _) => Err(Misbehaviour::EndWithPayload.into()),
             (Kind::Abort, payload) => match frame[payload] {
                 [code] => Ok(Received::Abort(AbortReason::from_code(code))),
@@ -309,6 +350,11 @@ impl Opener {
             },
             (Kind::Open, _) => Err(Misbehaviour::SecondOpen.into()),
         }
+    }
+
+    /// What is left, if *End* has come.
+    pub fn spent(self) -> Option<Spent<Self>> {
+        matches!(self.1, Stream::Complete).then_some(Spent(self))
     }
 
     fn unseal(&mut self, frame: &mut [u8]) -> Result<(Kind, Range<usize>), FrameError> {
@@ -338,13 +384,15 @@ impl Opener {
 
 impl Seal for Sealer {
     const SLOT: Slot = Slot { size: FRAME_MAX, head: HEADER, tail: OVERHEAD - HEADER };
+    type Spent = Spent<Self>;
 
     fn data(&mut self, slot: &mut [u8], payload: usize) -> Result<usize, Exhausted> {
         Self::data(self, slot, payload)
     }
 
-    fn end(self, slot: &mut [u8]) -> Result<Ending, Exhausted> {
-        Self::end(self, slot).map(Ending::Frame)
+    fn end(self, slot: &mut [u8]) -> Result<(Ending, Spent<Self>), Exhausted> {
+        let (length, spent) = Self::end(self, slot)?;
+        Ok((Ending::Frame(length), spent))
     }
 
     fn abort(self, reason: AbortReason, slot: &mut [u8]) -> Result<Option<usize>, Exhausted> {
@@ -395,10 +443,20 @@ impl Chain {
         Ok(nonce)
     }
 
-    /// T5: the next secret is a one-way function of this one, which is wiped: what is found later opens nothing sent before.
+    /// T5.
     fn rekey(&mut self) {
+        self.step(b"spipe/1 rekey");
+    }
+
+    /// T7.
+    fn renew(&mut self) {
+        self.step(b"spipe/1 next connection");
+    }
+
+    /// The next secret is a one-way function of this one, which is wiped: what is found later opens nothing sent before.
+    fn step(&mut self, label: &[u8]) {
         wiped::<{ stack::SYMMETRIC }, _>(|| {
-            self.secret = expand(&self.secret, &[b"spipe/1 rekey"]);
+            self.secret = expand(&self.secret, &[label]);
             self.aead = frame_key(self.cipher, &self.secret);
         });
     }
@@ -514,7 +572,7 @@ mod tests {
         (sealer.0.counter, opener.0.counter) = (u64::MAX, u64::MAX);
         assert_eq!(sealer.data(&mut [0; 100], 1), Err(Exhausted));
         assert_eq!(opener.open(&mut frame), Err(FrameError::Exhausted(Exhausted)));
-        assert_eq!(sealer.end(&mut [0; 100]), Err(Exhausted));
+        assert!(sealer.end(&mut [0; 100]).is_err());
     }
 
     #[test]
@@ -579,5 +637,63 @@ mod tests {
             let mut late = seal(&mut sealer, Kind::Data, b"late");
             assert!(matches!(opener.open(&mut late), Err(FrameError::Misbehaved(_))), "{kind:?}");
         }
+    }
+
+    /// Both ends of one direction, after a connection that has carried `payload` and ended well.
+    fn renewed(payload: &[u8]) -> (First<Sealer>, First<Opener>, Secret) {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        opener.open(&mut seal(&mut sealer, Kind::Data, payload)).unwrap();
+        let before = sealer.0.secret.clone();
+        let mut slot = [0; OVERHEAD];
+        let (_, sealed) = sealer.end(&mut slot).unwrap();
+        assert_eq!(opener.open(&mut slot), Ok(Received::End));
+        (sealed.renew_first(), opener.spent().unwrap().renew_first(), before)
+    }
+
+    #[test]
+    fn another_connection_follows_with_other_secrets_and_numbers_that_go_on() {
+        let (sealer, opener, before) = renewed(b"first");
+        assert_eq!(sealer.0.0.secret, opener.0.0.secret);
+        assert_ne!(sealer.0.0.secret, before);
+        assert_eq!((sealer.0.0.counter, opener.0.0.counter), (2, 2));
+        let mut slot = vec![0; FRAME_MAX];
+        let info = ConnectionInfo::default();
+        let (mut sealer, length) = sealer.open(&info, &mut slot);
+        let (mut opener, _) = opener.open(&mut slot[..length]).unwrap();
+        let mut frame = seal(&mut sealer, Kind::Data, b"second");
+        assert_eq!(opener.open(&mut frame), Ok(Received::Data(2..8)));
+    }
+
+    #[test]
+    fn the_next_connection_begins_with_open_and_nothing_else() {
+        for kind in [Kind::Data, Kind::End, Kind::Abort] {
+            let (sealer, opener, _) = renewed(b"first");
+            let mut frame = seal(&mut { sealer.0 }, kind, &[]);
+            assert!(matches!(opener.open(&mut frame), Err(FrameError::Misbehaved(_))), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_of_the_connection_before_does_not_open_in_the_next_one() {
+        let (mut sealer, mut opener) = pair(Cipher::Aes256Gcm);
+        let mut end = seal(&mut sealer, Kind::End, &[]);
+        let mut late = seal(&mut sealer, Kind::Data, b"late");
+        opener.open(&mut end).unwrap();
+        let mut opener = opener.spent().unwrap().renew();
+        assert_eq!(opener.open(&mut late), Err(FrameError::Forged));
+    }
+
+    #[test]
+    fn a_direction_that_has_not_ended_well_is_good_for_nothing_more() {
+        let (mut sealer, opener) = pair(Cipher::Aes256Gcm);
+        assert!(opener.spent().is_none(), "it still runs");
+        let (_, mut opener) = pair(Cipher::Aes256Gcm);
+        opener.open(&mut seal(&mut sealer, Kind::Abort, &[1])).unwrap();
+        assert!(opener.spent().is_none(), "it was aborted");
+        let (_, mut opener) = pair(Cipher::Aes256Gcm);
+        let mut garbage = [0; OVERHEAD];
+        garbage[1] = 17;
+        assert!(opener.open(&mut garbage).is_err());
+        assert!(opener.spent().is_none(), "a frame was refused");
     }
 }

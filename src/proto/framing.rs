@@ -49,6 +49,8 @@ pub enum EndOfStream {
 pub trait Seal {
     /// Where payloads are to lie.
     const SLOT: Slot;
+    /// What is left when the stream has ended in an orderly way.
+    type Spent;
 
     /// Seals the `payload` bytes that lie behind the head's place in `slot`; gives the frame's length.
     ///
@@ -60,7 +62,7 @@ pub trait Seal {
     ///
     /// # Errors
     /// [`Exhausted`] when it may seal no more.
-    fn end(self, slot: &mut [u8]) -> Result<Ending, Exhausted>;
+    fn end(self, slot: &mut [u8]) -> Result<(Ending, Self::Spent), Exhausted>;
 
     /// Seals into the front of `slot` that the connection has failed; gives the frame's length, or none where the protocol has no
     /// frame for it. Then the wire must be reset, for an orderly close could be taken for an end.

@@ -24,7 +24,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::buffer::{BATCH, Buffer, GATHER, Payloads};
-use crate::proto::frame::{AbortReason, Exhausted, FrameError, Misbehaviour};
+use crate::proto::frame::{AbortReason, Exhausted, FrameError, Misbehaviour, Opener, Spent};
 use crate::proto::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
 use crate::stream::ReadVectored;
 
@@ -207,12 +207,12 @@ struct Outbox {
 }
 
 /// What a [`SealPump`] still has to do.
-enum SealStage<S> {
+enum SealStage<S: Seal> {
     Carrying(S),
     /// The local stream has ended; the wire is to be half-closed once it has all.
     HalfClosing,
-    /// All is sealed, the end included.
-    Ended,
+    /// All is sealed. None, unless it was an orderly end, told by a frame.
+    Ended(Option<S::Spent>),
 }
 
 /// Whether the peer can know why a connection ends.
@@ -225,7 +225,7 @@ pub enum Told {
 }
 
 /// From the local stream to the wire.
-pub struct SealPump<S> {
+pub struct SealPump<S: Seal> {
     stage: SealStage<S>,
     /// None while there is nothing to write: an idle direction owns no buffer.
     outbox: Option<Outbox>,
@@ -281,9 +281,9 @@ impl<S: Seal> SealPump<S> {
                 SealStage::Carrying(_) => frames += ready!(self.poll_fill(context, local))?,
                 SealStage::HalfClosing => {
                     ready!(Pin::new(&mut *wire).poll_shutdown(context)).map_err(PumpError::Wire)?;
-                    self.stage = SealStage::Ended;
+                    self.stage = SealStage::Ended(None);
                 }
-                SealStage::Ended => return Poll::Ready(Ok(())),
+                SealStage::Ended(_) => return Poll::Ready(Ok(())),
             }
         }
     }
@@ -313,8 +313,11 @@ impl<S: Seal> SealPump<S> {
             Poll::Ready(Ok(0)) => {
                 if let Some(sealer) = self.finish() {
                     match sealer.end(&mut buffer[end..])? {
-                        Ending::Frame(length) => end += length,
-                        Ending::HalfClose => self.stage = SealStage::HalfClosing,
+                        (Ending::Frame(length), spent) => {
+                            end += length;
+                            self.stage = SealStage::Ended(Some(spent));
+                        }
+                        (Ending::HalfClose, _) => self.stage = SealStage::HalfClosing,
                     }
                 }
                 Poll::Ready(Ok(1))
@@ -339,9 +342,17 @@ impl<S: Seal> SealPump<S> {
 
     /// Gives the sealer, which has one more thing to do, if it is still there.
     fn finish(&mut self) -> Option<S> {
-        match std::mem::replace(&mut self.stage, SealStage::Ended) {
+        match std::mem::replace(&mut self.stage, SealStage::Ended(None)) {
             SealStage::Carrying(sealer) => Some(sealer),
-            SealStage::HalfClosing | SealStage::Ended => None,
+            SealStage::HalfClosing | SealStage::Ended(_) => None,
+        }
+    }
+
+    /// What is left, if the stream has ended in an orderly way and all of it is written.
+    pub fn into_spent(self) -> Option<S::Spent> {
+        match self.stage {
+            SealStage::Ended(spent) if self.outbox.is_none() => spent,
+            _ => None,
         }
     }
 
@@ -467,6 +478,11 @@ impl Inbox {
         Poll::Ready(Ok(if count == 0 { Filled::EndOfStream } else { Filled::Some }))
     }
 
+    /// Whether nothing is here.
+    pub fn is_empty(&self) -> bool {
+        self.unread.is_empty()
+    }
+
     fn unread(&self) -> &[u8] {
         self.buffer.as_deref().unwrap_or_default().get(self.unread.clone()).unwrap_or_default()
     }
@@ -494,6 +510,13 @@ pub struct OpenPump<O> {
     inbox: Inbox,
     stage: OpenStage,
     bytes: u64,
+}
+
+impl OpenPump<Opener> {
+    /// What is left, if the peer's stream has ended in an orderly way, and what has come behind it.
+    pub fn into_spent(self) -> Option<(Spent<Opener>, Inbox)> {
+        self.opener.spent().map(|spent| (spent, self.inbox))
+    }
 }
 
 impl<O: Open> OpenPump<O> {

@@ -42,6 +42,8 @@ pub struct OfPipe {
     pub durations: Histogram,
     accepted: AtomicU64,
     strangers: AtomicUsize,
+    /// Connections over a tunnel that had carried others before.
+    pub reused: AtomicU64,
     failures: PerKind<{ Cause::ALL.len() }>,
     closed: PerKind<{ CloseReason::ALL.len() }>,
     state: Mutex<State>,
@@ -165,6 +167,7 @@ impl OfPipe {
             durations: Histogram::default(),
             accepted: AtomicU64::new(0),
             strangers: AtomicUsize::new(0),
+            reused: AtomicU64::new(0),
             failures: PerKind::default(),
             closed: PerKind::default(),
             state: Mutex::new(State {

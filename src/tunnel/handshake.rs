@@ -265,16 +265,16 @@ fn answer(message: &[u8; MESSAGE_1], doors: &[Door<'_, impl Borrow<Key>>]) -> Re
 }
 
 /// T2: waits for the initiator's *Open*. Only then is it certain that the peer is there now, and not a recording of its
-/// message 1. What has come behind it stays in the inbox.
+/// message 1. `inbox` has what has come already, and what has come behind it stays there.
 ///
 /// # Errors
 /// [`TunnelError::NotOpened`].
 pub async fn await_open(
     wire: &mut (impl AsyncRead + Unpin),
     opener: First<Opener>,
+    mut inbox: Inbox,
     deadline: Instant,
 ) -> Result<(Opener, ConnectionInfo, Inbox), TunnelError> {
-    let mut inbox = Inbox::new();
     let frame = async {
         loop {
             if let Some(frame) = inbox.next_frame::<Opener>()? {

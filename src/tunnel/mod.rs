@@ -1,6 +1,7 @@
 //! The handshake under its deadline: from a connected stream to a tunnel.
 
 pub mod handshake;
+pub mod idle;
 mod spiped;
 
 use std::borrow::Borrow;
@@ -12,6 +13,7 @@ use tokio_util::either::Either;
 use tracing::debug;
 
 pub use self::handshake::{Door, TunnelError};
+use self::idle::History;
 pub use self::spiped::SpipedDoor;
 use crate::proto::cipher::{Ciphers, Suite};
 use crate::proto::connection_info::ConnectionInfo;
@@ -63,12 +65,32 @@ pub struct Terms {
     pub label: Label,
     /// The transport ciphers that this end accepts.
     pub ciphers: Ciphers,
+    /// Whether a tunnel may carry one connection after another.
+    pub reuse: Reuse,
+}
+
+/// Whether a tunnel may carry one connection after another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reuse {
+    /// Yes, if the other end can do that, too.
+    #[default]
+    On,
+    /// No (`--no-reuse`): each connection has a handshake of its own.
+    Off,
 }
 
 impl Terms {
+    /// The features that this end knows and has a use for.
+    pub fn features(&self) -> Features {
+        match self.reuse {
+            Reuse::On => Features::KNOWN,
+            Reuse::Off => Features::KNOWN.without(Features::REUSE),
+        }
+    }
+
     /// A door that `keys` open on these terms.
     pub fn door<'d, K>(&'d self, keys: &'d [K]) -> Door<'d, K> {
-        let abilities = Abilities { ciphers: self.ciphers, features: Features::KNOWN };
+        let abilities = Abilities { ciphers: self.ciphers, features: self.features() };
         Door { keys, label: &self.label, abilities }
     }
 }
@@ -98,7 +120,7 @@ impl<'d, K> Doors<'d, K> {
 }
 
 /// A tunnel: the peer has proved the key, and bytes can be sealed and opened. By default, one of spipe's own protocol.
-pub struct Tunnel<S = Sealer, O = Opener> {
+pub struct Tunnel<S: Seal = Sealer, O = Opener> {
     /// The connection to the peer.
     pub wire: Stream,
     /// For what this end sends.
@@ -111,6 +133,7 @@ pub struct Tunnel<S = Sealer, O = Opener> {
     pub cipher: Suite,
     /// What both ends agreed on besides.
     pub features: Features,
+    history: History,
 }
 
 /// A tunnel of spiped's protocol.
@@ -172,10 +195,12 @@ impl Answered {
             }
         };
         let ResponderEstablished { sealer, opener, cipher, features } = established;
-        let (opener, info, inbox) = handshake::await_open(&mut wire.split().0, opener, deadline).await?;
+        let (opener, info, inbox) =
+            handshake::await_open(&mut wire.split().0, opener, Inbox::new(), deadline).await?;
         let (seal, open, cipher) =
             (SealPump::new(sealer), OpenPump::new(opener, inbox), Suite::Frames(cipher));
-        Ok((AnyTunnel::Spipe(Tunnel { wire, seal, open, key, cipher, features }), info))
+        let history = History::begin();
+        Ok((AnyTunnel::Spipe(Tunnel { wire, seal, open, key, cipher, features, history }), info))
     }
 }
 
@@ -286,6 +311,11 @@ impl AnyTunnel {
         }
     }
 
+    /// Whether it can carry another connection when this one has ended well.
+    pub fn is_reusable(&self) -> bool {
+        matches!(self, Self::Spipe(tunnel) if tunnel.features.have(Features::REUSE))
+    }
+
     /// Ends when nobody is left to be carried, as far as that can be known without reading.
     pub async fn gone(&self) {
         match self {
@@ -332,6 +362,7 @@ impl Tunnel {
             key: key.fingerprint(),
             cipher: Suite::Frames(established.cipher),
             features: established.features,
+            history: History::begin(),
         })
     }
 

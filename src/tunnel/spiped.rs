@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use super::handshake::{Awaited, TunnelError, receive, send};
+use super::idle::History;
 use super::{SpipedTunnel, Tunnel};
 use crate::proto::cipher::Suite;
 use crate::proto::features::Features;
@@ -121,7 +122,8 @@ fn open<'d>(
 fn tunnel(wire: Stream, Established { sealer, opener }: Established, key: Fingerprint) -> SpipedTunnel {
     wire.arm_reset();
     let (seal, open) = (SealPump::new(sealer), OpenPump::new(opener, Inbox::new()));
-    Tunnel { wire, seal, open, key, cipher: Suite::Packets, features: Features::NONE }
+    let (features, history) = (Features::NONE, History::begin());
+    Tunnel { wire, seal, open, key, cipher: Suite::Packets, features, history }
 }
 
 fn nonce() -> Result<[u8; NONCE], TunnelError> {

@@ -61,7 +61,7 @@ fn empty_frames(mut sealer: Sealer, mut slot: Vec<u8>) -> Vec<u8> {
         let length = sealer.data(&mut slot, 0).expect("frame numbers are left");
         frames.extend_from_slice(&slot[..length]);
     }
-    let length = sealer.end(&mut slot).expect("a frame number is left");
+    let (length, _spent) = sealer.end(&mut slot).expect("a frame number is left");
     frames.extend_from_slice(&slot[..length]);
     frames
 }

@@ -17,7 +17,7 @@ use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::features::Features;
 use spipe::proto::handshake::Label;
 use spipe::stream::Stream;
-use spipe::tunnel::{Terms, Tunnel};
+use spipe::tunnel::{Reuse, Terms, Tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UnixStream};
 use tokio::runtime::Runtime;
@@ -237,7 +237,8 @@ impl Holder {
     /// Proves the key. Nothing says so: to the responder, the key is proved by what comes after message 2.
     async fn connect(to: SocketAddr, key: Arc<spipe::proto::key::Key>) -> Self {
         let wire = Stream::Tcp(tokio::net::TcpStream::connect(to).await.expect("the responder listens"));
-        let terms = Terms { label: Label::default(), ciphers: Ciphers::only(Cipher::Aes256Gcm) };
+        let terms =
+            Terms { label: Label::default(), ciphers: Ciphers::only(Cipher::Aes256Gcm), reuse: Reuse::Off };
         let deadline = tokio::time::Instant::now() + DEADLINE;
         let mut tunnel =
             Tunnel::initiate(wire, &key, &terms, Features::NONE, &ConnectionInfo::default(), deadline).await;

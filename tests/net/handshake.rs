@@ -3,6 +3,7 @@
 use spipe::proto::cipher::{Cipher, Ciphers};
 use spipe::proto::handshake::{HandshakeError, Label, MESSAGE_1};
 use spipe::proto::key::Key;
+use spipe::pump::Inbox;
 use spipe::tunnel::handshake::{self, TunnelError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::time::{Duration, Instant};
@@ -123,7 +124,7 @@ async fn a_replayed_message_1_is_answered_and_establishes_no_connection() {
     // The recording ends here: without the ephemeral secrets the attacker cannot seal Open, only send other bytes.
     attacker.write_all(&[0, 40]).await.unwrap();
     attacker.write_all(&[7; 40]).await.unwrap();
-    let opened = handshake::await_open(&mut wire, established.opener, deadline).await;
+    let opened = handshake::await_open(&mut wire, established.opener, Inbox::new(), deadline).await;
     assert!(matches!(opened.err(), Some(TunnelError::NotOpened(_))));
 }
 
@@ -137,7 +138,7 @@ async fn a_peer_that_proves_the_key_and_sends_no_open_is_given_up_at_the_deadlin
         let (established, _) = handshake::respond(&mut far, &keys, &label, Ciphers::auto(true), deadline)
             .await
             .expect("both ends hold the key");
-        handshake::await_open(&mut far, established.opener, deadline).await
+        handshake::await_open(&mut far, established.opener, Inbox::new(), deadline).await
     };
     let (_initiated, opened) = tokio::join!(initiate, respond);
     assert!(matches!(opened.err(), Some(TunnelError::NotOpenedInTime)));

@@ -165,7 +165,7 @@ fn data(sealer: &mut Sealer, payload: &[u8]) -> Vec<u8> {
 
 fn end(sealer: Sealer) -> Vec<u8> {
     let mut slot = vec![0; FRAME_MAX];
-    let length = sealer.end(&mut slot).unwrap();
+    let (length, _spent) = sealer.end(&mut slot).unwrap();
     slot.truncate(length);
     slot
 }

@@ -57,7 +57,9 @@ pub(crate) async fn establish(
             .await
             .expect("both ends hold the key");
         let (opener, _, inbox) =
-            handshake::await_open(&mut far, established.opener, deadline()).await.expect("Open arrives");
+            handshake::await_open(&mut far, established.opener, Inbox::new(), deadline())
+                .await
+                .expect("Open arrives");
         End { sealer: established.sealer, opener, inbox }
     };
     tokio::join!(initiate, respond)

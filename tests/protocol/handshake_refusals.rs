@@ -370,6 +370,8 @@ fn agreed(asked: u8, granted: u8) -> Features {
         0 => Features::NONE,
         1 => Features::ACKNOWLEDGEMENT,
         2 => Features::PING,
+        3 => Features::ACKNOWLEDGEMENT.or(Features::PING),
+        4 => Features::REUSE,
         _ => Features::KNOWN,
     };
     let abilities = Abilities { ciphers: Ciphers::only(Cipher::ChaCha20Poly1305), features };
@@ -384,7 +386,10 @@ fn a_feature_is_agreed_on_when_it_is_asked_for_and_granted() {
     assert_eq!(agreed(1, 0), Features::NONE);
     assert_eq!(agreed(2, 2), Features::PING);
     assert_eq!(agreed(2, 0), Features::NONE);
-    assert_eq!(agreed(3, 3), Features::KNOWN);
+    assert_eq!(agreed(4, 4), Features::REUSE);
+    assert_eq!(agreed(4, 3), Features::NONE);
+    assert_eq!(agreed(7, 7), Features::KNOWN);
+    assert_eq!(agreed(7, 3), Features::ACKNOWLEDGEMENT.or(Features::PING));
     assert_eq!(agreed(3, 1), Features::ACKNOWLEDGEMENT);
 }
 
@@ -397,9 +402,9 @@ fn a_feature_that_was_not_asked_for_is_not_granted() {
 
 #[test]
 fn features_of_later_versions_are_neither_granted_nor_believed() {
-    assert_eq!(agreed(3, 0xfc), Features::NONE);
+    assert_eq!(agreed(7, 0xf8), Features::NONE);
     let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
-    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, 0xff], &[1, 3]);
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[1, 0, 0, 0, 0, 0, 0, 0, 0xff], &[1, 7]);
     let responder = Responder::read(&second.message_1, &[key()], &Label::default()).unwrap();
     let abilities = Abilities { ciphers: Ciphers::only(Cipher::ChaCha20Poly1305), features: Features::KNOWN };
     assert_eq!(responder.reply(abilities, &theirs).0, second.message_2);

@@ -155,7 +155,7 @@ fn what_one_end_seals_the_other_opens_in_both_directions() {
 #[test]
 fn an_end_is_an_end_of_the_stream_and_a_failure_has_no_packet() {
     let Connection { initiator, responder, .. } = connect(&key(), [None, None]);
-    assert_eq!(initiator.0.end(&mut []), Ok(Ending::HalfClose));
+    assert_eq!(initiator.0.end(&mut []), Ok((Ending::HalfClose, ())));
     let reason = spipe::proto::frame::AbortReason::Reset;
     assert_eq!(responder.0.abort(reason, &mut []), Ok(None));
     assert_eq!(Opener::END_OF_STREAM, EndOfStream::End);

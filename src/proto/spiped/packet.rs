@@ -39,6 +39,7 @@ impl Sealer {
 
 impl Seal for Sealer {
     const SLOT: Slot = Slot { size: PACKET, head: 0, tail: PACKET - PAYLOAD_MAX };
+    type Spent = ();
 
     /// # Panics
     /// When `slot` is shorter than [`PACKET`], or `payload` above [`PAYLOAD_MAX`].
@@ -56,8 +57,8 @@ impl Seal for Sealer {
         Ok(PACKET)
     }
 
-    fn end(self, _slot: &mut [u8]) -> Result<Ending, Exhausted> {
-        Ok(Ending::HalfClose)
+    fn end(self, _slot: &mut [u8]) -> Result<(Ending, ()), Exhausted> {
+        Ok((Ending::HalfClose, ()))
     }
 
     fn abort(self, _reason: AbortReason, _slot: &mut [u8]) -> Result<Option<usize>, Exhausted> {
