@@ -19,6 +19,7 @@
 //!  load/client
 //!  load/service
 //!  pipe
+//!  relay
 //!  secrets
 //!  machine
 //!  process
@@ -43,6 +44,7 @@ mod peer;
 mod pipe;
 mod plot;
 mod process;
+mod relay;
 mod report;
 mod results;
 mod secrets;
@@ -108,6 +110,10 @@ struct Options {
     /// What cargo adds
     #[arg(long, hide = true)]
     bench: bool,
+
+    /// To be an end of [`Peer::TokioRustls`], and nothing else
+    #[command(subcommand)]
+    relay: Option<relay::End>,
 }
 
 impl Options {
@@ -137,6 +143,10 @@ impl Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if let Some(Err(error)) = options.relay.as_ref().map(relay::End::run) {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let results = match &options.from {
         Some(path) => Results::load(path),
         None => measure(&options),

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Each runs as its Debian package would have it, plus what the work needs: room for the connections, TLS 1.3 where there
-//! is TLS, and a near end that checks who the far end is.
+//! is TLS, and a near end that checks who the far end is. The peers with large buffers are those that have such a setting.
 
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -23,7 +24,7 @@ use crate::error::Result;
 use crate::machine::{SPIPE, command};
 use crate::peer::{NGINX_STREAM, Peer};
 use crate::process::{Process, output};
-use crate::secrets::Secrets;
+use crate::secrets::{NAME, Secrets};
 
 /// More than any work opens, counting both sides of each connection.
 pub(crate) const OPEN_FILES: u64 = 12_000;
@@ -81,10 +82,11 @@ impl Pipe {
             Peer::SpipeToSpiped => (maker.spiped()?.0, maker.spipe_as_spiped().1),
             Peer::SpipedToSpipe => (maker.spipe_as_spiped().0, maker.spiped()?.1),
             Peer::SpipedProtocol => maker.spipe_as_spiped(),
-            Peer::NginxPlain => maker.nginx(["", ""])?,
-            Peer::NginxTls => maker.nginx_tls()?,
+            Peer::NginxPlain | Peer::NginxPlainLargeBuffers => maker.nginx(["", ""])?,
+            Peer::NginxTls | Peer::NginxTlsLargeBuffers => maker.nginx_tls()?,
             Peer::Stunnel => maker.stunnel()?,
-            Peer::Haproxy => maker.haproxy()?,
+            Peer::Haproxy | Peer::HaproxyLargeBuffers => maker.haproxy()?,
+            Peer::TokioRustls => maker.tokio_rustls()?,
             Peer::Ssh => maker.ssh()?,
             Peer::Shadowsocks => maker.shadowsocks()?,
         };
@@ -197,9 +199,12 @@ impl Maker<'_> {
     fn nginx(&self, tls: [&str; 2]) -> Result<Commands> {
         self.both(|end, source, target| {
             let (tls, ssl) = match (self.peer, end) {
-                (Peer::NginxTls, "far") => (tls[0], " ssl"),
-                (Peer::NginxTls, _) => (tls[1], ""),
-                _ => ("", ""),
+                (Peer::NginxTls | Peer::NginxTlsLargeBuffers, "far") => (tls[0], " ssl"),
+                _ => (tls[1], ""),
+            };
+            let buffers = match self.peer {
+                Peer::NginxPlainLargeBuffers | Peer::NginxTlsLargeBuffers => "proxy_buffer_size 64k;",
+                _ => "",
             };
             let pid = self.directory.join(format!("{end}.pid"));
             let mut config = String::new();
@@ -219,7 +224,7 @@ impl Maker<'_> {
                      server {{\n        \
                          listen {source}{ssl} backlog=4096;\n        \
                          proxy_pass {target};\n        \
-                         {tls}\n    \
+                         {buffers} {tls}\n    \
                      }}\n\
                  }}\n",
                 pid.display(),
@@ -237,7 +242,7 @@ impl Maker<'_> {
         let far = format!("ssl_protocols TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};");
         let near = format!(
             "proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
-             proxy_ssl_trusted_certificate {certificate}; proxy_ssl_name far;"
+             proxy_ssl_trusted_certificate {certificate}; proxy_ssl_name {NAME};"
         );
         self.nginx([&far, &near])
     }
@@ -263,17 +268,33 @@ impl Maker<'_> {
                 (format!("ssl crt {} ssl-min-ver TLSv1.3", self.secrets.chain.display()), String::new())
             } else {
                 let certificate = self.secrets.certificate.display();
-                let tls = "ssl ssl-min-ver TLSv1.3 verify required verifyhost far sni str(far) ca-file";
-                (String::new(), format!("{tls} {certificate}"))
+                let tls = format!(
+                    "ssl ssl-min-ver TLSv1.3 verify required verifyhost {NAME} sni str({NAME}) ca-file {certificate}"
+                );
+                (String::new(), tls)
             };
+            let buffers =
+                if self.peer == Peer::HaproxyLargeBuffers { "    tune.bufsize 65536\n" } else { "" };
             let config = format!(
-                "global\n    maxconn {CONNECTIONS}\n\
+                "global\n    maxconn {CONNECTIONS}\n{buffers}\
                  defaults\n    mode tcp\n    maxconn {CONNECTIONS}\n    timeout connect 10s\n    \
                  timeout client 1h\n    timeout server 1h\n\
                  listen pipe\n    bind {source} {listen_tls}\n    server next {target} {connect_tls}\n"
             );
             let mut command = command("haproxy")?;
             command.arg("-db").arg("-f").arg(self.write(&format!("{end}.conf"), &config)?);
+            Ok(command)
+        })
+    }
+
+    fn tokio_rustls(&self) -> Result<Commands> {
+        let program = env::current_exe()?;
+        self.both(|end, source, target| {
+            let mut command = Command::new(&program);
+            command.args([end, &source.to_string(), &target.to_string()]).arg(&self.secrets.certificate);
+            if end == "far" {
+                command.arg(&self.secrets.private_key);
+            }
             Ok(command)
         })
     }
