@@ -73,16 +73,17 @@ pub(crate) fn shadowsocks() -> Result<()> {
     if status.success() { Ok(()) } else { Err(format!("cargo install shadowsocks-rust: {status}").into()) }
 }
 
-/// Raises the limit of open files as far as it goes, for the peers too, which inherit it.
+/// Raises the limit of open files to `wanted`, for the peers too, which inherit it, or as far as it goes.
 pub(crate) fn raise_file_limit(wanted: u64) -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
-        return Err(
-            format!("the hard limit of open files is {:?}; this takes {wanted}", limit.maximum).into()
-        );
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })?;
-    Ok(())
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let set = |current, maximum| setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum });
+    // Only who may do more than root of most containers raises the hard limit.
+    let Err(_) = set(wanted, maximum.map(|maximum| maximum.max(wanted))) else { return Ok(()) };
+    let reachable = maximum.unwrap_or(wanted);
+    println!(
+        "The limit of open files is {reachable}: some peers may not hold all connections, which takes {wanted}"
+    );
+    Ok(set(reachable, maximum)?)
 }
 
 /// What it is, for the report: names and values.

@@ -14,11 +14,12 @@
 //!                             main
 //!
 //!  load/mod                                      report
-//!  load/bulk, connect, idle,                     goals, plot
-//!    redis, round_trip                           format, results
+//!  load/active, bulk, burst, connect,            goals, plot
+//!    distant, idle, redis, round_trip            format, results
 //!  load/client
-//!  load/service
+//!  load/echo, service
 //!  pipe
+//!  host
 //!  relay
 //!  secrets
 //!  machine
@@ -38,6 +39,7 @@ mod count;
 mod error;
 mod format;
 mod goals;
+mod host;
 mod load;
 mod machine;
 mod peer;
@@ -57,10 +59,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use error::Result;
+use host::Host;
+use load::echo::Echo;
 use load::service::Service;
 use load::{Effort, redis};
 use peer::Peer;
-use pipe::{Backend, OPEN_FILES, Pipe};
+use pipe::{Backend, First, OPEN_FILES, Pipe};
 use results::{Record, Results};
 use secrets::Secrets;
 use spipe::cli::progress::Progress;
@@ -87,7 +91,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', value_name = "WORK,...")]
     work: Vec<Kind>,
 
-    /// One round, with less of each work and no 5,000 connections: in five minutes
+    /// One round, with less of each work and no 5,000 idle connections: in ten minutes
     #[arg(long)]
     quick: bool,
 
@@ -174,6 +178,8 @@ struct Bench {
     secrets: Secrets,
     service: Service,
     redis: Option<redis::Server>,
+    /// The near and the far one of [`Work::Distant`].
+    distant: Option<[Host; 2]>,
     effort: Effort,
     /// The program of [`Peer::Other`].
     other: Option<PathBuf>,
@@ -186,6 +192,10 @@ fn measure(options: &Options) -> Result<Results> {
     if with_redis {
         needs.extend(redis::NEEDS);
     }
+    let with_distant = works.contains(&Work::Distant);
+    if with_distant {
+        needs.extend(host::NEEDS);
+    }
     machine::install(&needs)?;
     if peers.contains(&Peer::Shadowsocks) {
         machine::shadowsocks()?;
@@ -197,6 +207,7 @@ fn measure(options: &Options) -> Result<Results> {
         secrets: Secrets::make(&peers, directory.path())?,
         service: Service::start()?,
         redis: with_redis.then(|| redis::Server::start(directory.path())).transpose()?,
+        distant: with_distant.then(Host::distant).transpose()?,
         effort: if options.quick { Effort::quick() } else { Effort::full() },
         directory,
         other: options.against.clone(),
@@ -235,15 +246,28 @@ impl Bench {
     fn one(&self, round: usize, work: Work, peer: Peer) -> Result<Record> {
         let directory = self.directory.path().join(format!("{round}-{}-{peer:?}", work.id()));
         fs::create_dir(&directory)?;
-        let own = Backend { address: self.service.address, hello: b"a" };
-        let backend = match &self.redis {
-            Some(redis) if work.kind() == Kind::Redis => redis.backend,
-            _ => own,
+        let here = Host::here();
+        let (hosts, first) = match &self.distant {
+            Some(distant) if work == Work::Distant => (distant, First::Clients),
+            _ => (&here, First::Own),
         };
-        let pipe = Pipe::start(peer, backend, &self.secrets, &directory, self.other.as_deref())?;
-        let values = load::measure(work, &pipe, &self.service, &self.effort)
-            .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
-        Ok(Record { round, work: work.id(), peer, values })
+        let [near, far] = hosts;
+        // Of one measurement only: connections of an earlier one, which the kernel keeps for a minute, take none of its ports.
+        let echo = far.enter(|| Ok(Echo::start(far.address)?))?;
+        let backend = match (work, &self.redis) {
+            (Work::Redis { .. }, Some(redis)) => redis.backend,
+            (Work::Active { .. } | Work::Distant | Work::Burst { .. }, _) => {
+                Backend { address: echo.address, hello: b"a" }
+            }
+            _ => Backend { address: self.service.address, hello: b"a" },
+        };
+        near.enter(|| {
+            let other = self.other.as_deref();
+            let pipe = Pipe::start(peer, backend, &self.secrets, &directory, other, hosts, first)?;
+            let values = load::measure(work, &pipe, &self.service, &self.effort)
+                .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
+            Ok(Record { round, work: work.id(), peer, values })
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -21,15 +21,17 @@ use rustix::process::getuid;
 
 use crate::account;
 use crate::error::Result;
+use crate::host::{Host, is_listening};
 use crate::machine::{SPIPE, command};
 use crate::peer::{NGINX_STREAM, Peer};
 use crate::process::{Process, output};
 use crate::secrets::{NAME, Secrets};
 
-/// More than any work opens, counting both sides of each connection.
-pub(crate) const OPEN_FILES: u64 = 12_000;
+/// More than any work opens, counting both sides of each connection. spipe keeps 8,192 of them for clients that have not
+/// proved the key.
+pub(crate) const OPEN_FILES: u64 = 32_768;
 /// How many connections each peer is configured for.
-const CONNECTIONS: u32 = 6_000;
+const CONNECTIONS: u32 = 9_500;
 
 /// Where a pipe leads, and how to see that it does.
 #[derive(Clone, Copy)]
@@ -49,6 +51,15 @@ impl Backend {
     }
 }
 
+/// Whose the first connection through a pipe is.
+#[derive(Clone, Copy)]
+pub(crate) enum First {
+    /// One that sees that the service answers.
+    Own,
+    /// One that is measured: the near end only has to listen.
+    Clients,
+}
+
 /// A peer at work.
 pub(crate) struct Pipe {
     /// Where clients connect to.
@@ -63,16 +74,19 @@ struct Ends {
 }
 
 impl Pipe {
-    /// Starts both ends of `peer` with configurations and logs in `directory`, and returns once the service answers.
-    /// `other` is the program of [`Peer::Other`].
+    /// Starts both ends of `peer` with configurations and logs in `directory`, and returns once they are ready.
+    /// `other` is the program of [`Peer::Other`]. The thread that calls is on the near host.
     pub(crate) fn start(
         peer: Peer,
         backend: Backend,
         secrets: &Secrets,
         directory: &Path,
         other: Option<&Path>,
+        [near_host, far_host]: &[Host; 2],
+        first: First,
     ) -> Result<Self> {
-        let [near, far] = free_addresses()?;
+        let near = free_address(near_host.address)?;
+        let far = far_host.enter(|| free_address(far_host.address))?;
         let maker = Maker { peer, secrets, directory, near, far, service: backend.address };
         let (far_command, near_command) = match peer {
             Peer::Direct => return Ok(Self { entrance: backend.address, ends: None }),
@@ -92,13 +106,22 @@ impl Pipe {
         };
         let spawn = |mut command: Command, end| {
             Process::spawn(&mut command, directory.join(format!("{end}.log")))
-                .map_err(|error| format!("the {end} end does not start: {error}"))
+                .map_err(|error| format!("the {end} end does not start: {error}").into())
         };
         // ssh gives up where nothing listens yet, so the far end comes first.
-        let mut far_end = spawn(far_command, "far")?;
+        let mut far_end = far_host.enter(|| spawn(far_command, "far"))?;
         wait(&mut [("far", &mut far_end)], || TcpStream::connect(far).map(drop))?;
         let mut ends = Ends { far: far_end, near: spawn(near_command, "near")? };
-        wait(&mut [("near", &mut ends.near), ("far", &mut ends.far)], || backend.answers(near))?;
+        wait(&mut [("near", &mut ends.near), ("far", &mut ends.far)], || match first {
+            First::Own => backend.answers(near),
+            First::Clients => {
+                if is_listening(near)? {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::ConnectionRefused.into())
+                }
+            }
+        })?;
         Ok(Self { entrance: near, ends: Some(ends) })
     }
 
@@ -132,11 +155,9 @@ fn wait(ends: &mut [(&str, &mut Process)], ready: impl Fn() -> io::Result<()>) -
     }
 }
 
-/// Two addresses that nothing listens on.
-fn free_addresses() -> Result<[SocketAddr; 2]> {
-    // Both are held until both are known, so that they differ.
-    let held = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([held[0].local_addr()?, held[1].local_addr()?])
+/// An address that nothing listens on.
+fn free_address(address: IpAddr) -> Result<SocketAddr> {
+    Ok(TcpListener::bind((address, 0))?.local_addr()?)
 }
 
 /// Makes the commands of the far and of the near end, in this order.
@@ -218,7 +239,6 @@ impl Maker<'_> {
                  pid {};\n\
                  error_log stderr warn;\n\
                  worker_processes auto;\n\
-                 worker_rlimit_nofile {OPEN_FILES};\n\
                  events {{ worker_connections {}; }}\n\
                  stream {{\n    \
                      server {{\n        \
