@@ -278,7 +278,8 @@ fn publish(results: &Results, directory: &Path) -> Result<()> {
         println!("{}", report::work(results, work));
     }
     println!("{}", report::judgement(results));
-    print!("{}", goals::verdicts(results));
+    println!("{}", goals::verdicts(results));
+    print!("{}", report::growth(results));
     fs::create_dir_all(directory)?;
     results.save(&directory.join("results.json"))?;
     fs::write(directory.join("results.md"), report::document(results))?;
