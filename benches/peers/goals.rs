@@ -1,6 +1,6 @@
 //! What spipe is meant to reach in every run, and whether it did.
 
-use crate::format::{number, table};
+use crate::format::{ABSENT, number, table};
 use crate::peer::Peer;
 use crate::results::Results;
 use crate::work::{Direction, Metric, ROUND_TRIP, Work};
@@ -70,15 +70,24 @@ pub(crate) fn verdicts(results: &Results) -> String {
 
 fn verdict(results: &Results, work: Work, metric: Metric, goal: &Goal) -> Option<Vec<String>> {
     let value = |work, peer| results.spread(work, peer, metric).map(|spread| spread.median);
-    let spipe = value(work, Peer::Spipe)?;
+    let spipe = value(work, Peer::Spipe);
+    // What spipe fails at, it does not reach; what it was not measured at says nothing.
+    if spipe.is_none() && !(results.took_part(Peer::Spipe) && results.metrics(work).contains(&metric)) {
+        return None;
+    }
     let times = |limit: f64, of: &str, base: f64| {
-        let ratio = spipe / base;
-        let (sign, met) = if metric.is_cost() { ("≤", ratio <= limit) } else { ("≥", ratio >= limit) };
-        (format!("{sign} {limit} × {of}"), format!("{ratio:.2} ×"), met)
+        let ratio = spipe.map(|spipe| spipe / base);
+        let (sign, met) = if metric.is_cost() {
+            ("≤", ratio.is_some_and(|ratio| ratio <= limit))
+        } else {
+            ("≥", ratio.is_some_and(|ratio| ratio >= limit))
+        };
+        (format!("{sign} {limit} × {of}"), ratio.map(|ratio| format!("{ratio:.2} ×")), met)
     };
     let over = |limit: f64, than: &str, base: f64| {
-        let more = spipe - base;
-        (format!("≤ {limit} more than {than}"), format!("{more:+.1}"), more <= limit)
+        let more = spipe.map(|spipe| spipe - base);
+        let met = more.is_some_and(|more| more <= limit);
+        (format!("≤ {limit} more than {than}"), more.map(|more| format!("{more:+.1}")), met)
     };
     let (goal, measured, met) = match *goal {
         Goal::TimesBest(limit) => {
@@ -93,8 +102,11 @@ fn verdict(results: &Results, work: Work, metric: Metric, goal: &Goal) -> Option
         Goal::OverOwn(limit, other) => {
             over(limit, &format!("that of {}", other.title()), value(other, Peer::Spipe)?)
         }
-        Goal::AtMost(limit) => (format!("≤ {limit}"), number(spipe), spipe <= limit),
+        Goal::AtMost(limit) => {
+            (format!("≤ {limit}"), spipe.map(number), spipe.is_some_and(|spipe| spipe <= limit))
+        }
     };
+    let measured = measured.unwrap_or_else(|| ABSENT.to_owned());
     let met = if met { "yes" } else { "no" };
     Some(vec![work.title(), metric.name().to_owned(), goal, measured, met.to_owned()])
 }

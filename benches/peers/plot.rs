@@ -63,7 +63,7 @@ pub(crate) fn charts(results: &Results) -> Vec<Chart> {
         ),
         chart(
             "active.svg",
-            "Round trip of 64 bytes beside 5,000 active connections",
+            "Round trip of 64 bytes with 5,000 active connections",
             "median, and below it the 99th percentile; 5,000 messages a second in all; less is better",
             Work::Active { count: 5000 },
             &[(Metric::P50Micros, "µs"), (Metric::P99Micros, "µs (p99)")],

@@ -2,13 +2,11 @@
 
 use std::fmt::Write as _;
 
-use crate::format::{number, table};
+use crate::format::{ABSENT, number, table};
 use crate::peer::Peer;
 use crate::results::{Results, Spread};
 use crate::work::{Metric, Work};
 use crate::{goals, plot};
-
-const ABSENT: &str = "–";
 
 /// What spipe is judged by.
 const JUDGED: [(Work, Metric); 20] = [
