@@ -8,7 +8,7 @@
 //! Two far hosts are network namespaces. What one of them sends to the other, a thread reads from its tun device and
 //! writes to the other's device later: sch_netem would do the same, but not every kernel has it.
 
-use std::fs::{File, read_to_string};
+use std::fs::{self, File, read_to_string};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, mpsc};
@@ -20,7 +20,7 @@ use rustix::process::{getuid, setpriority_process};
 use tappers::{Interface, Tun};
 
 use crate::error::Result;
-use crate::machine::command;
+use crate::machine::{CONGESTION_CONTROL, command};
 use crate::process::output;
 use crate::work::ROUND_TRIP;
 
@@ -64,7 +64,12 @@ impl Host {
     fn new(address: Ipv4Addr) -> Result<(Self, Arc<Tun>)> {
         // The thread leaves the namespace of all others, and ends.
         let made = thread::spawn(move || -> Result<_> {
+            let congestion_control = read_to_string(CONGESTION_CONTROL)?;
             unshare(CloneFlags::CLONE_NEWNET)?;
+            // A new namespace has the one of the first, where this one may have been given another.
+            if read_to_string(CONGESTION_CONTROL)? != congestion_control {
+                fs::write(CONGESTION_CONTROL, congestion_control)?;
+            }
             let namespace = File::open("/proc/thread-self/ns/net")?;
             let device = Tun::new_named(Interface::new(DEVICE)?)?;
             let ip = |arguments: &str| output(command("ip")?.args(arguments.split(' ')));

@@ -15,6 +15,9 @@ use crate::process::output;
 /// The program that all this is about.
 pub(crate) const SPIPE: &str = env!("CARGO_BIN_EXE_spipe");
 
+/// Names the congestion control that sockets of this network namespace get.
+pub(crate) const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+
 /// A program by its name, also where only root's `PATH` looks or where [`shadowsocks`] put it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -101,7 +104,7 @@ pub(crate) fn describe(peers: &[Peer]) -> Vec<(String, String)> {
         ("CPU", format!("{}, {cores} cores", field(&read("/proc/cpuinfo"), "model name"))),
         ("Memory", field(&read("/proc/meminfo"), "MemTotal")),
         ("Kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
-        ("TCP congestion control", read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned()),
+        ("TCP congestion control", read(CONGESTION_CONTROL).trim().to_owned()),
         ("System", field(&read("/etc/os-release"), "PRETTY_NAME")),
         ("Load average at the start", load),
     ];

@@ -4,6 +4,8 @@
 //!  client ─▶ near end ─▶ far end ─▶ service          all on loopback; client and service are the benchmark's own
 //! ```
 //!
+//! Only for new connections over a distance are the ends on two hosts, see `host`.
+//!
 //! `cargo bench --bench peers` installs what is missing from Debian's packages, prints a table for each work, and writes
 //! tables, raw values and plots to `docs/benchmarks`. It takes root, or sudo to install and root to see spipe's memory.
 //! `cargo bench --bench peers -- --help` has the options.
@@ -77,7 +79,7 @@ const PARTIAL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers/res
 
 /// Runs the same work through spipe and its peers, and compares.
 #[derive(Parser)]
-#[command(name = "peers")]
+#[command(name = "peers", disable_help_subcommand = true)]
 struct Options {
     /// How often each measurement is made
     #[arg(long, default_value_t = 3)]
@@ -91,7 +93,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', value_name = "WORK,...")]
     work: Vec<Kind>,
 
-    /// One round, with less of each work and no 5,000 idle connections: in ten minutes
+    /// One round, with less of each work and no 5,000 idle connections: in twelve minutes
     #[arg(long)]
     quick: bool,
 

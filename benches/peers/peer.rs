@@ -30,7 +30,7 @@ pub(crate) enum Peer {
     HaproxyLargeBuffers,
     NginxTls,
     NginxTlsLargeBuffers,
-    /// [`crate::relay`].
+    /// The benchmark's own relay of tokio and rustls.
     TokioRustls,
     Ssh,
     Shadowsocks,

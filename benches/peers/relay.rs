@@ -27,11 +27,12 @@ const BUFFER: usize = 64 << 10;
 
 /// One end of the relay.
 #[derive(Subcommand)]
-#[command(hide = true)]
 pub(crate) enum End {
     /// Takes plain connections
+    #[command(hide = true)]
     Near { source: SocketAddr, target: SocketAddr, certificate: PathBuf },
     /// Takes connections with TLS
+    #[command(hide = true)]
     Far { source: SocketAddr, target: SocketAddr, certificate: PathBuf, private_key: PathBuf },
 }
 

@@ -11,13 +11,21 @@ pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(50);
 /// What the command line chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
+    /// Many bytes.
     Bulk,
+    /// Round trips on one connection.
     Rtt,
+    /// Round trips on up to 9,000 connections.
     Active,
+    /// New connections.
     Connect,
+    /// New connections at a round trip of 50 ms.
     Distant,
+    /// Memory of connections that carry nothing.
     Idle,
+    /// Memory of connections that have carried much at once.
     Burst,
+    /// Redis's own benchmark.
     Redis,
 }
 
