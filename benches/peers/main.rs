@@ -93,7 +93,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', value_name = "WORK,...")]
     work: Vec<Kind>,
 
-    /// One round, with less of each work and no 5,000 idle connections: in twelve minutes
+    /// One round, with less of each work and no 5,000 idle connections: in twenty minutes
     #[arg(long)]
     quick: bool,
 
