@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::count::float_len;
 
+/// In place of a value that there is none of.
+pub(crate) const ABSENT: &str = "–";
+
 /// Three significant digits, and thousands apart.
 pub(crate) fn number(value: f64) -> String {
     let size = value.abs();

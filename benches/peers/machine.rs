@@ -15,6 +15,9 @@ use crate::process::output;
 /// The program that all this is about.
 pub(crate) const SPIPE: &str = env!("CARGO_BIN_EXE_spipe");
 
+/// Names the congestion control that sockets of this network namespace get.
+pub(crate) const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+
 /// A program by its name, also where only root's `PATH` looks or where [`shadowsocks`] put it.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -73,16 +76,17 @@ pub(crate) fn shadowsocks() -> Result<()> {
     if status.success() { Ok(()) } else { Err(format!("cargo install shadowsocks-rust: {status}").into()) }
 }
 
-/// Raises the limit of open files as far as it goes, for the peers too, which inherit it.
+/// Raises the limit of open files to `wanted`, for the peers too, which inherit it, or as far as it goes.
 pub(crate) fn raise_file_limit(wanted: u64) -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
-        return Err(
-            format!("the hard limit of open files is {:?}; this takes {wanted}", limit.maximum).into()
-        );
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })?;
-    Ok(())
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let set = |current, maximum| setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum });
+    // Only who may do more than root of most containers raises the hard limit.
+    let Err(_) = set(wanted, maximum.map(|maximum| maximum.max(wanted))) else { return Ok(()) };
+    let reachable = maximum.unwrap_or(wanted);
+    println!(
+        "The limit of open files is {reachable}: some peers may not hold all connections, which takes {wanted}"
+    );
+    Ok(set(reachable, maximum)?)
 }
 
 /// What it is, for the report: names and values.
@@ -100,7 +104,7 @@ pub(crate) fn describe(peers: &[Peer]) -> Vec<(String, String)> {
         ("CPU", format!("{}, {cores} cores", field(&read("/proc/cpuinfo"), "model name"))),
         ("Memory", field(&read("/proc/meminfo"), "MemTotal")),
         ("Kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
-        ("TCP congestion control", read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned()),
+        ("TCP congestion control", read(CONGESTION_CONTROL).trim().to_owned()),
         ("System", field(&read("/etc/os-release"), "PRETTY_NAME")),
         ("Load average at the start", load),
     ];

@@ -4,6 +4,8 @@
 //!  client ─▶ near end ─▶ far end ─▶ service          all on loopback; client and service are the benchmark's own
 //! ```
 //!
+//! Only for new connections over a distance are the ends on two hosts, see `host`.
+//!
 //! `cargo bench --bench peers` installs what is missing from Debian's packages, prints a table for each work, and writes
 //! tables, raw values and plots to `docs/benchmarks`. It takes root, or sudo to install and root to see spipe's memory.
 //! `cargo bench --bench peers -- --help` has the options.
@@ -14,11 +16,13 @@
 //!                             main
 //!
 //!  load/mod                                      report
-//!  load/bulk, connect, idle,                     goals, plot
-//!    redis, round_trip                           format, results
+//!  load/active, bulk, burst, connect,            goals, plot
+//!    distant, idle, redis, round_trip            format, results
 //!  load/client
-//!  load/service
+//!  load/echo, service
 //!  pipe
+//!  host
+//!  relay
 //!  secrets
 //!  machine
 //!  process
@@ -37,12 +41,14 @@ mod count;
 mod error;
 mod format;
 mod goals;
+mod host;
 mod load;
 mod machine;
 mod peer;
 mod pipe;
 mod plot;
 mod process;
+mod relay;
 mod report;
 mod results;
 mod secrets;
@@ -55,10 +61,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use error::Result;
+use host::Host;
+use load::echo::Echo;
 use load::service::Service;
 use load::{Effort, redis};
 use peer::Peer;
-use pipe::{Backend, OPEN_FILES, Pipe};
+use pipe::{Backend, First, OPEN_FILES, Pipe};
 use results::{Record, Results};
 use secrets::Secrets;
 use spipe::cli::progress::Progress;
@@ -71,7 +79,7 @@ const PARTIAL_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/peers/res
 
 /// Runs the same work through spipe and its peers, and compares.
 #[derive(Parser)]
-#[command(name = "peers")]
+#[command(name = "peers", disable_help_subcommand = true)]
 struct Options {
     /// How often each measurement is made
     #[arg(long, default_value_t = 3)]
@@ -85,7 +93,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', value_name = "WORK,...")]
     work: Vec<Kind>,
 
-    /// One round, with less of each work and no 5,000 connections: in five minutes
+    /// One round, with less of each work and no 5,000 idle connections: in twenty minutes
     #[arg(long)]
     quick: bool,
 
@@ -108,6 +116,10 @@ struct Options {
     /// What cargo adds
     #[arg(long, hide = true)]
     bench: bool,
+
+    /// To be an end of [`Peer::TokioRustls`], and nothing else
+    #[command(subcommand)]
+    relay: Option<relay::End>,
 }
 
 impl Options {
@@ -137,6 +149,10 @@ impl Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if let Some(Err(error)) = options.relay.as_ref().map(relay::End::run) {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     let results = match &options.from {
         Some(path) => Results::load(path),
         None => measure(&options),
@@ -164,6 +180,8 @@ struct Bench {
     secrets: Secrets,
     service: Service,
     redis: Option<redis::Server>,
+    /// The near and the far one of [`Work::Distant`].
+    distant: Option<[Host; 2]>,
     effort: Effort,
     /// The program of [`Peer::Other`].
     other: Option<PathBuf>,
@@ -176,6 +194,10 @@ fn measure(options: &Options) -> Result<Results> {
     if with_redis {
         needs.extend(redis::NEEDS);
     }
+    let with_distant = works.contains(&Work::Distant);
+    if with_distant {
+        needs.extend(host::NEEDS);
+    }
     machine::install(&needs)?;
     if peers.contains(&Peer::Shadowsocks) {
         machine::shadowsocks()?;
@@ -187,6 +209,7 @@ fn measure(options: &Options) -> Result<Results> {
         secrets: Secrets::make(&peers, directory.path())?,
         service: Service::start()?,
         redis: with_redis.then(|| redis::Server::start(directory.path())).transpose()?,
+        distant: with_distant.then(Host::distant).transpose()?,
         effort: if options.quick { Effort::quick() } else { Effort::full() },
         directory,
         other: options.against.clone(),
@@ -225,15 +248,28 @@ impl Bench {
     fn one(&self, round: usize, work: Work, peer: Peer) -> Result<Record> {
         let directory = self.directory.path().join(format!("{round}-{}-{peer:?}", work.id()));
         fs::create_dir(&directory)?;
-        let own = Backend { address: self.service.address, hello: b"a" };
-        let backend = match &self.redis {
-            Some(redis) if work.kind() == Kind::Redis => redis.backend,
-            _ => own,
+        let here = Host::here();
+        let (hosts, first) = match &self.distant {
+            Some(distant) if work == Work::Distant => (distant, First::Clients),
+            _ => (&here, First::Own),
         };
-        let pipe = Pipe::start(peer, backend, &self.secrets, &directory, self.other.as_deref())?;
-        let values = load::measure(work, &pipe, &self.service, &self.effort)
-            .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
-        Ok(Record { round, work: work.id(), peer, values })
+        let [near, far] = hosts;
+        // Of one measurement only: connections of an earlier one, which the kernel keeps for a minute, take none of its ports.
+        let echo = far.enter(|| Ok(Echo::start(far.address)?))?;
+        let backend = match (work, &self.redis) {
+            (Work::Redis { .. }, Some(redis)) => redis.backend,
+            (Work::Active { .. } | Work::Distant | Work::Burst { .. }, _) => {
+                Backend { address: echo.address, hello: b"a" }
+            }
+            _ => Backend { address: self.service.address, hello: b"a" },
+        };
+        near.enter(|| {
+            let other = self.other.as_deref();
+            let pipe = Pipe::start(peer, backend, &self.secrets, &directory, other, hosts, first)?;
+            let values = load::measure(work, &pipe, &self.service, &self.effort)
+                .map_err(|error| format!("{error}; the logs are in {}", directory.display()))?;
+            Ok(Record { round, work: work.id(), peer, values })
+        })
     }
 }
 
@@ -244,7 +280,8 @@ fn publish(results: &Results, directory: &Path) -> Result<()> {
         println!("{}", report::work(results, work));
     }
     println!("{}", report::judgement(results));
-    print!("{}", goals::verdicts(results));
+    println!("{}", goals::verdicts(results));
+    print!("{}", report::growth(results));
     fs::create_dir_all(directory)?;
     results.save(&directory.join("results.json"))?;
     fs::write(directory.join("results.md"), report::document(results))?;

@@ -13,6 +13,7 @@ pub(crate) const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.
 pub(crate) enum Peer {
     Direct,
     NginxPlain,
+    NginxPlainLargeBuffers,
     Spipe,
     /// Another build of spipe, for a comparison with an earlier one.
     #[value(skip)]
@@ -26,15 +27,20 @@ pub(crate) enum Peer {
     SpipedProtocol,
     Stunnel,
     Haproxy,
+    HaproxyLargeBuffers,
     NginxTls,
+    NginxTlsLargeBuffers,
+    /// The benchmark's own relay of tokio and rustls.
+    TokioRustls,
     Ssh,
     Shadowsocks,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Direct,
         Self::NginxPlain,
+        Self::NginxPlainLargeBuffers,
         Self::Spipe,
         Self::Other,
         Self::Spiped,
@@ -43,7 +49,10 @@ impl Peer {
         Self::SpipedProtocol,
         Self::Stunnel,
         Self::Haproxy,
+        Self::HaproxyLargeBuffers,
         Self::NginxTls,
+        Self::NginxTlsLargeBuffers,
+        Self::TokioRustls,
         Self::Ssh,
         Self::Shadowsocks,
     ];
@@ -52,6 +61,7 @@ impl Peer {
         match self {
             Self::Direct => "direct",
             Self::NginxPlain => "nginx stream, plain",
+            Self::NginxPlainLargeBuffers => "nginx stream, plain, 64 KiB",
             Self::Spipe => "spipe",
             Self::Other => "spipe, other build",
             Self::Spiped => "spiped",
@@ -60,14 +70,17 @@ impl Peer {
             Self::SpipedProtocol => "spipe, spiped's protocol",
             Self::Stunnel => "stunnel PSK",
             Self::Haproxy => "HAProxy TLS",
+            Self::HaproxyLargeBuffers => "HAProxy TLS, 64 KiB",
             Self::NginxTls => "nginx stream TLS",
+            Self::NginxTlsLargeBuffers => "nginx stream TLS, 64 KiB",
+            Self::TokioRustls => "tokio-rustls",
             Self::Ssh => "ssh -L",
             Self::Shadowsocks => "shadowsocks-rust",
         }
     }
 
     pub(crate) fn is_encrypted(self) -> bool {
-        !matches!(self, Self::Direct | Self::NginxPlain)
+        !matches!(self, Self::Direct | Self::NginxPlain | Self::NginxPlainLargeBuffers)
     }
 
     /// Whether spipe is to be measured by it.
@@ -91,14 +104,18 @@ impl Peer {
     /// Programs or files, each with the Debian package that brings it.
     pub(crate) fn needs(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Direct | Self::Spipe | Self::Other | Self::SpipedProtocol | Self::Shadowsocks => &[],
-            Self::NginxPlain => &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream")],
-            Self::NginxTls => {
-                &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream"), ("openssl", "openssl")]
+            Self::Direct
+            | Self::Spipe
+            | Self::Other
+            | Self::SpipedProtocol
+            | Self::TokioRustls
+            | Self::Shadowsocks => &[],
+            Self::NginxPlain | Self::NginxPlainLargeBuffers | Self::NginxTls | Self::NginxTlsLargeBuffers => {
+                &[("nginx", "nginx"), (NGINX_STREAM, "libnginx-mod-stream")]
             }
             Self::Spiped | Self::SpipeToSpiped | Self::SpipedToSpipe => &[("spiped", "spiped")],
             Self::Stunnel => &[("stunnel", "stunnel4")],
-            Self::Haproxy => &[("haproxy", "haproxy"), ("openssl", "openssl")],
+            Self::Haproxy | Self::HaproxyLargeBuffers => &[("haproxy", "haproxy")],
             Self::Ssh => &[("ssh", "openssh-client"), ("sshd", "openssh-server")],
         }
     }
@@ -106,11 +123,13 @@ impl Peer {
     /// What prints its version.
     pub(crate) fn version_command(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Direct | Self::Spipe | Self::Other | Self::SpipedProtocol => None,
-            Self::NginxPlain | Self::NginxTls => Some(("nginx", "-v")),
+            Self::Direct | Self::Spipe | Self::Other | Self::SpipedProtocol | Self::TokioRustls => None,
+            Self::NginxPlain | Self::NginxPlainLargeBuffers | Self::NginxTls | Self::NginxTlsLargeBuffers => {
+                Some(("nginx", "-v"))
+            }
             Self::Spiped | Self::SpipeToSpiped | Self::SpipedToSpipe => Some(("spiped", "-v")),
             Self::Stunnel => Some(("stunnel", "-version")),
-            Self::Haproxy => Some(("haproxy", "-v")),
+            Self::Haproxy | Self::HaproxyLargeBuffers => Some(("haproxy", "-v")),
             Self::Ssh => Some(("ssh", "-V")),
             Self::Shadowsocks => Some(("ssserver", "--version")),
         }

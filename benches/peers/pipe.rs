@@ -5,12 +5,13 @@
 //! ```
 //!
 //! Each runs as its Debian package would have it, plus what the work needs: room for the connections, TLS 1.3 where there
-//! is TLS, and a near end that checks who the far end is.
+//! is TLS, and a near end that checks who the far end is. The peers with large buffers are those that have such a setting.
 
+use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -20,15 +21,17 @@ use rustix::process::getuid;
 
 use crate::account;
 use crate::error::Result;
+use crate::host::{Host, is_listening};
 use crate::machine::{SPIPE, command};
 use crate::peer::{NGINX_STREAM, Peer};
 use crate::process::{Process, output};
-use crate::secrets::Secrets;
+use crate::secrets::{NAME, Secrets};
 
-/// More than any work opens, counting both sides of each connection.
-pub(crate) const OPEN_FILES: u64 = 12_000;
+/// More than any work opens, counting both sides of each connection. spipe keeps 8,192 of them for clients that have not
+/// proved the key.
+pub(crate) const OPEN_FILES: u64 = 32_768;
 /// How many connections each peer is configured for.
-const CONNECTIONS: u32 = 6_000;
+const CONNECTIONS: u32 = 9_500;
 
 /// Where a pipe leads, and how to see that it does.
 #[derive(Clone, Copy)]
@@ -48,6 +51,15 @@ impl Backend {
     }
 }
 
+/// Whose the first connection through a pipe is.
+#[derive(Clone, Copy)]
+pub(crate) enum First {
+    /// One that sees that the service answers.
+    Own,
+    /// One that is measured: the near end only has to listen.
+    Clients,
+}
+
 /// A peer at work.
 pub(crate) struct Pipe {
     /// Where clients connect to.
@@ -62,16 +74,19 @@ struct Ends {
 }
 
 impl Pipe {
-    /// Starts both ends of `peer` with configurations and logs in `directory`, and returns once the service answers.
-    /// `other` is the program of [`Peer::Other`].
+    /// Starts both ends of `peer` with configurations and logs in `directory`, and returns once they are ready.
+    /// `other` is the program of [`Peer::Other`]. The thread that calls is on the near host.
     pub(crate) fn start(
         peer: Peer,
         backend: Backend,
         secrets: &Secrets,
         directory: &Path,
         other: Option<&Path>,
+        [near_host, far_host]: &[Host; 2],
+        first: First,
     ) -> Result<Self> {
-        let [near, far] = free_addresses()?;
+        let near = free_address(near_host.address)?;
+        let far = far_host.enter(|| free_address(far_host.address))?;
         let maker = Maker { peer, secrets, directory, near, far, service: backend.address };
         let (far_command, near_command) = match peer {
             Peer::Direct => return Ok(Self { entrance: backend.address, ends: None }),
@@ -81,22 +96,32 @@ impl Pipe {
             Peer::SpipeToSpiped => (maker.spiped()?.0, maker.spipe_as_spiped().1),
             Peer::SpipedToSpipe => (maker.spipe_as_spiped().0, maker.spiped()?.1),
             Peer::SpipedProtocol => maker.spipe_as_spiped(),
-            Peer::NginxPlain => maker.nginx(["", ""])?,
-            Peer::NginxTls => maker.nginx_tls()?,
+            Peer::NginxPlain | Peer::NginxPlainLargeBuffers => maker.nginx(["", ""])?,
+            Peer::NginxTls | Peer::NginxTlsLargeBuffers => maker.nginx_tls()?,
             Peer::Stunnel => maker.stunnel()?,
-            Peer::Haproxy => maker.haproxy()?,
+            Peer::Haproxy | Peer::HaproxyLargeBuffers => maker.haproxy()?,
+            Peer::TokioRustls => maker.tokio_rustls()?,
             Peer::Ssh => maker.ssh()?,
             Peer::Shadowsocks => maker.shadowsocks()?,
         };
         let spawn = |mut command: Command, end| {
             Process::spawn(&mut command, directory.join(format!("{end}.log")))
-                .map_err(|error| format!("the {end} end does not start: {error}"))
+                .map_err(|error| format!("the {end} end does not start: {error}").into())
         };
         // ssh gives up where nothing listens yet, so the far end comes first.
-        let mut far_end = spawn(far_command, "far")?;
+        let mut far_end = far_host.enter(|| spawn(far_command, "far"))?;
         wait(&mut [("far", &mut far_end)], || TcpStream::connect(far).map(drop))?;
         let mut ends = Ends { far: far_end, near: spawn(near_command, "near")? };
-        wait(&mut [("near", &mut ends.near), ("far", &mut ends.far)], || backend.answers(near))?;
+        wait(&mut [("near", &mut ends.near), ("far", &mut ends.far)], || match first {
+            First::Own => backend.answers(near),
+            First::Clients => {
+                if is_listening(near)? {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::ConnectionRefused.into())
+                }
+            }
+        })?;
         Ok(Self { entrance: near, ends: Some(ends) })
     }
 
@@ -130,11 +155,9 @@ fn wait(ends: &mut [(&str, &mut Process)], ready: impl Fn() -> io::Result<()>) -
     }
 }
 
-/// Two addresses that nothing listens on.
-fn free_addresses() -> Result<[SocketAddr; 2]> {
-    // Both are held until both are known, so that they differ.
-    let held = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([held[0].local_addr()?, held[1].local_addr()?])
+/// An address that nothing listens on.
+fn free_address(address: IpAddr) -> Result<SocketAddr> {
+    Ok(TcpListener::bind((address, 0))?.local_addr()?)
 }
 
 /// Makes the commands of the far and of the near end, in this order.
@@ -197,9 +220,12 @@ impl Maker<'_> {
     fn nginx(&self, tls: [&str; 2]) -> Result<Commands> {
         self.both(|end, source, target| {
             let (tls, ssl) = match (self.peer, end) {
-                (Peer::NginxTls, "far") => (tls[0], " ssl"),
-                (Peer::NginxTls, _) => (tls[1], ""),
-                _ => ("", ""),
+                (Peer::NginxTls | Peer::NginxTlsLargeBuffers, "far") => (tls[0], " ssl"),
+                _ => (tls[1], ""),
+            };
+            let buffers = match self.peer {
+                Peer::NginxPlainLargeBuffers | Peer::NginxTlsLargeBuffers => "proxy_buffer_size 64k;",
+                _ => "",
             };
             let pid = self.directory.join(format!("{end}.pid"));
             let mut config = String::new();
@@ -213,13 +239,12 @@ impl Maker<'_> {
                  pid {};\n\
                  error_log stderr warn;\n\
                  worker_processes auto;\n\
-                 worker_rlimit_nofile {OPEN_FILES};\n\
                  events {{ worker_connections {}; }}\n\
                  stream {{\n    \
                      server {{\n        \
                          listen {source}{ssl} backlog=4096;\n        \
                          proxy_pass {target};\n        \
-                         {tls}\n    \
+                         {buffers} {tls}\n    \
                      }}\n\
                  }}\n",
                 pid.display(),
@@ -237,7 +262,7 @@ impl Maker<'_> {
         let far = format!("ssl_protocols TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};");
         let near = format!(
             "proxy_ssl on; proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; \
-             proxy_ssl_trusted_certificate {certificate}; proxy_ssl_name far;"
+             proxy_ssl_trusted_certificate {certificate}; proxy_ssl_name {NAME};"
         );
         self.nginx([&far, &near])
     }
@@ -263,17 +288,33 @@ impl Maker<'_> {
                 (format!("ssl crt {} ssl-min-ver TLSv1.3", self.secrets.chain.display()), String::new())
             } else {
                 let certificate = self.secrets.certificate.display();
-                let tls = "ssl ssl-min-ver TLSv1.3 verify required verifyhost far sni str(far) ca-file";
-                (String::new(), format!("{tls} {certificate}"))
+                let tls = format!(
+                    "ssl ssl-min-ver TLSv1.3 verify required verifyhost {NAME} sni str({NAME}) ca-file {certificate}"
+                );
+                (String::new(), tls)
             };
+            let buffers =
+                if self.peer == Peer::HaproxyLargeBuffers { "    tune.bufsize 65536\n" } else { "" };
             let config = format!(
-                "global\n    maxconn {CONNECTIONS}\n\
+                "global\n    maxconn {CONNECTIONS}\n{buffers}\
                  defaults\n    mode tcp\n    maxconn {CONNECTIONS}\n    timeout connect 10s\n    \
                  timeout client 1h\n    timeout server 1h\n\
                  listen pipe\n    bind {source} {listen_tls}\n    server next {target} {connect_tls}\n"
             );
             let mut command = command("haproxy")?;
             command.arg("-db").arg("-f").arg(self.write(&format!("{end}.conf"), &config)?);
+            Ok(command)
+        })
+    }
+
+    fn tokio_rustls(&self) -> Result<Commands> {
+        let program = env::current_exe()?;
+        self.both(|end, source, target| {
+            let mut command = Command::new(&program);
+            command.args([end, &source.to_string(), &target.to_string()]).arg(&self.secrets.certificate);
+            if end == "far" {
+                command.arg(&self.secrets.private_key);
+            }
             Ok(command)
         })
     }

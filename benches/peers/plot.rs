@@ -17,8 +17,8 @@ const SPIPE: RGBColor = RGBColor(0xe8, 0x6a, 0x17);
 const ENCRYPTED: RGBColor = RGBColor(0x5b, 0x8d, 0xb8);
 const PLAIN: RGBColor = RGBColor(0x9a, 0x9a, 0x9a);
 
-const WIDTH: i32 = 760;
-const BARS_LEFT: i32 = 160;
+const WIDTH: i32 = 800;
+const BARS_LEFT: i32 = 210;
 const BARS_RIGHT: i32 = WIDTH - 140;
 const TOP: i32 = 76;
 const BAR: i32 = 16;
@@ -62,6 +62,13 @@ pub(crate) fn charts(results: &Results) -> Vec<Chart> {
             &[(Metric::P50Micros, "µs"), (Metric::P99Micros, "µs (p99)")],
         ),
         chart(
+            "active.svg",
+            "Round trip of 64 bytes with 5,000 active connections",
+            "median, and below it the 99th percentile; 5,000 messages a second in all; less is better",
+            Work::Active { count: 5000 },
+            &[(Metric::P50Micros, "µs"), (Metric::P99Micros, "µs (p99)")],
+        ),
+        chart(
             "connections.svg",
             "Connections per second",
             "with one byte there and back; 8 clients; more is better; ssh -L makes none of its own",
@@ -69,10 +76,24 @@ pub(crate) fn charts(results: &Results) -> Vec<Chart> {
             &[(Metric::ConnectionsPerSecond, "")],
         ),
         chart(
+            "new-connection.svg",
+            "New connection at a round trip of 50 ms",
+            "until the answer's first byte: one at a time, and below it 64 at once (median); less is better",
+            Work::Distant,
+            &[(Metric::InTurnP50Millis, "ms"), (Metric::AtOnceP50Millis, "ms (64)")],
+        ),
+        chart(
             "idle-memory.svg",
             "Memory per idle connection, both ends together",
             "at 5,000 connections; less is better",
             Work::Idle { count: 5000 },
+            &[(Metric::KibPerConnection, "KiB")],
+        ),
+        chart(
+            "burst-memory.svg",
+            "Memory per connection after a burst, both ends together",
+            "1,000 idle connections, each of which carried 64 KiB both ways, 256 at once; less is better",
+            Work::Burst { count: 1000 },
             &[(Metric::KibPerConnection, "KiB")],
         ),
         chart(

@@ -2,16 +2,14 @@
 
 use std::fmt::Write as _;
 
-use crate::format::{number, table};
+use crate::format::{ABSENT, number, table};
 use crate::peer::Peer;
 use crate::results::{Results, Spread};
 use crate::work::{Metric, Work};
 use crate::{goals, plot};
 
-const ABSENT: &str = "–";
-
 /// What spipe is judged by.
-const JUDGED: [(Work, Metric); 14] = [
+const JUDGED: [(Work, Metric); 20] = [
     (Work::ALL[0], Metric::CpuPerGb),
     (Work::ALL[0], Metric::GbPerSecond),
     (Work::ALL[3], Metric::CpuPerGb),
@@ -19,9 +17,15 @@ const JUDGED: [(Work, Metric); 14] = [
     (Work::RoundTrip { size: 64 }, Metric::P50Micros),
     (Work::RoundTrip { size: 64 }, Metric::P99Micros),
     (Work::RoundTrip { size: 64 }, Metric::CpuMicrosPerRequest),
+    (Work::Active { count: 1000 }, Metric::P99Micros),
+    (Work::Active { count: 9000 }, Metric::P99Micros),
+    (Work::Active { count: 9000 }, Metric::CpuMicrosPerRequest),
     (Work::Connect, Metric::ConnectionsPerSecond),
     (Work::Connect, Metric::CpuMillisPerConnection),
+    (Work::Distant, Metric::InTurnP50Millis),
+    (Work::Distant, Metric::AtOnceP50Millis),
     (Work::Idle { count: 5000 }, Metric::KibPerConnection),
+    (Work::Burst { count: 1000 }, Metric::KibPerConnection),
     (Work::Redis { pipeline: 1 }, Metric::GetsPerSecond),
     (Work::Redis { pipeline: 1 }, Metric::CpuMicrosPerRequest),
     (Work::Redis { pipeline: 16 }, Metric::GetsPerSecond),
@@ -95,6 +99,25 @@ pub(crate) fn judgement(results: &Results) -> String {
     if rows.len() == 1 { String::new() } else { table(&rows) }
 }
 
+/// What the number of connections costs: a request's CPU time with few and with many, of each peer.
+pub(crate) fn growth(results: &Results) -> String {
+    let cpu = |peer, count| results.spread(Work::Active { count }, peer, Metric::CpuMicrosPerRequest);
+    let mut heading = vec!["pipe".to_owned()];
+    heading.extend([100, 1000, 5000, 9000].map(|count| format!("CPU µs/request, {count}")));
+    heading.extend([5000, 9000].map(|count| format!("{count} ÷ 100")));
+    let mut rows = vec![heading];
+    for peer in results.peers() {
+        let few = cpu(peer, 100);
+        if few.is_some() {
+            let mut row = vec![peer.name().to_owned()];
+            row.extend([100, 1000, 5000, 9000].map(|count| cell(cpu(peer, count))));
+            row.extend([5000, 9000].map(|count| ratio(cpu(peer, count), few)));
+            rows.push(row);
+        }
+    }
+    if rows.len() == 1 { String::new() } else { table(&rows) }
+}
+
 /// Everything, for `results.md`.
 pub(crate) fn document(results: &Results) -> String {
     let rounds = results.rounds;
@@ -116,6 +139,10 @@ pub(crate) fn document(results: &Results) -> String {
              whatever it leaves out.\n\n{verdicts}\n"
         );
     }
+    let growth = growth(results);
+    if !growth.is_empty() {
+        let _ = write!(text, "## What the number of active connections costs\n\n{growth}\n");
+    }
     for chart in plot::charts(results) {
         let _ = writeln!(text, "![{}]({})\n", chart.title, chart.file);
     }
@@ -125,10 +152,20 @@ pub(crate) fn document(results: &Results) -> String {
          with the ends, so GB/s and connections/s say what is left for the load, and CPU time says what the ends cost.\n\
          - CPU time is user and system time of all processes of both ends, as the kernel accounts for it. GB are 10⁹ bytes \
          of the user's data; a request is a round trip, or one of Redis's. The load's own CPU time is not counted.\n\
+         - Active connections send messages of 64 B, each after the answer to the one before, and 5,000 a second over all of \
+         them together, whatever their number. A message's time begins as it is sent.\n\
+         - A burst is 256 connections at a time, each of which carries 64 KiB to an echo and back. All stay open, and are \
+         idle when memory is measured.\n\
+         - New connections at a round trip of 50 ms go between two network namespaces, joined by a program that passes on each \
+         packet 25 ms later. The client and the near end are in one, the far end and an echo in the other; `direct` is a client \
+         that connects to the echo itself. The time is from connect(2) to the first byte of the answer: of the first \
+         connection since the ends were started, of 10 in turn, and of 64 at once.\n\
          - Each measurement starts its peer afresh. Bulk carries 2 GiB, or what a slow peer carries in 2 s.\n\
          - Memory is PSS: what both ends have more with the connections than without, divided by their number. The base is \
          the larger of the two ends before; the two share their program's pages. The kernel's socket buffers are not in it.\n\
-         - Each peer runs as packaged, with room for the connections. TLS is 1.3, with a certificate on P-256 that the \
+         - Each peer runs as packaged, with room for the connections; rows with \"64 KiB\" have buffers of this size as their only \
+         other setting. `tokio-rustls` is a relay of 100 lines in this benchmark, which does nothing else.\n\
+         - TLS is 1.3, with a certificate on P-256 that the \
          near end checks (the far end does not check the near one); sessions are resumed where that is the default. \
          spipe does a full handshake for each connection, authenticated in both directions and with ML-KEM. \
          `ssh -L` sends all connections over one that it has already.\n\

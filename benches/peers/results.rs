@@ -54,6 +54,10 @@ impl Results {
         peers
     }
 
+    pub(crate) fn took_part(&self, peer: Peer) -> bool {
+        self.records.iter().any(|record| record.peer == peer)
+    }
+
     /// The work that was done, in its order.
     pub(crate) fn works(&self) -> Vec<Work> {
         let done = |work: &Work| self.records.iter().any(|record| record.work == work.id());

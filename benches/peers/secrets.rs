@@ -6,10 +6,15 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+
 use crate::error::Result;
 use crate::machine::command;
 use crate::peer::Peer;
 use crate::process::output;
+
+/// What the certificate is for.
+pub(crate) const NAME: &str = "far";
 
 /// Files, where not said otherwise; those of peers that do not take part do not exist.
 pub(crate) struct Secrets {
@@ -17,7 +22,7 @@ pub(crate) struct Secrets {
     pub(crate) key: PathBuf,
     /// Of stunnel.
     pub(crate) psk: PathBuf,
-    /// Of HAProxy and nginx: ECDSA on P-256, self-signed, for the name `far`.
+    /// Of the peers with TLS: ECDSA on P-256, self-signed, for [`NAME`].
     pub(crate) certificate: PathBuf,
     pub(crate) private_key: PathBuf,
     /// Both in one.
@@ -50,9 +55,7 @@ impl Secrets {
         };
         write_private(&secrets.key, &random)?;
         write_private(&secrets.psk, format!("near:{hex}\n").as_bytes())?;
-        if peers.contains(&Peer::NginxTls) || peers.contains(&Peer::Haproxy) {
-            secrets.make_certificate()?;
-        }
+        secrets.make_certificate()?;
         if peers.contains(&Peer::Ssh) {
             output(
                 command("ssh-keygen")?.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&secrets.ssh_key),
@@ -62,17 +65,11 @@ impl Secrets {
     }
 
     fn make_certificate(&self) -> Result<()> {
-        let mut openssl = command("openssl")?;
-        openssl
-            .args(["req", "-x509", "-nodes", "-days", "30", "-newkey", "ec", "-pkeyopt"])
-            .args(["ec_paramgen_curve:P-256", "-subj", "/CN=far", "-addext", "subjectAltName=DNS:far"])
-            .arg("-keyout")
-            .arg(&self.private_key)
-            .arg("-out")
-            .arg(&self.certificate);
-        output(&mut openssl)?;
-        let chain = [fs::read(&self.certificate)?, fs::read(&self.private_key)?].concat();
-        write_private(&self.chain, &chain)
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed([NAME.to_owned()])?;
+        let (certificate, private_key) = (cert.pem(), signing_key.serialize_pem());
+        fs::write(&self.certificate, &certificate)?;
+        write_private(&self.private_key, private_key.as_bytes())?;
+        write_private(&self.chain, [certificate, private_key].concat().as_bytes())
     }
 }
 

@@ -1,15 +1,31 @@
 //! The work that every peer does, and what is measured at it.
 
+use std::time::Duration;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+/// Between the two hosts of [`Work::Distant`].
+pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 /// What the command line chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
+    /// Many bytes.
     Bulk,
+    /// Round trips on one connection.
     Rtt,
+    /// Round trips on up to 9,000 connections.
+    Active,
+    /// New connections.
     Connect,
+    /// New connections at a round trip of 50 ms.
+    Distant,
+    /// Memory of connections that carry nothing.
     Idle,
+    /// Memory of connections that have carried much at once.
+    Burst,
+    /// Redis's own benchmark.
     Redis,
 }
 
@@ -27,15 +43,34 @@ pub(crate) enum Direction {
 /// One piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    Bulk { streams: usize, direction: Direction },
-    RoundTrip { size: usize },
+    Bulk {
+        streams: usize,
+        direction: Direction,
+    },
+    RoundTrip {
+        size: usize,
+    },
+    /// Messages now and then on many connections.
+    Active {
+        count: usize,
+    },
     Connect,
-    Idle { count: usize },
-    Redis { pipeline: usize },
+    /// New connections between two hosts that are [`ROUND_TRIP`] apart.
+    Distant,
+    Idle {
+        count: usize,
+    },
+    /// Idle connections that have carried bytes at the same time.
+    Burst {
+        count: usize,
+    },
+    Redis {
+        pipeline: usize,
+    },
 }
 
 impl Work {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Bulk { streams: 1, direction: Direction::Up },
         Self::Bulk { streams: 1, direction: Direction::Down },
         Self::Bulk { streams: 1, direction: Direction::Both },
@@ -44,9 +79,15 @@ impl Work {
         Self::Bulk { streams: 4, direction: Direction::Both },
         Self::RoundTrip { size: 64 },
         Self::RoundTrip { size: 16 << 10 },
+        Self::Active { count: 100 },
+        Self::Active { count: 1000 },
+        Self::Active { count: 5000 },
+        Self::Active { count: 9000 },
         Self::Connect,
+        Self::Distant,
         Self::Idle { count: 1000 },
         Self::Idle { count: 5000 },
+        Self::Burst { count: 1000 },
         Self::Redis { pipeline: 1 },
         Self::Redis { pipeline: 16 },
     ];
@@ -55,8 +96,11 @@ impl Work {
         match self {
             Self::Bulk { .. } => Kind::Bulk,
             Self::RoundTrip { .. } => Kind::Rtt,
+            Self::Active { .. } => Kind::Active,
             Self::Connect => Kind::Connect,
+            Self::Distant => Kind::Distant,
             Self::Idle { .. } => Kind::Idle,
+            Self::Burst { .. } => Kind::Burst,
             Self::Redis { .. } => Kind::Redis,
         }
     }
@@ -66,8 +110,11 @@ impl Work {
         match self {
             Self::Bulk { streams, direction } => format!("bulk-{streams}-{direction:?}").to_lowercase(),
             Self::RoundTrip { size } => format!("rtt-{size}"),
+            Self::Active { count } => format!("active-{count}"),
             Self::Connect => "connect".to_owned(),
+            Self::Distant => "distant".to_owned(),
             Self::Idle { count } => format!("idle-{count}"),
+            Self::Burst { count } => format!("burst-{count}"),
             Self::Redis { pipeline } => format!("redis-p{pipeline}"),
         }
     }
@@ -86,8 +133,11 @@ impl Work {
             }
             Self::RoundTrip { size: 64 } => "Round trip of 64 B".to_owned(),
             Self::RoundTrip { size } => format!("Round trip of {} KiB", size >> 10),
+            Self::Active { count } => format!("{count} active connections"),
             Self::Connect => "Connect, one byte there and back, close; 8 clients".to_owned(),
+            Self::Distant => format!("New connection at a round trip of {} ms", ROUND_TRIP.as_millis()),
             Self::Idle { count } => format!("{count} idle connections"),
+            Self::Burst { count } => format!("{count} connections after a burst"),
             Self::Redis { pipeline: 1 } => "Redis, 50 clients".to_owned(),
             Self::Redis { pipeline } => format!("Redis, 50 clients, -P {pipeline}"),
         }
@@ -113,6 +163,11 @@ pub(crate) enum Metric {
     SetsPerSecond,
     GetsPerSecond,
     CpuMicrosPerRequest,
+    RequestsPerSecond,
+    FirstMillis,
+    InTurnP50Millis,
+    AtOnceP50Millis,
+    AtOnceMaxMillis,
 }
 
 impl Metric {
@@ -131,6 +186,11 @@ impl Metric {
             Self::SetsPerSecond => "SET/s",
             Self::GetsPerSecond => "GET/s",
             Self::CpuMicrosPerRequest => "CPU µs/request",
+            Self::RequestsPerSecond => "requests/s",
+            Self::FirstMillis => "first ms",
+            Self::InTurnP50Millis => "10 in turn, p50 ms",
+            Self::AtOnceP50Millis => "64 at once, p50 ms",
+            Self::AtOnceMaxMillis => "64 at once, max ms",
         }
     }
 
@@ -138,7 +198,11 @@ impl Metric {
     pub(crate) fn is_cost(self) -> bool {
         !matches!(
             self,
-            Self::GbPerSecond | Self::ConnectionsPerSecond | Self::SetsPerSecond | Self::GetsPerSecond
+            Self::GbPerSecond
+                | Self::ConnectionsPerSecond
+                | Self::SetsPerSecond
+                | Self::GetsPerSecond
+                | Self::RequestsPerSecond
         )
     }
 
