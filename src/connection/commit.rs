@@ -51,6 +51,11 @@ pub(super) enum Committed {
 }
 
 impl FirstBytes {
+    /// Whether a responder has to get what was kept.
+    pub(super) fn has_some(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
     /// Carries `local` to the responder behind `tunnel` until it is known whether the client stays there. What was kept from
     /// earlier responders goes first. The connection was admitted when it `started`.
     pub(super) async fn commit(

@@ -9,15 +9,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vec1::Vec1;
 
-use super::carry::{Carrying, Ended, carry};
+use super::carry::{Carrying, carry};
 use super::responder::Responder;
 use super::{Common, ConnectionError, SetupError};
 use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
+use crate::proto::connection_info::ConnectionInfo;
+use crate::proto::frame::AbortReason;
 use crate::stats::{OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::handshake::Ending;
-use crate::tunnel::idle::{IdleResponder, Next};
-use crate::tunnel::{AnyTunnel, Doors, TunnelError};
+use crate::tunnel::idle::Next;
+use crate::tunnel::{AnyTunnel, Doors, Tunnel, TunnelError};
 
 /// The responders at some sources: one, or several that share them.
 pub struct Front {
@@ -41,9 +43,8 @@ struct Established {
     peer: Remote,
 }
 
-/// An idle tunnel, with what it holds as long as it is that. Not the front, which has keys.
+/// What an idle tunnel holds. Not the front, which has keys.
 struct Rest {
-    tunnel: IdleResponder,
     place: LobbyPlace,
     given_up: CancellationToken,
 }
@@ -82,12 +83,15 @@ impl Front {
         async move {
             // As long as the tunnel lasts.
             while let Some(Established { common, carrying, door, peer }) = establishing.await? {
-                let Some(ended) = carry(&common, carrying).await? else { break };
-                let resting = front.upgrade().and_then(|front| front.rest(*ended, door, peer));
-                let Some(rest) = resting else { break };
-                let next = Box::pin(rest.next()).await;
-                let Some(front) = front.upgrade() else { break };
-                establishing = Box::pin(front.establish_again(next, door, peer));
+                let ended = carry(&common, carrying).await?;
+                let Some(idle) = ended.and_then(|ended| ended.tunnel.rest_at_responder()) else { break };
+                let rest = front.upgrade().map(|front| front.rest(door, peer));
+                let next = Box::pin(idle.next(Rest::over(rest))).await;
+                establishing = match (next, front.upgrade()) {
+                    (next, Some(front)) => Box::pin(front.establish_again(next, door, peer)),
+                    (Ok(Next::Connection(opened)), None) => Box::pin(give_up(opened)),
+                    (_, None) => break,
+                };
             }
             Ok(())
         }
@@ -123,11 +127,9 @@ impl Front {
         }
     }
 
-    /// Keeps the tunnel of a connection that has ended well, if it can be used again.
-    fn rest(&self, Ended { tunnel, .. }: Ended, door: usize, peer: Remote) -> Option<Rest> {
-        let tunnel = tunnel.rest_at_responder()?;
-        let place = self.responders[door].gate.rest(peer);
-        Some(Rest { tunnel, place, given_up: self.idle.clone() })
+    /// What an idle tunnel holds from here on.
+    fn rest(&self, door: usize, peer: Remote) -> Rest {
+        Rest { place: self.responders[door].gate.rest(peer), given_up: self.idle.clone() }
     }
 
     /// Goes on with a tunnel that was idle.
@@ -221,17 +223,20 @@ impl Drop for Front {
 }
 
 impl Rest {
-    /// What it comes to.
-    async fn next(self) -> Result<Next, TunnelError> {
-        let Self { tunnel, place, given_up } = self;
-        let give_up = async {
-            tokio::select! {
-                () = place.turned_out() => {}
-                () = given_up.cancelled() => {}
-            }
-        };
-        tunnel.next(give_up).await
+    /// Ends when the tunnel is to be given up: at once, if there is no rest, since the pipe is gone.
+    async fn over(rest: Option<Self>) {
+        let Some(Self { place, given_up }) = rest else { return };
+        tokio::select! {
+            () = place.turned_out() => {}
+            () = given_up.cancelled() => {}
+        }
     }
+}
+
+/// Has a client that comes over a tunnel of a pipe that is gone come again over a new one.
+async fn give_up(mut opened: Box<(Tunnel, ConnectionInfo)>) -> Result<Option<Established>, SetupError> {
+    opened.0.abort(AbortReason::Idle).await;
+    Ok(None)
 }
 
 /// The names of all pipes, if they have any.

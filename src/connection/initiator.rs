@@ -173,7 +173,7 @@ impl Initiator {
                 }
             };
             let candidate = chosen.candidate();
-            if let Some(waiting) = self.reserve.take(candidate.target()) {
+            if let Some(waiting) = self.reserve.take(candidate) {
                 drop(establishing.take());
                 let reusing = self.reuse(waiting, local, &mut first, info, started, choice.share(deadline));
                 let error = match Box::pin(reusing).await {
@@ -201,7 +201,9 @@ impl Initiator {
                 () = local.gone() => return Err(SetupError::Gone),
             };
             let error = match shaken {
-                Ok((AnyTunnel::Spipe(mut tunnel), remote)) if self.upstream.has_several() => {
+                Ok((AnyTunnel::Spipe(mut tunnel), remote))
+                    if self.upstream.has_several() || first.has_some() =>
+                {
                     // An older responder may keep the client here until the client has its answer.
                     drop(establishing.take());
                     let began = Instant::now();

@@ -8,6 +8,7 @@ use crate::addr::Target;
 use crate::gate::KeptIdle;
 use crate::stream::Remote;
 use crate::tunnel::idle::IdleInitiator;
+use crate::upstream::Candidate;
 
 /// How often tunnels are looked at that nobody takes: those that are too old go, and those that the responder has given up.
 const LOOK: Duration = Duration::from_secs(5);
@@ -35,17 +36,24 @@ pub(super) struct Waiting {
     pub(super) kept: KeptIdle,
 }
 
+impl Waiting {
+    fn is_usable(&self) -> bool {
+        self.kept.may_stay() && self.tunnel.is_usable()
+    }
+}
+
 impl Reserve {
-    /// A tunnel to `target` over which another connection may begin.
-    pub(super) fn take(&self, target: &Target) -> Option<Waiting> {
+    /// A tunnel to `candidate` over which another connection may begin.
+    pub(super) fn take(&self, candidate: &Candidate) -> Option<Waiting> {
         loop {
             let waiting = {
                 let mut state = self.state();
-                let place = state.idle.iter().rposition(|waiting| waiting.target == *target)?;
+                let is_of_it = |waiting: &Waiting| waiting.target == *candidate.target();
+                let place = state.idle.iter().rposition(is_of_it)?;
                 state.idle.remove(place)
             };
             // Outside of the lock, since it asks the kernel.
-            if waiting.tunnel.is_usable() {
+            if waiting.is_usable() && candidate.leads_to(waiting.remote) {
                 return Some(waiting);
             }
         }
@@ -79,7 +87,7 @@ async fn look_after(reserve: Weak<Reserve>) {
         sleep(LOOK).await;
         let Some(reserve) = reserve.upgrade() else { return };
         let mut state = reserve.state();
-        let useless: Vec<_> = state.idle.extract_if(.., |waiting| !waiting.tunnel.is_usable()).collect();
+        let useless: Vec<_> = state.idle.extract_if(.., |waiting| !waiting.is_usable()).collect();
         state.is_looked_after = !state.idle.is_empty();
         let is_done = !state.is_looked_after;
         drop(state);

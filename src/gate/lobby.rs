@@ -145,6 +145,12 @@ impl Lobby {
         LobbyPlace { lobby, stage, source, ticket, turned_out, of_source: None, _counted: None }
     }
 
+    /// Turns out all idle tunnels.
+    pub(super) fn turn_idle_out(&self) {
+        let mut crowds = self.crowds();
+        while crowds.idle.turn_out() {}
+    }
+
     /// Turns out an idle tunnel for want of descriptors, or a stranger, if there is one that has said nothing or not enough.
     pub(super) fn turn_one_out(&self) {
         let mut crowds = self.crowds();

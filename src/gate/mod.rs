@@ -251,7 +251,17 @@ pub struct ClientPlace {
 pub struct Establishing(#[expect(dead_code, reason = "it is there to be dropped")] Permit);
 
 /// One idle tunnel of an initiator, counted until this is dropped.
-pub struct KeptIdle(#[expect(dead_code, reason = "it is there to be dropped")] Permit);
+pub struct KeptIdle {
+    _permit: Permit,
+    of_key: Arc<OfKey>,
+}
+
+impl KeptIdle {
+    /// Whether the key of the tunnel has not expired.
+    pub fn may_stay(&self) -> bool {
+        self.of_key.check().is_ok()
+    }
+}
 
 /// Where the connections of one pipe come in.
 pub struct Gate {
@@ -422,7 +432,9 @@ impl Gate {
 
     /// A permit to keep an idle tunnel of an initiator, if there is one.
     pub fn keep_idle(&self) -> Option<KeptIdle> {
-        self.connections.idle().try_take().map(KeptIdle)
+        let (_, of_key) = self.keys.first();
+        let permit = self.connections.idle().try_take()?;
+        Some(KeptIdle { _permit: permit, of_key: Arc::clone(of_key) })
     }
 
     /// Whether connections come from proxies, which say first who is behind them.

@@ -127,6 +127,11 @@ impl Connections {
         self.0.tasks.wait().await;
     }
 
+    /// Has responders give up their idle tunnels, whichever key these have: a new one costs a handshake.
+    pub(crate) fn give_up_idle(&self) {
+        self.0.lobby.turn_idle_out();
+    }
+
     /// Tells the connections whose key is one of `these` to end, and why. Gives how many were told.
     pub(crate) fn end_with_key(&self, cut: Cut, these: impl Fn(Fingerprint) -> bool) -> usize {
         self.end(cut, |_, running| running.key.is_some_and(&these))

@@ -192,6 +192,7 @@ impl Registry {
     /// Ends the connections of the keys that `are_revoked`, also those that are being set up. Gives how many these are.
     pub(crate) fn revoke(&self, are_revoked: impl Fn(Fingerprint) -> bool) -> usize {
         self.by_key().iter().filter(|(key, _)| are_revoked(**key)).for_each(|(_, of_key)| of_key.revoke());
+        self.connections.give_up_idle();
         self.connections.end_with_key(Cut::Revoked, are_revoked)
     }
 

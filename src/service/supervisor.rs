@@ -224,6 +224,7 @@ impl<'m> Supervisor<'m> {
                 warn!(%key, key_file, key_name, %expires, "the key expires soon: give its holder a new one");
             }
             (Stage::Now, Running::Keep) => {
+                self.pipes.registry().connections.give_up_idle();
                 warn!(%key, key_file, key_name, %expires, "the key has expired: new connections are refused, running ones go on");
             }
             (Stage::Now, Running::Reset) => {

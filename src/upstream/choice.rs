@@ -16,7 +16,7 @@ use super::targets::{Balance, Check, Running, Targets};
 use crate::addr::{Name, Target};
 use crate::names::Lookup;
 use crate::stats::{DialResult, OfTarget};
-use crate::stream::Keepalive;
+use crate::stream::{Keepalive, Remote};
 
 /// Why connections do not get a target that nothing is wrong with.
 const DRAINED: &str = "an administrator drains it (spipe drain)";
@@ -116,6 +116,11 @@ impl Candidate {
     /// The target, as it was written.
     pub fn target(&self) -> &Target {
         &self.known.target
+    }
+
+    /// Whether a connection that was made to `remote` leads to it still.
+    pub fn leads_to(&self, remote: Remote) -> bool {
+        self.dialer.leads_to(remote)
     }
 
     /// Whether it is worth while to send a probe to this responder: not to an older one.

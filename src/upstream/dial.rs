@@ -169,6 +169,13 @@ impl Dialer {
         }
     }
 
+    /// Whether a connection to `remote` is one to this target still: what has its name may have moved since.
+    pub fn leads_to(&self, remote: Remote) -> bool {
+        let Some(Host::Name { host, .. }) = self.first_hop() else { return true };
+        let (Some(addresses), Some(remote)) = (self.names.known(host), remote.ip()) else { return true };
+        addresses.iter().any(|address| address.ip().to_canonical() == remote.ip().to_canonical())
+    }
+
     fn first_hop(&self) -> Option<&Host> {
         match &self.route.way {
             Way::Tcp(way) => Some(way.first_hop()),

@@ -214,7 +214,7 @@ fn the_end_that_dials_keeps_no_port_after_a_connection() {
         let _ = stream.write_all(b"answer");
         let _ = stream.shutdown(Shutdown::Write);
     });
-    let pipe = Pipe::to(service).start();
+    let pipe = Pipe::to(service).args(&["--no-reuse"]).start();
     let sealed = pipe.responder.address();
     for _ in 0..20 {
         let mut client = pipe.connect();

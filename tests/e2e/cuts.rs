@@ -17,6 +17,8 @@ const OPEN: usize = OVERHEAD + 9 + 9 + 11;
 /// What the client sends, in a separate frame.
 const WORDS: &str = "twenty bytes of text";
 const DATA: usize = OVERHEAD + WORDS.len();
+/// What a responder says first, once its target stands: *Data* without payload.
+const ACKNOWLEDGEMENT: usize = OVERHEAD;
 
 /// A pipe to an echo target with these arguments for both ends, through a relay that follows `plan`.
 fn pipe_through(plan: Plan, args: &[&str]) -> Pipe {
@@ -52,7 +54,7 @@ fn the_sizes_on_the_wire_are_as_computed() {
     }
     let wire = pipe.relay.as_ref().expect("the pipe has a relay").recorded();
     assert_eq!(wire.forth.len(), MESSAGE_1 + OPEN + 3 * DATA);
-    assert_eq!(wire.back.len(), MESSAGE_2 + 3 * DATA);
+    assert_eq!(wire.back.len(), MESSAGE_2 + ACKNOWLEDGEMENT + 3 * DATA);
 }
 
 macro_rules! client_is_reset {
@@ -76,8 +78,10 @@ client_is_reset! {
     cut_before_message_2: Plan::back(Rule::CutAfter(0));
     cut_inside_message_2: Plan::back(Rule::CutAfter(MESSAGE_2 / 2));
     cut_after_message_2: Plan::back(Rule::CutAfter(MESSAGE_2));
-    cut_inside_a_header_to_the_client: Plan::back(Rule::CutAfter(MESSAGE_2 + 1));
-    cut_inside_a_frame_to_the_client: Plan::back(Rule::CutAfter(MESSAGE_2 + 30));
+    cut_inside_the_acknowledgement: Plan::back(Rule::CutAfter(MESSAGE_2 + 5));
+    cut_after_the_acknowledgement: Plan::back(Rule::CutAfter(MESSAGE_2 + ACKNOWLEDGEMENT));
+    cut_inside_a_header_to_the_client: Plan::back(Rule::CutAfter(MESSAGE_2 + ACKNOWLEDGEMENT + 1));
+    cut_inside_a_frame_to_the_client: Plan::back(Rule::CutAfter(MESSAGE_2 + ACKNOWLEDGEMENT + 30));
 
     altered_at_the_start_of_message_1: Plan::forth(Rule::FlipAt(0));
     altered_at_the_end_of_message_1: Plan::forth(Rule::FlipAt(MESSAGE_1 - 1));
@@ -86,8 +90,9 @@ client_is_reset! {
     altered_in_a_payload_to_the_target: Plan::forth(Rule::FlipAt(MESSAGE_1 + OPEN + 10));
     altered_at_the_start_of_message_2: Plan::back(Rule::FlipAt(0));
     altered_at_the_end_of_message_2: Plan::back(Rule::FlipAt(MESSAGE_2 - 1));
-    altered_in_a_length_to_the_client: Plan::back(Rule::FlipAt(MESSAGE_2));
-    altered_in_a_payload_to_the_client: Plan::back(Rule::FlipAt(MESSAGE_2 + 10));
+    altered_in_the_acknowledgement: Plan::back(Rule::FlipAt(MESSAGE_2 + 3));
+    altered_in_a_length_to_the_client: Plan::back(Rule::FlipAt(MESSAGE_2 + ACKNOWLEDGEMENT));
+    altered_in_a_payload_to_the_client: Plan::back(Rule::FlipAt(MESSAGE_2 + ACKNOWLEDGEMENT + 10));
 }
 
 /// Asserts that the target is reset when `rule` cuts or alters the wire after the first whole frame.
@@ -125,7 +130,7 @@ fn the_target_is_reset_after_a_change_in_the_second_frame() {
 
 #[test]
 fn the_client_is_reset_after_a_cut_between_frames() {
-    let pipe = pipe_through(Plan::back(Rule::CutAfter(MESSAGE_2 + DATA)), &[]);
+    let pipe = pipe_through(Plan::back(Rule::CutAfter(MESSAGE_2 + ACKNOWLEDGEMENT + DATA)), &[]);
     let mut client = pipe.connect();
     client.write_all(WORDS.as_bytes()).expect("the pipe accepts the bytes");
     // The frame before the cut is whole, so it is delivered.

@@ -54,7 +54,8 @@ fn answering(answer: &'static str) -> String {
 #[test]
 fn a_pipe_goes_through_squid() {
     let squid = Squid::start();
-    let (initiator, responder) = pipe_via(&format!("http://127.0.0.1:{}", squid.port), echo(), &[]);
+    let (initiator, responder) =
+        pipe_via(&format!("http://127.0.0.1:{}", squid.port), echo(), &["--no-reuse"]);
     let mut client = initiator.connect();
     assert_echoes(&mut client, "hello");
     client.shutdown(Shutdown::Write).expect("the stream is open");
