@@ -56,15 +56,16 @@ pub(super) struct Ended {
     pub(super) live: Arc<Live>,
 }
 
-/// Carries bytes both ways until both ends have closed or one fails, and logs the end. Gives what is left, if the tunnel can be used
-/// again.
+/// Carries bytes both ways until both ends have closed or one fails, and logs the end. If the tunnel can be used again, gives what `leave`
+/// makes of what is left.
 ///
 /// # Errors
 /// [`PumpError`], when it failed.
-pub(super) async fn carry(
+pub(super) async fn carry<T>(
     common: &Common,
     mut connection: Box<Carrying>,
-) -> Result<Option<Box<Ended>>, PumpError> {
+    leave: impl FnOnce(Ended) -> T,
+) -> Result<Option<T>, PumpError> {
     log_established(common, connection.running.live());
     let result = if let Some(failed) = connection.failed.take() {
         Err(failed)
@@ -96,17 +97,19 @@ pub(super) async fn carry(
     connection.running.live().note(sealed, opened);
     // While it has its place, by which it could be told to end: afterwards, another connection may have that.
     let (live, carried) = connection.running.end(close_reason(&result));
-    // Before the log says so: who has read that may count on its place.
+    // Before the log says so: who has read that may count on its place, and on the tunnel.
     drop(connection.place);
     drop(connection.in_use);
+    if result.is_ok() && connection.tunnel.is_reusable() {
+        let left = leave(Ended { tunnel: connection.tunnel, live: Arc::clone(&live) });
+        log_closed(common, &live, &carried, &result);
+        return Ok(Some(left));
+    }
     log_closed(common, &live, &carried, &result);
-    result?;
-    let is_reusable = connection.tunnel.is_reusable();
-    if !is_reusable && matches!(live.ends, Ends::Initiator { .. }) {
+    if result.is_ok() && matches!(live.ends, Ends::Initiator { .. }) {
         Box::pin(connection.tunnel.await_close()).await;
     }
-    let tunnel = connection.tunnel;
-    Ok(is_reusable.then(|| Box::new(Ended { tunnel, live })))
+    result.map(|()| None)
 }
 
 /// None where the peer has failed itself, or cannot be told.

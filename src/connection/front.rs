@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vec1::Vec1;
 
-use super::carry::{Carrying, carry};
+use super::carry::{Carrying, Ended, carry};
 use super::responder::Responder;
 use super::{Common, ConnectionError, SetupError};
 use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
@@ -83,8 +83,8 @@ impl Front {
         async move {
             // As long as the tunnel lasts.
             while let Some(Established { common, carrying, door, peer }) = establishing.await? {
-                let ended = carry(&common, carrying).await?;
-                let Some(idle) = ended.and_then(|ended| ended.tunnel.rest_at_responder()) else { break };
+                let rest = |ended: Ended| ended.tunnel.rest_at_responder().map(Box::new);
+                let Some(idle) = carry(&common, carrying, rest).await?.flatten() else { break };
                 let rest = front.upgrade().map(|front| front.rest(door, peer));
                 let next = Box::pin(idle.next(Rest::over(rest))).await;
                 establishing = match (next, front.upgrade()) {

@@ -73,11 +73,13 @@ impl Initiator {
         let establishing = Box::pin(self.establish(client));
         async move {
             let established = establishing.await?;
-            let ended = carry(&common, established).await?;
-            // It is gone after a reload, with what it had in reserve.
-            if let (Some(ended), Some(initiator)) = (ended, initiator.upgrade()) {
-                initiator.keep(*ended);
-            }
+            let keep = |ended| {
+                // It is gone after a reload, with what it had in reserve.
+                if let Some(initiator) = initiator.upgrade() {
+                    initiator.keep(ended);
+                }
+            };
+            carry(&common, established, keep).await?;
             Ok(())
         }
     }

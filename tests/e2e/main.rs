@@ -49,6 +49,7 @@ mod proxy_headers;
 mod redis;
 mod reload;
 mod resets;
+mod reuse;
 mod revocation;
 mod sandbox;
 mod secrets;

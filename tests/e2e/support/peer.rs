@@ -312,6 +312,13 @@ impl Tunnel {
         text
     }
 
+    /// Goes on to the next connection, now that both directions have ended (T7).
+    pub(crate) fn renew(&mut self) {
+        for direction in [&mut self.sends, &mut self.receives] {
+            direction.secret = expand(&direction.hkdf(), b"spipe/1 next connection");
+        }
+    }
+
     /// Sends bytes that are no frame.
     pub(crate) fn send_raw(&mut self, bytes: &[u8]) {
         self.wire.write_all(bytes).expect("the other end reads");

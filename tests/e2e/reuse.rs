@@ -1,0 +1,342 @@
+//! One connection after another over one tunnel (PROTOCOL.md, section 5.7).
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
+
+use rustix::process::Signal;
+use spipe::proto::cipher::Cipher;
+
+use crate::support::peer::{ABORT, Begun, DATA, END, OPEN, Tunnel};
+use crate::support::pipe::{End, Key, Pipe, field};
+use crate::support::process::Process;
+use crate::support::random::Random;
+use crate::support::socket::{
+    Service, assert_echoes, assert_ends, assert_reads, assert_reset, connect, echo, reset,
+};
+
+/// The features "acknowledgement" and "reuse" (section 4.1).
+const REUSE: u8 = 1 | 4;
+/// A reason of *Abort* (section 5.3).
+const IDLE: u8 = 6;
+
+/// A client that says `words`, hears them again, and ends.
+fn visit(address: SocketAddr, words: &str) {
+    let mut client = connect(address);
+    assert_echoes(&mut client, words);
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut client);
+}
+
+/// Where the connections of a responder came from that have ended, in the order of their ends.
+fn peers(responder: &Process, count: usize) -> Vec<String> {
+    let lines = responder.await_lines(count, " closed ");
+    lines.iter().map(|line| field(line, "peer").to_owned()).collect()
+}
+
+fn pipe(args: &[&str]) -> Pipe {
+    Pipe::to(echo()).args(args).start()
+}
+
+#[test]
+fn the_next_client_goes_over_the_tunnel_of_the_one_before() {
+    let pipe = pipe(&[]);
+    for words in ["first", "second", "third"] {
+        visit(pipe.initiator.address(), words);
+    }
+    let peers = peers(&pipe.responder.process, 3);
+    assert_eq!(HashSet::<_>::from_iter(&peers).len(), 1, "{peers:?}");
+}
+
+#[test]
+fn each_connection_has_an_id_of_its_own_which_both_ends_log() {
+    let pipe = pipe(&[]);
+    for _ in 0..2 {
+        visit(pipe.initiator.address(), "hello");
+    }
+    let ids = |end: &End| -> Vec<String> {
+        let lines = end.process.await_lines(2, " closed ");
+        lines.iter().map(|line| field(line, "id").to_owned()).collect()
+    };
+    let (at_initiator, at_responder) = (ids(&pipe.initiator), ids(&pipe.responder));
+    assert_ne!(at_initiator[0], at_initiator[1]);
+    assert_eq!(at_initiator, at_responder);
+}
+
+#[test]
+fn each_connection_tells_its_own_client_to_the_service() {
+    let service = Service::start();
+    let pipe = Pipe::to(service.address()).responder_args(&["--send-proxy", "v1"]).start();
+    for _ in 0..2 {
+        let client: TcpStream = pipe.connect();
+        let mut served = service.accept();
+        let mut header = [0; 16];
+        served.read_exact(&mut header).expect("the service is told");
+        let mut line = header.to_vec();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            served.read_exact(&mut byte).expect("the header has an end");
+            line.extend(byte);
+        }
+        let port = client.local_addr().expect("the client is connected").port().to_string();
+        assert!(String::from_utf8_lossy(&line).contains(&port), "{line:?}");
+        client.shutdown(Shutdown::Write).expect("the client is connected");
+        served.shutdown(Shutdown::Write).expect("the service is connected");
+        pipe.initiator.await_line(&["closed", &port]);
+    }
+}
+
+#[test]
+fn either_end_can_do_without() {
+    for (initiator, responder) in [(&["--no-reuse"][..], &[][..]), (&[], &["--no-reuse"])] {
+        let pipe = Pipe::to(echo()).initiator_args(initiator).responder_args(responder).start();
+        for words in ["first", "second"] {
+            visit(pipe.initiator.address(), words);
+        }
+        let peers = peers(&pipe.responder.process, 2);
+        assert_ne!(peers[0], peers[1]);
+    }
+}
+
+#[test]
+fn a_tunnel_whose_connection_was_reset_is_not_used_again() {
+    let pipe = pipe(&[]);
+    let mut client = pipe.connect();
+    assert_echoes(&mut client, "hello");
+    reset(client);
+    pipe.responder.await_line(&["closed"]);
+    visit(pipe.initiator.address(), "hello");
+    let peers = peers(&pipe.responder.process, 2);
+    assert_ne!(peers[0], peers[1]);
+}
+
+#[test]
+fn a_crowd_of_clients_finds_the_tunnels_of_the_crowd_before() {
+    const CROWD: usize = 64;
+    let pipe = pipe(&["-n", "200"]);
+    for round in 0..3 {
+        let mut clients: Vec<_> = (0..CROWD).map(|_| pipe.connect()).collect();
+        for (number, client) in clients.iter_mut().enumerate() {
+            assert_echoes(client, &format!("client {number} of round {round}"));
+        }
+        for client in &mut clients {
+            client.shutdown(Shutdown::Write).expect("the client is connected");
+            assert_ends(client);
+        }
+        // Each has left its tunnel when its end is logged.
+        pipe.initiator.process.await_lines((round + 1) * CROWD, " closed ");
+    }
+    let peers = peers(&pipe.responder.process, 3 * CROWD);
+    assert!(HashSet::<_>::from_iter(&peers).len() < 2 * CROWD, "most of them go over a tunnel that is there");
+}
+
+#[test]
+fn every_byte_arrives_over_one_tunnel_after_another() {
+    let pipe = pipe(&[]);
+    for seed in 0..8 {
+        let bytes = Random::bytes(seed, 3 << 20);
+        let (mut client, sent) = (pipe.connect(), bytes.clone());
+        let mut writer = client.try_clone().expect("descriptors are left");
+        let writer = thread::spawn(move || {
+            writer.write_all(&sent).expect("the pipe takes all bytes");
+            writer.shutdown(Shutdown::Write).expect("the client is connected");
+        });
+        let mut back = Vec::new();
+        client.read_to_end(&mut back).expect("the stream is complete");
+        assert!(back == bytes);
+        writer.join().expect("the client has sent all");
+    }
+}
+
+#[test]
+fn a_client_does_not_notice_that_the_responder_was_killed_before() {
+    let key = Key::new();
+    let mut responder = End::responder(&key, echo()).start();
+    let address = responder.address();
+    let initiator = End::initiator(&key, address).start();
+    visit(initiator.address(), "before");
+    responder.process.signal(Signal::KILL);
+    responder.process.wait();
+    let _responder = End::responder(&key, echo()).source(address).start();
+    visit(initiator.address(), "after");
+}
+
+#[test]
+fn a_client_does_not_notice_that_the_responder_was_stopped_before() {
+    let key = Key::new();
+    let mut responder = End::responder(&key, echo()).start();
+    let address = responder.address();
+    let initiator = End::initiator(&key, address).start();
+    visit(initiator.address(), "before");
+    responder.process.signal(Signal::TERM);
+    assert_eq!(responder.process.wait().code(), Some(0), "an idle tunnel keeps no process");
+    let _responder = End::responder(&key, echo()).source(address).start();
+    visit(initiator.address(), "after");
+}
+
+#[test]
+fn a_source_that_makes_connections_too_fast_does_so_over_its_tunnels_too() {
+    let pipe = Pipe::to(echo()).responder_args(&["--rate-per-source", "3"]).start();
+    let mut refused = 0;
+    for _ in 0..8 {
+        let mut client = pipe.connect();
+        let _fails = client.write_all(b"hello");
+        refused += usize::from(client.read(&mut [0; 5]).is_err());
+    }
+    assert!(refused > 0, "eight connections at once are more than three a second");
+    pipe.responder.await_line(&["--rate-per-source"]);
+}
+
+/// A responder that the test plays, and an initiator with no other.
+struct Played {
+    service: Service,
+    key_file: Vec<u8>,
+    initiator: End,
+}
+
+impl Played {
+    fn start() -> Self {
+        let (key, service) = (Key::new(), Service::start());
+        let key_file = std::fs::read(key.path()).expect("the key can be read");
+        let initiator = End::initiator(&key, service.address()).start();
+        Self { service, key_file, initiator }
+    }
+
+    /// Shakes hands with the initiator, which has a new client, and takes its *Open*.
+    fn accept(&self) -> Tunnel {
+        let begun = Begun::read(self.service.accept(), &self.key_file);
+        assert_eq!(begun.asked & REUSE, REUSE);
+        let mut tunnel = begun.granting(REUSE).reply(Cipher::ChaCha20Poly1305);
+        tunnel.receive(OPEN);
+        tunnel.send(DATA, b"");
+        tunnel
+    }
+
+    /// Carries one client to its end. The tunnel is idle then.
+    fn idle(&self) -> Tunnel {
+        let mut client: TcpStream = self.initiator.connect();
+        client.write_all(b"question").expect("the pipe accepts the bytes");
+        client.shutdown(Shutdown::Write).expect("the client is connected");
+        let mut tunnel = self.accept();
+        assert_eq!(tunnel.receive(DATA), b"question");
+        tunnel.receive(END);
+        tunnel.send(DATA, b"answer");
+        tunnel.send(END, b"");
+        assert_reads(&mut client, "answer");
+        assert_ends(&mut client);
+        self.initiator.await_line(&["closed"]);
+        tunnel.renew();
+        tunnel
+    }
+
+    /// A client that has asked already.
+    fn ask(&self) -> TcpStream {
+        let mut client: TcpStream = self.initiator.connect();
+        client.write_all(b"INCR").expect("the pipe accepts the bytes");
+        client
+    }
+}
+
+/// Answers the client that comes over `tunnel`.
+fn answer(mut tunnel: Tunnel, client: &mut TcpStream) {
+    assert_eq!(tunnel.receive(DATA), b"INCR");
+    tunnel.send(DATA, b"1");
+    assert_reads(client, "1");
+}
+
+#[test]
+fn the_next_connection_has_secrets_that_follow_from_those_before() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    tunnel.send(DATA, b"");
+    answer(tunnel, &mut client);
+}
+
+#[test]
+fn a_client_whose_open_crosses_the_word_that_the_tunnel_is_given_up_goes_over_another() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    assert_eq!(tunnel.receive(DATA), b"INCR");
+    tunnel.send(ABORT, &[IDLE]);
+    answer(played.accept(), &mut client);
+}
+
+#[test]
+fn a_tunnel_that_was_given_up_is_not_used() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    tunnel.send(ABORT, &[IDLE]);
+    let mut client = played.ask();
+    answer(played.accept(), &mut client);
+}
+
+#[test]
+fn a_tunnel_over_which_something_comes_that_should_not_is_not_used() {
+    let played = Played::start();
+    for unasked in [DATA, END] {
+        let mut tunnel = played.idle();
+        tunnel.send(unasked, b"");
+        let mut client = played.ask();
+        answer(played.accept(), &mut client);
+    }
+}
+
+#[test]
+fn a_tunnel_that_has_ended_is_not_used() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    tunnel.vanish();
+    let mut client = played.ask();
+    answer(played.accept(), &mut client);
+}
+
+#[test]
+fn a_wire_that_breaks_when_the_target_may_have_seen_a_byte_is_a_reset() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    assert_eq!(tunnel.receive(DATA), b"INCR");
+    tunnel.vanish();
+    assert_eq!(assert_reset(&mut client), b"");
+    played.service.assert_no_connection();
+}
+
+#[test]
+fn a_wire_that_breaks_before_the_client_has_spoken_is_not_noticed() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    let mut client: TcpStream = played.initiator.connect();
+    tunnel.receive(OPEN);
+    tunnel.vanish();
+    let tunnel = played.accept();
+    client.write_all(b"INCR").expect("the pipe accepts the bytes");
+    answer(tunnel, &mut client);
+}
+
+#[test]
+fn a_frame_of_the_connection_before_is_refused() {
+    let played = Played::start();
+    // Not renewed: it is sealed with the secret of the connection before.
+    let mut client: TcpStream = played.initiator.connect();
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    let mut tunnel = played.accept();
+    tunnel.receive(END);
+    tunnel.send(END, b"");
+    assert_ends(&mut client);
+    played.initiator.await_line(&["closed", "finished"]);
+    let mut client: TcpStream = played.initiator.connect();
+    client.write_all(b"INCR").expect("the pipe accepts the bytes");
+    tunnel.send(DATA, b"");
+    // Whether it comes before or behind Open: nothing of it is delivered.
+    let mut rest = Vec::new();
+    let ended = client.set_read_timeout(Some(std::time::Duration::from_millis(300)));
+    ended.expect("a timeout can be set");
+    let _reset_or_waiting = client.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+}
