@@ -189,7 +189,19 @@ impl Maker<'_> {
     fn spipe(&self, program: &Path) -> Commands {
         let end = |mode: &str, source: SocketAddr, target: SocketAddr| {
             let mut command = Command::new(program);
-            command.args([mode, "-n", "0", "-q", "-s", &source.to_string(), "-t", &target.to_string(), "-k"]);
+            command.args([
+                mode,
+                "-n",
+                "0",
+                "--max-handshakes",
+                "256",
+                "-q",
+                "-s",
+                &source.to_string(),
+                "-t",
+                &target.to_string(),
+                "-k",
+            ]);
             command.arg(&self.secrets.key);
             command
         };

@@ -13,7 +13,7 @@ const STRANGERS: usize = 8192;
 /// the kernel's queue.
 const WAITING: usize = 32;
 
-/// The most idle tunnels of initiators, which wait for another client: enough for a burst.
+/// The most idle tunnels, which wait for another client: enough for a burst.
 const IDLE: usize = 1024;
 
 /// How the descriptors of a process are shared out.
@@ -21,22 +21,22 @@ const IDLE: usize = 1024;
 pub(crate) struct Budget {
     /// Connections that carry or are about to, with two descriptors each.
     pub(crate) connections: usize,
-    /// Connections that have not proved the key, and idle tunnels of responders, with one descriptor each.
+    /// Connections that have not proved the key, with one descriptor each.
     pub(crate) strangers: usize,
     /// Peers of one responder that have proved it and wait, with one descriptor each.
     pub(crate) waiting: usize,
-    /// Idle tunnels of initiators, with one descriptor each. Those of responders have places among the strangers.
+    /// Idle tunnels, with one descriptor each.
     pub(crate) idle: usize,
 }
 
 impl Budget {
-    /// Shares out `descriptors` in a process that listens at `sources` places, and has strangers if it `has_responders`.
-    pub(crate) fn of(descriptors: usize, sources: usize, has_responders: bool) -> Self {
+    /// Shares out `descriptors` in a process that listens at `sources` places. If it has responders, it has strangers, and at most as
+    /// many as `strangers_max` says.
+    pub(crate) fn of(descriptors: usize, sources: usize, strangers_max: Option<usize>) -> Self {
         let free = descriptors.saturating_sub(RESERVED + sources);
-        let (strangers, waiting) = if has_responders {
-            ((free / 2).clamp(3, STRANGERS), (free / 16).clamp(1, WAITING))
-        } else {
-            (0, 0)
+        let (strangers, waiting) = match strangers_max {
+            Some(max) => ((free / 2).clamp(3, STRANGERS).min(max), (free / 16).clamp(1, WAITING)),
+            None => (0, 0),
         };
         let idle = (free / 16).clamp(1, IDLE);
         let connections = (free.saturating_sub(strangers + waiting + idle) / 2).max(1);
@@ -64,7 +64,8 @@ mod tests {
     fn no_more_is_planned_than_there_are_descriptors() {
         for descriptors in [64, 100, 256, 1024, 4096, 1 << 20] {
             for sources in [1, 9] {
-                let Budget { connections, strangers, waiting, idle } = Budget::of(descriptors, sources, true);
+                let Budget { connections, strangers, waiting, idle } =
+                    Budget::of(descriptors, sources, Some(usize::MAX));
                 assert!(RESERVED + sources + 2 * connections + strangers + waiting + idle <= descriptors);
                 assert!(connections > 2 && strangers > 7 && waiting > 0);
             }
@@ -73,14 +74,21 @@ mod tests {
 
     #[test]
     fn a_process_with_next_to_none_still_has_one_connection() {
-        let Budget { connections, strangers, waiting, idle } = Budget::of(3, 1, true);
+        let Budget { connections, strangers, waiting, idle } = Budget::of(3, 1, Some(usize::MAX));
         assert_eq!((connections, strangers, waiting, idle), (1, 3, 1, 1));
+    }
+
+    #[test]
+    fn descriptors_that_strangers_may_not_have_are_for_connections() {
+        let [many, few] = [usize::MAX, 8].map(|max| Budget::of(20_000, 1, Some(max)));
+        assert_eq!((many.strangers, few.strangers), (8192, 8));
+        assert_eq!(few.connections, many.connections + (8192 - 8) / 2);
     }
 
     #[test]
     fn without_responders_nothing_is_kept_for_strangers() {
         assert_eq!(
-            Budget::of(1024, 1, false),
+            Budget::of(1024, 1, None),
             Budget { connections: 468, strangers: 0, waiting: 0, idle: 62 }
         );
     }
@@ -90,7 +98,8 @@ mod tests {
         for connections in [1, 10, 100, 1000, 100_000] {
             for has_responders in [false, true] {
                 let descriptors = Budget::descriptors_for(connections, 3, has_responders);
-                assert!(Budget::of(descriptors, 3, has_responders).connections >= connections);
+                let strangers_max = has_responders.then_some(usize::MAX);
+                assert!(Budget::of(descriptors, 3, strangers_max).connections >= connections);
             }
         }
     }

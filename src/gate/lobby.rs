@@ -98,12 +98,16 @@ impl Lobby {
     /// From now on, there are `places` in all, and at least one for each stage. Those that are here stay.
     pub(crate) fn set_places(&self, places: usize) {
         // Strangers are mostly silent; saying all of message 1, which fits into a packet or two, takes next to no time.
-        let (silent, speaking, idle) = (places / 2, places / 8, places / 8);
+        let (silent, speaking) = (places / 2, places / 8);
         let mut crowds = self.crowds();
         crowds.silent.places = silent.max(1);
         crowds.speaking.places = speaking.max(1);
-        crowds.idle.places = idle.max(1);
-        crowds.answered.places = places.saturating_sub(silent + speaking + idle).max(1);
+        crowds.answered.places = places.saturating_sub(silent + speaking).max(1);
+    }
+
+    /// From now on, there are so many places for idle tunnels. Those that are here stay.
+    pub(crate) fn set_idle_places(&self, places: usize) {
+        self.crowds().idle.places = places.max(1);
     }
 
     /// Waits until there is a place for one more, which may have to be made.
@@ -306,7 +310,7 @@ mod tests {
 
     const PLACES: usize = 64;
     const SILENT: usize = PLACES / 2;
-    const ANSWERED: usize = PLACES - PLACES / 2 - 2 * (PLACES / 8);
+    const ANSWERED: usize = PLACES - PLACES / 2 - PLACES / 8;
 
     fn lobby() -> Arc<Lobby> {
         let lobby = Lobby::default();

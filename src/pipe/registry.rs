@@ -80,14 +80,14 @@ impl Registry {
         let (descriptors, sources) =
             (self.descriptors, specs.iter().map(|spec| spec.sources.iter().count()).sum());
         let has_responders = specs.iter().any(|spec| matches!(spec.role, Role::Responder { .. }));
-        let mut budget = Budget::of(descriptors, sources, has_responders);
         // They have these places in common, so one without a limit is none for all.
         let mut limits = specs.iter().filter_map(|spec| match spec.role {
             Role::Responder { .. } => Some(spec.rules.max_handshakes),
             Role::Initiator { .. } => None,
         });
         let limit = limits.try_fold(0_usize, |sum, limit| Some(sum.saturating_add(limit?.get())));
-        budget.strangers = budget.strangers.min(limit.unwrap_or(usize::MAX));
+        let strangers_max = has_responders.then_some(limit.unwrap_or(usize::MAX));
+        let budget = Budget::of(descriptors, sources, strangers_max);
         let wanted = specs.iter().filter_map(|spec| spec.rules.max_connections);
         let wanted = wanted.fold(0_usize, |sum, max| sum.saturating_add(max.get()));
         if wanted > budget.connections {

@@ -127,6 +127,8 @@ pub struct Totals {
     pub from_target: u64,
     /// Connections that have not proved a key so far.
     pub strangers: usize,
+    /// Connections over a tunnel that had carried others before.
+    pub reused: u64,
 }
 
 /// How much there is a second.
@@ -270,6 +272,7 @@ impl OfPipe {
             to_target: bytes.to_target,
             from_target: bytes.from_target,
             strangers: self.strangers.load(Ordering::Relaxed),
+            reused: self.reused.load(Ordering::Relaxed),
         }
     }
 

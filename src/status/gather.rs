@@ -253,6 +253,7 @@ impl Counted<'_> {
                 max: totals.most,
                 accepted: totals.accepted,
                 established: totals.established,
+                reused: totals.reused,
             },
             rate: Rate {
                 connections: rate.connections,

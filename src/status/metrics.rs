@@ -236,6 +236,11 @@ fn of_pipes(families: &mut Families<'_>, report: &Report) -> fmt::Result {
         pipes().map(|pipe| (vec![("pipe", &*pipe.name)], pipe.connections.accepted)),
     )?;
     families.counter(
+        "spipe_connections_reused",
+        "Connections over a tunnel that had carried others before",
+        pipes().map(|pipe| (vec![("pipe", &*pipe.name)], pipe.connections.reused)),
+    )?;
+    families.counter(
         "spipe_connections_closed",
         "Connections that carried and have ended, by reason",
         pipes().flat_map(|pipe| {

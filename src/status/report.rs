@@ -179,6 +179,9 @@ pub struct Connections {
     pub accepted: u64,
     /// Those that carried, or still do.
     pub established: u64,
+    /// Those over a tunnel that had carried others before. Older processes do not say.
+    #[serde(default)]
+    pub reused: u64,
 }
 
 /// How much there is a second.
