@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::cipher::{AesSupport, Cipher, Ciphers};
 use spipe::proto::connection_info::{ConnectionInfo, Purpose};
 use spipe::proto::features::{Abilities, Features};
 use spipe::proto::frame::{AbortReason, Sealer};
@@ -67,9 +67,10 @@ fn cases() -> Vec<Case> {
             ResponderRandomness { x25519: from(first.wrapping_add(96)), kem: from(first.wrapping_add(128)) },
         )
     };
-    let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(true));
+    let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(AesSupport::Gcm));
+    let all = Ciphers::auto(AesSupport::GcmAndAegis);
     let ((i1, r1), (i2, r2), (i3, r3)) = (seeded(0x00), seeded(0x21), seeded(0x42));
-    let ((i4, r4), (i5, r5)) = (seeded(0x63), seeded(0x84));
+    let ((i4, r4), (i5, r5), (i6, r6)) = (seeded(0x63), seeded(0x84), seeded(0xa5));
     vec![
         Case {
             name: "chacha20poly1305 without a label",
@@ -141,6 +142,20 @@ fn cases() -> Vec<Case> {
             choice: &[2, 2],
             client: "[2001:db8::7]:443",
             purpose: Purpose::Ping,
+        },
+        Case {
+            name: "aegis256x4, with all features agreed on",
+            key_file: (0xa0..0xc0).collect(),
+            label: "",
+            initiator: i6,
+            responder: r6,
+            offers: all,
+            accepts: all,
+            features: Features::KNOWN,
+            offer: &[3, 2, 1, 0, 0, 0, 0, 0, 3],
+            choice: &[3, 3],
+            client: "192.0.2.7:50123",
+            purpose: Purpose::Carry,
         },
     ]
 }

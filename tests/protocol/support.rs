@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use aegis::aegis256x4::Aegis256X4;
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, UnboundKey};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Tag};
 use hkdf::Hkdf;
 use libcrux_ml_kem::mlkem768::{self, MlKem768PublicKey};
 use sha2::Sha256;
-use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::cipher::{AesSupport, Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
     AbortReason, FRAME_MAX, First, FrameError, HEADER, OVERHEAD, Opener, Sealer, frame_length,
@@ -21,8 +22,8 @@ use spipe::proto::key::Key;
 use spipe::proto::noise::{MixedPsk, SymmetricState, initial_hash};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// Both ciphers: the promises about frames hold for each of them.
-pub(crate) const CIPHERS: [Cipher; 2] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm];
+/// All ciphers: the promises about frames hold for each of them.
+pub(crate) const CIPHERS: [Cipher; 3] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm, Cipher::Aegis256X4];
 
 /// The number of frames under one key (step T5 of the specification).
 pub(crate) const REKEY_AFTER: u64 = 65_536;
@@ -56,15 +57,20 @@ pub(crate) fn responder_randomness(seed: u8) -> ResponderRandomness {
     ResponderRandomness { x25519: [seed.wrapping_add(128); 32], kem: [seed.wrapping_add(192); 32] }
 }
 
-/// An initiator with [`key`] and no label that offers both ciphers, and its message 1.
+/// An initiator with [`key`] and no label that offers all ciphers, and its message 1.
 pub(crate) fn start(seed: u8) -> (Initiator, [u8; MESSAGE_1]) {
-    Initiator::start(&key(), &Label::default(), Ciphers::auto(true), &initiator_randomness(seed))
+    Initiator::start(
+        &key(),
+        &Label::default(),
+        Ciphers::auto(AesSupport::GcmAndAegis),
+        &initiator_randomness(seed),
+    )
 }
 
 /// The message 2 of a responder with the same configuration.
 pub(crate) fn answer(message_1: &[u8; MESSAGE_1], seed: u8) -> [u8; MESSAGE_2] {
     let responder = Responder::read(message_1, &[key()], &Label::default()).unwrap();
-    responder.reply(Ciphers::auto(true), &responder_randomness(seed)).0
+    responder.reply(Ciphers::auto(AesSupport::GcmAndAegis), &responder_randomness(seed)).0
 }
 
 /// Both ends of one connection, directly after the handshake.
@@ -217,6 +223,13 @@ pub(crate) fn raw_frame(cipher: Cipher, secret: &[u8; 32], counter: u64, text: &
             let key = LessSafeKey::new(UnboundKey::new(&aead::AES_256_GCM, key).unwrap());
             let (nonce, mut body) = (aead::Nonce::assume_unique_for_key(nonce), text.to_vec());
             key.seal_in_place_append_tag(nonce, Aad::from(header), &mut body).unwrap();
+            body
+        }
+        Cipher::Aegis256X4 => {
+            let mut nonce = [0; 32];
+            nonce[24..].copy_from_slice(&counter.to_be_bytes());
+            let (mut body, tag) = Aegis256X4::<16>::new(key, &nonce).encrypt(text, &header);
+            body.extend(tag);
             body
         }
     };
