@@ -17,3 +17,4 @@ pub mod noise;
 pub mod secret;
 pub mod spiped;
 pub mod stack;
+pub mod x25519;

@@ -14,3 +14,4 @@ mod spiped;
 mod stack;
 mod support;
 mod wall;
+mod x25519;

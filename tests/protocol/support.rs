@@ -158,7 +158,8 @@ impl Second {
         ]
         .concat();
         noise.e(&responder_public);
-        noise.ee(&responder, &initiator_public);
+        let shared_x25519 = responder.diffie_hellman(&PublicKey::from(initiator_public)).to_bytes();
+        noise.ee(&shared_x25519);
         let ciphertext = sealed(&mut noise, ciphertext.as_slice());
         noise.kem_secret(&kem_secret);
         let payload = sealed(&mut noise, &filled_to_16(choice));
@@ -167,7 +168,7 @@ impl Second {
         let (to_responder, to_initiator) = noise.split();
         Self {
             psk,
-            shared_x25519: responder.diffie_hellman(&PublicKey::from(initiator_public)).to_bytes(),
+            shared_x25519,
             shared_kem: kem_secret,
             message_1: message_1.try_into().unwrap(),
             message_2: message_2.try_into().unwrap(),
@@ -392,7 +393,7 @@ pub(crate) fn parse(file: &str) -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
     sections
 }
 
-fn from_hex(text: &str) -> Vec<u8> {
+pub(crate) fn from_hex(text: &str) -> Vec<u8> {
     assert!(text.len().is_multiple_of(2), "half a byte: {text}");
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
