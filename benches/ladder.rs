@@ -14,12 +14,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aegis::aegis256x4::Aegis256X4;
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use spipe::addr::Endpoint;
 use spipe::listen::Passed;
 use spipe::pipe::{self, Pipes, Spec, Specs};
-use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::cipher::{AesSupport, Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
     AbortReason, Exhausted, FRAME_MAX, FrameError, HEADER, OVERHEAD, Opener, PAYLOAD_MAX, Sealer,
@@ -35,7 +36,9 @@ use vec1::vec1;
 
 /// What one measured run carries.
 const BULK: usize = 64 << 20;
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
+/// Bytes of a text: a small message, a quarter of a frame, and a full one.
+const SIZES: [usize; 3] = [64, 16 << 10, PAYLOAD_MAX];
+const CIPHERS: [Cipher; 3] = [Cipher::Aegis256X4, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
 
 fn key() -> Key {
     Key::from_bytes(&[1; 32]).expect("32 bytes are a key")
@@ -59,10 +62,19 @@ fn establish(cipher: Cipher) -> ((Sealer, Opener), (Sealer, Opener)) {
 /// Rung 1: the bare cipher, in place.
 fn cipher(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cipher");
+    for size in SIZES {
+        let mut text = vec![0; size];
+        group.throughput(Throughput::Bytes(size as u64));
+        group.bench_function(format!("aegis256x4/{size}"), |bencher| {
+            bencher.iter(|| {
+                Aegis256X4::<16>::new(&[7; 32], &[0; 32]).encrypt_in_place(black_box(&mut text), &[])
+            });
+        });
+    }
     for (name, algorithm) in
         [("aes256gcm", &aead::AES_256_GCM), ("chacha20poly1305", &aead::CHACHA20_POLY1305)]
     {
-        for size in [64, 16 << 10, PAYLOAD_MAX] {
+        for size in SIZES {
             let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("32 bytes"));
             let mut text = vec![0; size];
             group.throughput(Throughput::Bytes(size as u64));
@@ -80,7 +92,7 @@ fn cipher(criterion: &mut Criterion) {
 fn frame(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame");
     for cipher in CIPHERS {
-        for size in [64, 16 << 10, PAYLOAD_MAX] {
+        for size in SIZES {
             let ((mut sealer, _), (_, mut opener)) = establish(cipher);
             let mut slot = vec![0; FRAME_MAX];
             group.throughput(Throughput::Bytes(size as u64));
@@ -289,7 +301,7 @@ fn key_search(criterion: &mut Criterion) {
     for (name, key) in [("none fits", &stranger), ("the first fits", &keys[0]), ("the last fits", &keys[99])]
     {
         let randomness = InitiatorRandomness { x25519: [2; 32], kem: [3; 64] };
-        let (_, message) = Initiator::start(key, &label, Ciphers::auto(true), &randomness);
+        let (_, message) = Initiator::start(key, &label, Ciphers::auto(AesSupport::GcmAndAegis), &randomness);
         group.bench_function(name, |bencher| {
             bencher.iter(|| Responder::read(black_box(&message), &keys, &label).is_ok());
         });

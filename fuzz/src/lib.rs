@@ -115,7 +115,7 @@ pub fn message_2(ciphertext: &[u8; KEM_CIPHERTEXT], payload: &[u8; PAYLOAD]) -> 
     let secret = StaticSecret::from(responder_randomness().x25519);
     let public = PublicKey::from(&secret).to_bytes();
     noise.e(&public);
-    noise.ee(&secret, &array(&message_1));
+    noise.ee(secret.diffie_hellman(&PublicKey::from(array(&message_1))).as_bytes());
     let sealed_ciphertext = sealed(&mut noise, ciphertext);
     // Made with the initiator's own secret: a ciphertext out of nowhere has no sender who would know what it holds.
     noise.kem_secret(&mlkem768::decapsulate(pair.private_key(), &MlKem768Ciphertext::from(ciphertext)));

@@ -25,7 +25,7 @@ use crate::pipe::{self, Pipes, Spec, Specs};
 use crate::proto::cipher::Ciphers;
 use crate::proto::handshake::MESSAGE_1;
 use crate::proto::key::Key;
-use crate::service::process::has_aes_instructions;
+use crate::service::process::aes_support;
 use crate::service::runtime::{self, Threads};
 
 /// What the demo's client tells the built-in echo service.
@@ -128,7 +128,7 @@ fn any_port() -> Result<Source, String> {
 }
 
 fn ciphers() -> Ciphers {
-    Ciphers::auto(has_aes_instructions())
+    Ciphers::auto(aes_support())
 }
 
 fn start(spec: Spec) -> Result<(SocketAddr, Pipes), String> {

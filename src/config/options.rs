@@ -308,7 +308,7 @@ pub(crate) struct PipeOptions {
     #[serde(default, deserialize_with = "text::optional")]
     pub(crate) label: Option<Label>,
 
-    /// The cipher for the data. auto takes AES where both ends have instructions for it
+    /// The cipher for the data. auto takes the fastest one that both processors have instructions for
     #[arg(long, value_enum, default_value_t = CipherChoice::Auto, value_name = "CIPHER")]
     #[serde(default)]
     pub(crate) cipher: CipherChoice,
@@ -558,6 +558,7 @@ pub(crate) enum ProtocolChoice {
 pub(crate) enum CipherChoice {
     #[default]
     Auto,
+    Aegis256x4,
     Aes256gcm,
     Chacha20poly1305,
 }

@@ -21,7 +21,7 @@ use crate::proto::cipher::{Cipher, Ciphers};
 use crate::proto::key::Key;
 use crate::proto::spiped::handshake::ForwardSecrecy;
 use crate::service::privileges::{LookupError, UserName};
-use crate::service::process::has_aes_instructions;
+use crate::service::process::aes_support;
 use crate::stream::{Keepalive, Probes};
 use crate::tunnel::{Protocol, Reuse, Terms};
 
@@ -415,7 +415,8 @@ fn lookup(options: &PipeOptions) -> Result<Lookup, PlanError> {
 impl CipherChoice {
     fn ciphers(self) -> Ciphers {
         match self {
-            Self::Auto => Ciphers::auto(has_aes_instructions()),
+            Self::Auto => Ciphers::auto(aes_support()),
+            Self::Aegis256x4 => Ciphers::only(Cipher::Aegis256X4),
             Self::Aes256gcm => Ciphers::only(Cipher::Aes256Gcm),
             Self::Chacha20poly1305 => Ciphers::only(Cipher::ChaCha20Poly1305),
         }

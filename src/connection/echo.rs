@@ -95,11 +95,15 @@ fn describe(result: Result<(), PumpError>) -> String {
 mod tests {
     use super::*;
     use crate::addr::Target;
-    use crate::proto::cipher::Ciphers;
+    use crate::proto::cipher::{AesSupport, Ciphers};
 
     fn common(timeout: u64, limits: Limits) -> Common {
         let target: Target = "127.0.0.1:1".parse().unwrap();
-        Common { timeout: Duration::from_secs(timeout), limits, ..Common::new(target, Ciphers::auto(false)) }
+        Common {
+            timeout: Duration::from_secs(timeout),
+            limits,
+            ..Common::new(target, Ciphers::auto(AesSupport::None))
+        }
     }
 
     #[test]

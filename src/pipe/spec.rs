@@ -89,13 +89,13 @@ impl PartialEq for Role {
 /// use std::sync::Arc;
 ///
 /// use spipe::pipe::Spec;
-/// use spipe::proto::cipher::Ciphers;
+/// use spipe::proto::cipher::{AesSupport, Ciphers};
 /// use spipe::proto::key::Key;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let key = Arc::new(Key::from_bytes(&[7; 32])?);
 /// let source = "[127.0.0.1]:8000".parse()?;
-/// let spec = Spec::initiator(source, "server:6380".parse()?, key, Ciphers::auto(true));
+/// let spec = Spec::initiator(source, "server:6380".parse()?, key, Ciphers::auto(AesSupport::GcmAndAegis));
 /// assert_eq!(spec.to_string(), "encrypt [127.0.0.1]:8000 to [server]:6380");
 /// # Ok(())
 /// # }

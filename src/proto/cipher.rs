@@ -13,21 +13,43 @@ pub enum Cipher {
     ChaCha20Poly1305 = 1,
     /// AES-256-GCM (NIST SP 800-38D): about twice as fast where the processor has AES instructions.
     Aes256Gcm = 2,
+    /// AEGIS-256X4 (RFC 10032): again twice as fast as that with AES instructions, and far slower without.
+    Aegis256X4 = 3,
 }
 
 impl Cipher {
     fn from_code_point(code: u8) -> Option<Self> {
-        [Self::ChaCha20Poly1305, Self::Aes256Gcm].into_iter().find(|&cipher| cipher as u8 == code)
+        [Self::ChaCha20Poly1305, Self::Aes256Gcm, Self::Aegis256X4]
+            .into_iter()
+            .find(|&cipher| cipher as u8 == code)
+    }
+
+    /// As options and the log have it, and the derivation of its keys (PROTOCOL.md, section 5).
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::ChaCha20Poly1305 => "chacha20poly1305",
+            Self::Aes256Gcm => "aes256gcm",
+            Self::Aegis256X4 => "aegis256x4",
+        }
     }
 }
 
 impl fmt::Display for Cipher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ChaCha20Poly1305 => "chacha20poly1305",
-            Self::Aes256Gcm => "aes256gcm",
-        })
+        f.write_str(self.name())
     }
+}
+
+/// Which ciphers with AES run on a processor's own instructions. Without them, AES-256-GCM is slower than ChaCha20-Poly1305, and
+/// AEGIS-256X4 a hundred times slower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AesSupport {
+    /// Not one.
+    None,
+    /// AES-256-GCM.
+    Gcm,
+    /// AES-256-GCM and AEGIS-256X4.
+    GcmAndAegis,
 }
 
 /// What seals a connection, whatever its protocol.
@@ -59,15 +81,18 @@ impl Ciphers {
         Self(match cipher {
             Cipher::ChaCha20Poly1305 => &[Cipher::ChaCha20Poly1305],
             Cipher::Aes256Gcm => &[Cipher::Aes256Gcm],
+            Cipher::Aegis256X4 => &[Cipher::Aegis256X4],
         })
     }
 
-    /// What is best here: AES only with hardware for it, since without it AES is slow.
-    pub fn auto(has_aes_instructions: bool) -> Self {
-        if has_aes_instructions {
-            Self(&[Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305])
-        } else {
-            Self::only(Cipher::ChaCha20Poly1305)
+    /// Those that are fast here, the fastest one first, and ChaCha20-Poly1305, which every end has.
+    pub fn auto(aes: AesSupport) -> Self {
+        match aes {
+            AesSupport::None => Self::only(Cipher::ChaCha20Poly1305),
+            AesSupport::Gcm => Self(&[Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305]),
+            AesSupport::GcmAndAegis => {
+                Self(&[Cipher::Aegis256X4, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305])
+            }
         }
     }
 
@@ -110,30 +135,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn aes_is_chosen_only_when_both_ends_have_the_instructions() {
-        let (with, without) = (Ciphers::auto(true), Ciphers::auto(false));
-        assert_eq!(with.choose(with.offer()), Some(Cipher::Aes256Gcm));
-        assert_eq!(with.choose(without.offer()), Some(Cipher::ChaCha20Poly1305));
-        assert_eq!(without.choose(with.offer()), Some(Cipher::ChaCha20Poly1305));
+    fn the_fastest_cipher_is_chosen_that_both_ends_have_instructions_for() {
+        use AesSupport::{Gcm, GcmAndAegis, None};
+        for (ours, theirs, cipher) in [
+            (GcmAndAegis, GcmAndAegis, Cipher::Aegis256X4),
+            (GcmAndAegis, Gcm, Cipher::Aes256Gcm),
+            (GcmAndAegis, None, Cipher::ChaCha20Poly1305),
+            (Gcm, Gcm, Cipher::Aes256Gcm),
+            (Gcm, None, Cipher::ChaCha20Poly1305),
+            (None, None, Cipher::ChaCha20Poly1305),
+        ] {
+            let (ours, theirs) = (Ciphers::auto(ours), Ciphers::auto(theirs));
+            assert_eq!(ours.choose(theirs.offer()), Some(cipher), "{ours}; {theirs}");
+            assert_eq!(theirs.choose(ours.offer()), Some(cipher), "{theirs}; {ours}");
+        }
     }
 
     #[test]
     fn ends_that_insist_on_different_ciphers_have_none_in_common() {
-        let aes = Ciphers::only(Cipher::Aes256Gcm);
-        assert_eq!(aes.choose(Ciphers::only(Cipher::ChaCha20Poly1305).offer()), None);
+        let all = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm, Cipher::Aegis256X4];
+        for (ours, theirs) in all.into_iter().flat_map(|ours| all.map(|theirs| (ours, theirs))) {
+            let chosen = Ciphers::only(ours).choose(Ciphers::only(theirs).offer());
+            assert_eq!(chosen, (ours == theirs).then_some(ours));
+        }
     }
 
     #[test]
     fn code_points_of_later_versions_are_passed_over() {
         let offer = [200, 201, 2, 0, 0, 0, 0, 255];
-        assert_eq!(Ciphers::auto(true).choose(offer), Some(Cipher::Aes256Gcm));
+        assert_eq!(Ciphers::auto(AesSupport::GcmAndAegis).choose(offer), Some(Cipher::Aes256Gcm));
     }
 
     #[test]
     fn a_choice_that_was_not_offered_is_refused() {
         let chacha = Ciphers::only(Cipher::ChaCha20Poly1305);
-        assert_eq!(chacha.accept(2), None);
-        assert_eq!(chacha.accept(99), None);
-        assert_eq!(chacha.accept(0), None);
+        for code in [0, 2, 3, 99] {
+            assert_eq!(chacha.accept(code), None, "{code}");
+        }
+        assert_eq!(Ciphers::auto(AesSupport::Gcm).accept(3), None);
     }
 }

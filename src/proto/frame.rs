@@ -16,16 +16,16 @@
 
 use std::ops::Range;
 
-use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::aead::FrameKey;
 use super::cipher::Cipher;
 use super::connection_info::{ConnectionInfo, MalformedOpen};
 use super::framing::{EndOfStream, Ending, Open, Received, Seal, Slot};
-use super::noise::{Secret, TAG};
+use super::noise::{Forged, Secret, TAG};
 use super::stack::{self, wiped};
 
 /// Bytes of the length field in front of a frame.
@@ -262,11 +262,8 @@ impl Sealer {
         *header = length.to_be_bytes();
         text[payload] = kind as u8;
 
-        let nonce = self.0.next()?;
-        let sealed = wiped::<{ stack::FRAME }, _>(|| {
-            self.0.aead.seal_in_place_separate_tag(nonce, Aad::from(&*header), text)
-        });
-        tag.copy_from_slice(sealed.expect("a frame is far below the cipher's limit").as_ref());
+        let number = self.0.next()?;
+        *tag = self.0.key.seal(number, header, text);
         Ok(frame.len())
     }
 }
@@ -363,10 +360,8 @@ impl Opener {
         if frame_length(*header)? != length {
             return Err(FrameError::Length(length));
         }
-        let nonce = self.0.next()?;
-        let text =
-            wiped::<{ stack::FRAME }, _>(|| self.0.aead.open_in_place(nonce, Aad::from(&*header), sealed))
-                .map_err(|_| FrameError::Forged)?;
+        let number = self.0.next()?;
+        let text = self.0.key.open(number, header, sealed).map_err(|Forged| FrameError::Forged)?;
 
         // As in TLS 1.3 (RFC 8446, section 5.4), the kind is the last byte that is not zero. The scan's duration shows
         // how much padding there is, and only to an observer that already sees the frame's length.
@@ -418,29 +413,27 @@ struct Chain {
     cipher: Cipher,
     /// Only ever a key of HKDF's, as the traffic secrets of TLS 1.3 are: the cipher has a key of its own.
     secret: Secret,
-    aead: LessSafeKey,
-    /// Frames sealed or opened so far, over all secrets: the next nonce. It goes on when the secret is replaced, so that
+    key: FrameKey,
+    /// Frames sealed or opened so far, over all secrets: the number of the next one. It goes on when the secret is replaced, so that
     /// no (key, nonce) pair could repeat even if a replacement were skipped.
     counter: u64,
 }
 
 impl Chain {
     fn new(cipher: Cipher, secret: Secret) -> Self {
-        let aead = frame_key(cipher, &secret);
-        Self { cipher, secret, aead, counter: 0 }
+        let key = frame_key(cipher, &secret);
+        Self { cipher, secret, key, counter: 0 }
     }
 
-    /// The next nonce. Replaces the secret first when it is time (T5).
+    /// The number of the next frame, which is its nonce. Replaces the secret first when it is time (T5).
     ///
     /// Called once a frame whether or not it opens: a forgery ends the stream, so there is nothing to keep.
-    fn next(&mut self) -> Result<Nonce, Exhausted> {
+    fn next(&mut self) -> Result<u64, Exhausted> {
         let following = self.counter.checked_add(1).ok_or(Exhausted)?;
         if self.counter != 0 && self.counter.is_multiple_of(REKEY_AFTER) {
             self.rekey();
         }
-        let nonce = nonce(self.counter);
-        self.counter = following;
-        Ok(nonce)
+        Ok(std::mem::replace(&mut self.counter, following))
     }
 
     /// T5.
@@ -457,26 +450,14 @@ impl Chain {
     fn step(&mut self, label: &[u8]) {
         wiped::<{ stack::SYMMETRIC }, _>(|| {
             self.secret = expand(&self.secret, &[label]);
-            self.aead = frame_key(self.cipher, &self.secret);
+            self.key = frame_key(self.cipher, &self.secret);
         });
     }
 }
 
-/// Four zero bytes and the counter in network order.
-fn nonce(counter: u64) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_be_bytes());
-    Nonce::assume_unique_for_key(nonce)
-}
-
 /// The cipher's key. Its derivation names the cipher, so no key is ever used with two.
-fn frame_key(cipher: Cipher, secret: &Secret) -> LessSafeKey {
-    let (algorithm, name): (_, &[u8]) = match cipher {
-        Cipher::ChaCha20Poly1305 => (&aead::CHACHA20_POLY1305, b"chacha20poly1305"),
-        Cipher::Aes256Gcm => (&aead::AES_256_GCM, b"aes256gcm"),
-    };
-    let key = expand(secret, &[b"spipe/1 key ", name]);
-    LessSafeKey::new(UnboundKey::new(algorithm, &*key).expect("both ciphers take 32 bytes of key"))
+fn frame_key(cipher: Cipher, secret: &Secret) -> FrameKey {
+    FrameKey::new(cipher, expand(secret, &[b"spipe/1 key ", cipher.name().as_bytes()]))
 }
 
 fn expand(secret: &Secret, info: &[&[u8]]) -> Secret {
@@ -507,15 +488,16 @@ mod tests {
     fn seal_raw(sealer: &mut Sealer, text: &[u8]) -> Vec<u8> {
         let mut frame = u16::try_from(text.len() + TAG).unwrap().to_be_bytes().to_vec();
         let mut body = text.to_vec();
-        let nonce = sealer.0.next().unwrap();
-        sealer.0.aead.seal_in_place_append_tag(nonce, Aad::from(&frame), &mut body).unwrap();
+        let number = sealer.0.next().unwrap();
+        let tag = sealer.0.key.seal(number, &frame, &mut body);
         frame.extend(body);
+        frame.extend(tag);
         frame
     }
 
     #[test]
     fn payloads_of_every_edge_size_arrive() {
-        for cipher in [Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+        for cipher in [Cipher::Aegis256X4, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
             let (mut sealer, mut opener) = pair(cipher);
             for size in [0, 1, 15, 16, 17, 255, 256, 4095, PAYLOAD_MAX - 1, PAYLOAD_MAX] {
                 let payload: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
@@ -560,7 +542,7 @@ mod tests {
             sealer.0.counter = counter;
             let mut frame = seal(&mut sealer, Kind::Data, b"x");
             let (header, body) = frame.split_first_chunk_mut::<HEADER>().unwrap();
-            let result = opener.0.aead.open_in_place(nonce(counter), Aad::from(header), body);
+            let result = opener.0.key.open(counter, header, body);
             assert_eq!(result.is_ok(), opens, "{counter}");
         }
     }

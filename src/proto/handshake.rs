@@ -34,7 +34,6 @@ use std::borrow::Borrow;
 
 use libcrux_ml_kem::mlkem768::{self, MlKem768Ciphertext, MlKem768PrivateKey, MlKem768PublicKey};
 use thiserror::Error;
-use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::cipher::{Cipher, Ciphers, OFFER};
@@ -43,14 +42,13 @@ use super::frame::{First, Opener, Sealer};
 use super::key::{Fingerprint, Key};
 use super::noise::{Forged, SymmetricState, TAG, initial_hash};
 use super::stack::{self, wiped};
+use super::x25519::{KeyPair, LENGTH as X25519};
 
 pub(super) const PROTOCOL_NAME: &str = "Noise_NNpsk0+hfs_25519+MLKEM768_ChaChaPoly_SHA256";
 
 /// The prologue's fixed part. The zero byte keeps it apart from the label behind it.
 const PROLOGUE: &[u8] = b"spipe/1\0";
 
-/// Bytes of an X25519 public key.
-const X25519: usize = 32;
 /// Bytes of an ML-KEM-768 encapsulation key (FIPS 203, table 3).
 const KEM_KEY: usize = 1184;
 /// Bytes of an ML-KEM-768 ciphertext (FIPS 203, table 3).
@@ -174,7 +172,7 @@ pub struct Initiator(Box<Started>);
 /// What the initiator keeps until message 2.
 struct Started {
     noise: SymmetricState,
-    ephemeral: StaticSecret,
+    ephemeral: KeyPair,
     kem: KemSecret,
     abilities: Abilities,
 }
@@ -211,19 +209,19 @@ impl Started {
         abilities: Abilities,
         randomness: &InitiatorRandomness,
     ) -> (Self, [u8; MESSAGE_1]) {
-        let (ephemeral, public) = ephemeral(&randomness.x25519);
+        let ephemeral = KeyPair::new(&randomness.x25519);
         let (kem, kem_public) = mlkem768::generate_key_pair(randomness.kem).into_parts();
 
         let mut message = [0; MESSAGE_1];
         let (e, rest) = message.split_at_mut(X25519);
         let (e1, payload) = rest.split_at_mut(KEM_KEY + TAG);
-        e.copy_from_slice(&public);
+        e.copy_from_slice(ephemeral.public());
         e1[..KEM_KEY].copy_from_slice(kem_public.as_slice());
         payload[..OFFER].copy_from_slice(&abilities.ciphers.offer());
         payload[ASKED] = abilities.features.byte();
 
         let mut noise = SymmetricState::new(&begin(label), key.psk());
-        noise.e(&public);
+        noise.e(ephemeral.public());
         noise.seal(e1);
         noise.seal(payload);
         (Self { noise, ephemeral, kem: KemSecret(Box::new(kem)), abilities }, message)
@@ -235,7 +233,7 @@ impl Started {
         let (mut ciphertext, mut choice) = ([0; KEM_CIPHERTEXT], [0; PAYLOAD]);
 
         self.noise.e(e);
-        self.noise.ee(&self.ephemeral, e);
+        self.noise.ee(&self.ephemeral.agree(e));
         self.noise.open(ekem1, &mut ciphertext)?;
         let ciphertext = MlKem768Ciphertext::from(ciphertext);
         self.noise.kem_secret(&Zeroizing::new(mlkem768::decapsulate(&self.kem.0, &ciphertext)));
@@ -358,20 +356,20 @@ impl Opened {
         randomness: &ResponderRandomness,
     ) -> ([u8; MESSAGE_2], Result<ResponderEstablished, HandshakeError>) {
         let (cipher, features) = (ciphers.choose(self.offer), features.and(self.features));
-        let (ephemeral, public) = ephemeral(&randomness.x25519);
+        let ephemeral = KeyPair::new(&randomness.x25519);
         let (ciphertext, kem_secret) = mlkem768::encapsulate(&self.kem_public, randomness.kem);
         let kem_secret = Zeroizing::new(kem_secret);
 
         let mut message = [0; MESSAGE_2];
         let (e, rest) = message.split_at_mut(X25519);
         let (ekem1, payload) = rest.split_at_mut(KEM_CIPHERTEXT + TAG);
-        e.copy_from_slice(&public);
+        e.copy_from_slice(ephemeral.public());
         ekem1[..KEM_CIPHERTEXT].copy_from_slice(ciphertext.as_slice());
         payload[0] = cipher.map_or(0, |cipher| cipher as u8);
         payload[GRANTED] = features.byte();
 
-        self.noise.e(&public);
-        self.noise.ee(&ephemeral, &self.initiator);
+        self.noise.e(ephemeral.public());
+        self.noise.ee(&ephemeral.agree(&self.initiator));
         self.noise.seal(ekem1);
         self.noise.kem_secret(&kem_secret);
         self.noise.seal(payload);
@@ -392,13 +390,6 @@ impl Opened {
 /// What both ends do first, whatever the key: name the protocol, mix in prologue and label.
 fn begin(label: &Label) -> [u8; 32] {
     initial_hash(PROTOCOL_NAME, &[PROLOGUE, label.0.as_bytes()])
-}
-
-/// An end's X25519 key pair.
-fn ephemeral(secret: &[u8; X25519]) -> (StaticSecret, [u8; X25519]) {
-    let secret = StaticSecret::from(*secret);
-    let public = PublicKey::from(&secret).to_bytes();
-    (secret, public)
 }
 
 /// The initiator's decapsulation key, which libcrux leaves to its user to wipe.

@@ -4,6 +4,7 @@
 //! protocol test is deterministic and every fuzz target is one function call. `tests/protocol/wall.rs` keeps it so.
 //! `docs/PROTOCOL.md` is the specification; comments cite its steps (I1, R1, …).
 
+mod aead;
 pub mod cipher;
 pub mod connection_info;
 pub mod digest;
@@ -16,3 +17,4 @@ pub mod noise;
 pub mod secret;
 pub mod spiped;
 pub mod stack;
+pub mod x25519;

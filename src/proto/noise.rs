@@ -11,7 +11,6 @@ use chacha20poly1305::{ChaCha20Poly1305, Nonce, Tag};
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 /// Bytes that each sealed field grows by (Poly1305's tag).
@@ -88,12 +87,11 @@ impl SymmetricState {
         self.mix_key(public);
     }
 
-    /// Token `ee`: `MixKey(DH(e, re))`.
+    /// Token `ee`: `MixKey` of what X25519 gave for the public keys of both.
     ///
     /// An all-zero result is not refused, as section 12.1 advises: only a holder of the pre-shared key could cause it.
-    pub fn ee(&mut self, secret: &StaticSecret, public: &[u8; 32]) {
-        let shared = secret.diffie_hellman(&PublicKey::from(*public));
-        self.mix_key(shared.as_bytes());
+    pub fn ee(&mut self, shared: &[u8; 32]) {
+        self.mix_key(shared);
     }
 
     /// The second half of token `ekem1`: `MixKey` of the secret that the KEM gave. Its first half, the ciphertext, is

@@ -9,6 +9,7 @@ use rustix::process::{
 };
 
 use super::sandbox;
+use crate::proto::cipher::AesSupport;
 
 /// Keeps keys out of core dumps and away from debuggers of the same user, and makes room for many connections.
 ///
@@ -31,15 +32,28 @@ pub fn descriptors() -> usize {
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// Whether AES-256-GCM runs on instructions of its own here.
-pub fn has_aes_instructions() -> bool {
+/// Which ciphers run on instructions of their own here.
+pub fn aes_support() -> AesSupport {
     #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    let (aes, multiplication, registers) = (
+        std::arch::is_x86_feature_detected!("aes"),
+        std::arch::is_x86_feature_detected!("pclmulqdq"),
+        // AEGIS's implementation needs AVX besides, which a few small processors with AES lack.
+        std::arch::is_x86_feature_detected!("avx"),
+    );
     #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes")
-        && std::arch::is_aarch64_feature_detected!("pmull");
+    let (aes, multiplication, registers) = (
+        std::arch::is_aarch64_feature_detected!("aes"),
+        std::arch::is_aarch64_feature_detected!("pmull"),
+        true,
+    );
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
+    let (aes, multiplication, registers) = (false, false, false);
+    match (aes && multiplication, registers) {
+        (true, true) => AesSupport::GcmAndAegis,
+        (true, false) => AesSupport::Gcm,
+        (false, _) => AesSupport::None,
+    }
 }
 
 /// How many processors there are for us, where that can be told. To be asked before the sandbox is closed: the files that tell

@@ -114,7 +114,7 @@ fn an_unknown_option_is_a_usage_error() {
 fn an_unknown_cipher_is_a_usage_error_that_lists_the_known_ones() {
     assert_usage_error(
         &["-t", "127.0.0.1:9", "-k", "KEY", "--cipher", "rot13"],
-        &["rot13", "aes256gcm", "chacha20poly1305"],
+        &["rot13", "aegis256x4", "aes256gcm", "chacha20poly1305"],
     );
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use spipe::proto::cipher::Ciphers;
+use spipe::proto::cipher::{AesSupport, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{FRAME_MAX, Sealer};
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, MESSAGE_2};
@@ -35,7 +35,8 @@ impl Flood {
             random.fill(secret);
             Ok::<_, Infallible>(())
         });
-        let (initiator, message) = Initiator::start(key, &Label::default(), Ciphers::auto(true), &randomness);
+        let (initiator, message) =
+            Initiator::start(key, &Label::default(), Ciphers::auto(AesSupport::GcmAndAegis), &randomness);
         let mut wire = connect(responder);
         wire.write_all(&message).expect("the responder reads message 1");
         let mut answer = [0; MESSAGE_2];

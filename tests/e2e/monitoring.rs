@@ -154,7 +154,7 @@ fn all_series_are_there_from_the_start_and_those_of_events_at_zero() {
     for (name, label, values) in [
         ("spipe_reloads_total", "result", "failed ok"),
         ("spipe_name_lookups_total", "result", "failed ok"),
-        ("spipe_connections_established_total", "cipher", "aes256gcm chacha20poly1305"),
+        ("spipe_connections_established_total", "cipher", "aegis256x4 aes256gcm chacha20poly1305"),
         ("spipe_bytes_total", "direction", "from_target to_target"),
         (
             "spipe_connections_closed_total",

@@ -156,6 +156,11 @@ fn connections_of_an_initiator_with_chacha_leave_no_secret() {
 }
 
 #[test]
+fn connections_of_an_initiator_with_aegis_leave_no_secret() {
+    assert_connections_leave_nothing(Role::Initiator, Cipher::Aegis256X4);
+}
+
+#[test]
 fn connections_of_a_responder_with_aes_leave_no_secret() {
     assert_connections_leave_nothing(Role::Responder, Cipher::Aes256Gcm);
 }
@@ -163,6 +168,11 @@ fn connections_of_a_responder_with_aes_leave_no_secret() {
 #[test]
 fn connections_of_a_responder_with_chacha_leave_no_secret() {
     assert_connections_leave_nothing(Role::Responder, Cipher::ChaCha20Poly1305);
+}
+
+#[test]
+fn connections_of_a_responder_with_aegis_leave_no_secret() {
+    assert_connections_leave_nothing(Role::Responder, Cipher::Aegis256X4);
 }
 
 /// The initiator's own secrets, which no peer knows. They are found in its memory while it waits for message 2.
@@ -216,9 +226,9 @@ fn an_open_connection_of_a_responder_has_no_secret_but_its_traffic_secrets() {
     assert_a_handshake_leaves_only_traffic_secrets(Role::Responder);
 }
 
-#[test]
-fn a_rekey_leaves_nothing_of_the_secrets_before_it() {
-    let subject = Subject::start(Role::Responder, Cipher::ChaCha20Poly1305);
+/// After a rekey, nothing is left of what was sealed with before it.
+fn assert_a_rekey_leaves_nothing(cipher: Cipher) {
+    let subject = Subject::start(Role::Responder, cipher);
     let (mut target, mut tunnel) = subject.establish();
     let before = tunnel.received_secrets();
     let reading = std::thread::spawn(move || {
@@ -233,6 +243,16 @@ fn a_rekey_leaves_nothing_of_the_secrets_before_it() {
     let _target = reading.join().expect("all data arrives");
     subject.assert_has_all_of(&tunnel.received_secrets().only(&["traffic "]));
     subject.assert_has_none_of(&before);
+}
+
+#[test]
+fn a_rekey_with_chacha_leaves_nothing_of_the_secrets_before_it() {
+    assert_a_rekey_leaves_nothing(Cipher::ChaCha20Poly1305);
+}
+
+#[test]
+fn a_rekey_with_aegis_leaves_nothing_of_the_secrets_before_it() {
+    assert_a_rekey_leaves_nothing(Cipher::Aegis256X4);
 }
 
 #[test]

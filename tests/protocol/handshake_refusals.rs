@@ -7,7 +7,7 @@
 use std::borrow::Borrow;
 use std::cell::Cell;
 
-use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::cipher::{AesSupport, Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::features::{Abilities, Features};
 use spipe::proto::frame::FrameError;
@@ -99,7 +99,8 @@ fn message_1_under_another_label_is_refused() {
     let labels = ["", "redis", "Redis", "redi", "redis2", " redis", "redis\0", "postgres"];
     for ours in labels {
         let randomness = initiator_randomness(1);
-        let (_, message) = Initiator::start(&key(), &label(ours), Ciphers::auto(true), &randomness);
+        let (_, message) =
+            Initiator::start(&key(), &label(ours), Ciphers::auto(AesSupport::GcmAndAegis), &randomness);
         for theirs in labels {
             let refused = read(&message, theirs).err();
             assert_eq!(refused, (ours != theirs).then_some(FORGED), "{ours:?} {theirs:?}");
@@ -112,10 +113,16 @@ fn message_2_under_another_label_is_refused() {
     // A responder cannot answer a message that it cannot read, so it answers one from the same initiator with the
     // other label.
     for (ours, theirs) in [("", "redis"), ("redis", ""), ("redis", "redi"), ("redis", "postgres")] {
-        let initiator =
-            |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1));
+        let initiator = |text| {
+            Initiator::start(
+                &key(),
+                &label(text),
+                Ciphers::auto(AesSupport::GcmAndAegis),
+                &initiator_randomness(1),
+            )
+        };
         let responder = read(&initiator(theirs).1, theirs).unwrap();
-        let (message, _) = responder.reply(Ciphers::auto(true), &responder_randomness(1));
+        let (message, _) = responder.reply(Ciphers::auto(AesSupport::GcmAndAegis), &responder_randomness(1));
         assert_eq!(initiator(ours).0.finish(&message).err(), Some(FORGED), "{ours:?} {theirs:?}");
     }
 }
@@ -140,10 +147,10 @@ fn a_responder_with_several_keys_reports_the_one_that_the_initiator_holds() {
         let mine = &keys()[place];
         let randomness = initiator_randomness(1);
         let (initiator, message) =
-            Initiator::start(mine, &Label::default(), Ciphers::auto(true), &randomness);
+            Initiator::start(mine, &Label::default(), Ciphers::auto(AesSupport::GcmAndAegis), &randomness);
         let responder = Responder::read(&message, &keys(), &Label::default()).unwrap();
         assert_eq!(responder.fingerprint(), mine.fingerprint());
-        let (answer, _) = responder.reply(Ciphers::auto(true), &responder_randomness(1));
+        let (answer, _) = responder.reply(Ciphers::auto(AesSupport::GcmAndAegis), &responder_randomness(1));
         assert!(initiator.finish(&answer).is_ok(), "the answer is under key {place}");
     }
 }
@@ -254,8 +261,15 @@ fn an_initiator_rerouted_to_the_opposite_tunnel_is_accepted_with_the_same_label_
     // RFC 9257's "Selfie": a host runs an initiator and, for the opposite tunnel, a responder with the same key, and
     // an attacker connects them to each other. With the same label this succeeds: the key lets any holder connect to
     // any other. Separate labels or separate keys prevent it.
-    let initiator =
-        |text| Initiator::start(&key(), &label(text), Ciphers::auto(true), &initiator_randomness(1)).1;
+    let initiator = |text| {
+        Initiator::start(
+            &key(),
+            &label(text),
+            Ciphers::auto(AesSupport::GcmAndAegis),
+            &initiator_randomness(1),
+        )
+        .1
+    };
     assert!(read(&initiator(""), "").is_ok());
     assert!(read(&initiator("to the replica"), "to the replica").is_ok());
     assert_eq!(read(&initiator("to the replica"), "to the primary").err(), Some(FORGED));
@@ -313,15 +327,20 @@ fn both_ends_report_that_they_have_no_cipher_in_common() {
 
 #[test]
 fn the_responders_preference_decides_among_the_ciphers_in_common() {
-    // AES only if both ends have it in hardware. `--cipher` at either end is respected.
-    let (auto, aes, chacha) =
-        (Ciphers::auto(true), Ciphers::only(Cipher::Aes256Gcm), Ciphers::only(Cipher::ChaCha20Poly1305));
+    // The fastest one only if both ends have it in hardware. `--cipher` at either end is respected.
+    let (auto, gcm_only) = (Ciphers::auto(AesSupport::GcmAndAegis), Ciphers::auto(AesSupport::Gcm));
+    let [aegis, aes, chacha] =
+        [Cipher::Aegis256X4, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305].map(Ciphers::only);
     for (ours, theirs, chosen) in [
-        (auto, auto, Cipher::Aes256Gcm),
+        (auto, auto, Cipher::Aegis256X4),
+        (auto, gcm_only, Cipher::Aes256Gcm),
+        (gcm_only, auto, Cipher::Aes256Gcm),
         (auto, chacha, Cipher::ChaCha20Poly1305),
         (chacha, auto, Cipher::ChaCha20Poly1305),
         (auto, aes, Cipher::Aes256Gcm),
         (aes, auto, Cipher::Aes256Gcm),
+        (auto, aegis, Cipher::Aegis256X4),
+        (aegis, auto, Cipher::Aegis256X4),
     ] {
         let (initiator, message_1) =
             Initiator::start(&key(), &Label::default(), ours, &initiator_randomness(1));
@@ -352,13 +371,49 @@ fn values_of_later_versions_in_the_payloads_are_ignored() {
     let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
     let later = [200, 2, 201, 1, 0, 7, 7, 7, 1, 2, 3, 4, 5, 6, 7, 8];
     let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &later, &[]);
-    let (_, established) = read(&second.message_1, "").unwrap().reply(Ciphers::auto(true), &theirs);
+    let (_, established) =
+        read(&second.message_1, "").unwrap().reply(Ciphers::auto(AesSupport::GcmAndAegis), &theirs);
     assert_eq!(established.unwrap().cipher, Cipher::Aes256Gcm);
 
-    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[2, 1], &[1, 9, 9, 9, 9, 9, 9, 9, 9]);
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[3, 2, 1], &[1, 9, 9, 9, 9, 9, 9, 9, 9]);
     let (initiator, message_1) = start(1);
     assert_eq!(message_1, second.message_1);
     assert_eq!(initiator.finish(&second.message_2).unwrap().cipher, Cipher::ChaCha20Poly1305);
+}
+
+/// What 0.2.0 sends with AES instructions: it knows code points 1 and 2 only.
+const OLD_OFFER: &[u8] = &[2, 1];
+
+#[test]
+fn a_responder_answers_an_initiator_from_before_aegis_as_it_did() {
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), OLD_OFFER, &[2]);
+    let responder = read(&second.message_1, "").unwrap();
+    let (message_2, established) = responder.reply(Ciphers::auto(AesSupport::GcmAndAegis), &theirs);
+    assert_eq!(message_2, second.message_2);
+    assert_eq!(established.unwrap().cipher, Cipher::Aes256Gcm);
+}
+
+#[test]
+fn an_initiator_takes_the_answer_of_a_responder_from_before_aegis() {
+    // Which skips the first code point, for it does not know it.
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    for (choice, cipher) in [(2, Cipher::Aes256Gcm), (1, Cipher::ChaCha20Poly1305)] {
+        let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[3, 2, 1], &[choice]);
+        let (initiator, message_1) = start(1);
+        assert_eq!(message_1, second.message_1);
+        assert_eq!(initiator.finish(&second.message_2).unwrap().cipher, cipher);
+    }
+}
+
+#[test]
+fn an_initiator_that_offers_aegis_alone_has_nothing_in_common_with_a_responder_from_before_it() {
+    let (ours, theirs) = (initiator_randomness(1), responder_randomness(1));
+    let aegis = Ciphers::only(Cipher::Aegis256X4);
+    let second = Second::new(&KEY_FILE, "", (&ours, &theirs), &[3], &[0]);
+    let (initiator, message_1) = Initiator::start(&key(), &Label::default(), aegis, &ours);
+    assert_eq!(message_1, second.message_1);
+    assert_eq!(initiator.finish(&second.message_2).err(), Some(HandshakeError::NoCommonCipher(aegis)));
 }
 
 /// What two ends agree on of features, when `asked` is in message 1 and `granted` in message 2.

@@ -3,6 +3,7 @@
 //! Most tests are about refusals: a few tests show that two ends that agree understand each other, and the promises
 //! of the specification (docs/PROTOCOL.md, section 6) are mostly about messages that the ends do *not* accept.
 
+mod aegis_vectors;
 mod frame_refusals;
 mod handshake_refusals;
 mod noise_vectors;
@@ -13,3 +14,4 @@ mod spiped;
 mod stack;
 mod support;
 mod wall;
+mod x25519;

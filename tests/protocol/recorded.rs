@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::cipher::{AesSupport, Cipher, Ciphers};
 use spipe::proto::connection_info::{ConnectionInfo, Purpose};
 use spipe::proto::features::{Abilities, Features};
 use spipe::proto::frame::{AbortReason, Sealer};
@@ -18,7 +18,7 @@ use spipe::proto::handshake::{
 use spipe::proto::key::Key;
 
 use crate::support::{
-    Read, Second, Stop, abort_frame, data_frame, end_frame, label, open_frame, parse, raw_frame,
+    Read, Second, Stop, abort_frame, data_frame, label, last_frame, open_frame, parse, raw_frame,
     read_initiator, read_stream,
 };
 
@@ -67,9 +67,10 @@ fn cases() -> Vec<Case> {
             ResponderRandomness { x25519: from(first.wrapping_add(96)), kem: from(first.wrapping_add(128)) },
         )
     };
-    let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(true));
+    let (chacha, aes) = (Ciphers::only(Cipher::ChaCha20Poly1305), Ciphers::auto(AesSupport::Gcm));
+    let all = Ciphers::auto(AesSupport::GcmAndAegis);
     let ((i1, r1), (i2, r2), (i3, r3)) = (seeded(0x00), seeded(0x21), seeded(0x42));
-    let ((i4, r4), (i5, r5)) = (seeded(0x63), seeded(0x84));
+    let ((i4, r4), (i5, r5), (i6, r6)) = (seeded(0x63), seeded(0x84), seeded(0xa5));
     vec![
         Case {
             name: "chacha20poly1305 without a label",
@@ -141,6 +142,20 @@ fn cases() -> Vec<Case> {
             choice: &[2, 2],
             client: "[2001:db8::7]:443",
             purpose: Purpose::Ping,
+        },
+        Case {
+            name: "aegis256x4, with all features agreed on",
+            key_file: (0xa0..0xc0).collect(),
+            label: "",
+            initiator: i6,
+            responder: r6,
+            offers: all,
+            accepts: all,
+            features: Features::KNOWN,
+            offer: &[3, 2, 1, 0, 0, 0, 0, 0, 7],
+            choice: &[3, 7],
+            client: "192.0.2.7:50123",
+            purpose: Purpose::Carry,
         },
     ]
 }
@@ -219,12 +234,15 @@ fn record(case: &Case) -> String {
     let padded_text = b"PING\r\n\x02\0\0\0\0\0\0\0\0\0";
     let padded = raw_frame(initiator.cipher, &second.to_responder, 2, padded_text);
     data_frame(&mut sealer, b"PING\r\n");
-    let end = end_frame(sealer);
+    let (end, spent) = last_frame(sealer);
     let open_text = [&open_payload(case)[..], b"\x01"].concat();
     section.frame("to_responder", 0, &open_text, &open);
     section.frame("to_responder", 1, b"PING\r\n\x02", &data);
     section.frame("to_responder", 2, padded_text, &padded);
     section.frame("to_responder", 3, b"\x03", &end);
+    // The first frame of the next connection.
+    let (_, next) = open_frame(spent.renew_first(), &info);
+    section.frame("next_to_responder", 4, &open_text, &next);
     let read = read_initiator(responder.opener, &[open, data, padded, end].concat());
     assert_eq!(read, Read { info: Some(info), data: vec![b"PING\r\n".to_vec(); 2], stop: Stop::End });
 

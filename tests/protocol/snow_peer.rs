@@ -47,7 +47,7 @@ fn start(psk: &[u8; 32]) -> Started {
 fn finish(mut ours: Started, message: &[u8]) -> Result<(Secret, Secret), Forged> {
     let (e, payload) = message.split_first_chunk::<32>().unwrap();
     ours.noise.e(e);
-    ours.noise.ee(&ours.secret, e);
+    ours.noise.ee(ours.secret.diffie_hellman(&PublicKey::from(*e)).as_bytes());
     assert_eq!(ours.noise.open(payload, &mut [0; 100])?, b"from the responder");
     Ok(ours.noise.split())
 }
@@ -61,7 +61,7 @@ fn respond(psk: &[u8; 32], message: &[u8]) -> Result<(Vec<u8>, (Secret, Secret))
     let secret = StaticSecret::from([6; 32]);
     let public = PublicKey::from(&secret).to_bytes();
     noise.e(&public);
-    noise.ee(&secret, e);
+    noise.ee(secret.diffie_hellman(&PublicKey::from(*e)).as_bytes());
     let message = [&public[..], &sealed(&mut noise, b"from the responder")].concat();
     Ok((message, noise.split()))
 }

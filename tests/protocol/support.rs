@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 
+use aegis::aegis256x4::Aegis256X4;
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, UnboundKey};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Tag};
 use hkdf::Hkdf;
 use libcrux_ml_kem::mlkem768::{self, MlKem768PublicKey};
 use sha2::Sha256;
-use spipe::proto::cipher::{Cipher, Ciphers};
+use spipe::proto::cipher::{AesSupport, Cipher, Ciphers};
 use spipe::proto::connection_info::ConnectionInfo;
 use spipe::proto::frame::{
-    AbortReason, FRAME_MAX, First, FrameError, HEADER, OVERHEAD, Opener, Sealer, frame_length,
+    AbortReason, FRAME_MAX, First, FrameError, HEADER, OVERHEAD, Opener, Sealer, Spent, frame_length,
 };
 use spipe::proto::framing::Received;
 use spipe::proto::handshake::{Initiator, InitiatorRandomness, Label, Responder, ResponderRandomness};
@@ -21,8 +22,8 @@ use spipe::proto::key::Key;
 use spipe::proto::noise::{MixedPsk, SymmetricState, initial_hash};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// Both ciphers: the promises about frames hold for each of them.
-pub(crate) const CIPHERS: [Cipher; 2] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm];
+/// All ciphers: the promises about frames hold for each of them.
+pub(crate) const CIPHERS: [Cipher; 3] = [Cipher::ChaCha20Poly1305, Cipher::Aes256Gcm, Cipher::Aegis256X4];
 
 /// The number of frames under one key (step T5 of the specification).
 pub(crate) const REKEY_AFTER: u64 = 65_536;
@@ -56,15 +57,20 @@ pub(crate) fn responder_randomness(seed: u8) -> ResponderRandomness {
     ResponderRandomness { x25519: [seed.wrapping_add(128); 32], kem: [seed.wrapping_add(192); 32] }
 }
 
-/// An initiator with [`key`] and no label that offers both ciphers, and its message 1.
+/// An initiator with [`key`] and no label that offers all ciphers, and its message 1.
 pub(crate) fn start(seed: u8) -> (Initiator, [u8; MESSAGE_1]) {
-    Initiator::start(&key(), &Label::default(), Ciphers::auto(true), &initiator_randomness(seed))
+    Initiator::start(
+        &key(),
+        &Label::default(),
+        Ciphers::auto(AesSupport::GcmAndAegis),
+        &initiator_randomness(seed),
+    )
 }
 
 /// The message 2 of a responder with the same configuration.
 pub(crate) fn answer(message_1: &[u8; MESSAGE_1], seed: u8) -> [u8; MESSAGE_2] {
     let responder = Responder::read(message_1, &[key()], &Label::default()).unwrap();
-    responder.reply(Ciphers::auto(true), &responder_randomness(seed)).0
+    responder.reply(Ciphers::auto(AesSupport::GcmAndAegis), &responder_randomness(seed)).0
 }
 
 /// Both ends of one connection, directly after the handshake.
@@ -152,7 +158,8 @@ impl Second {
         ]
         .concat();
         noise.e(&responder_public);
-        noise.ee(&responder, &initiator_public);
+        let shared_x25519 = responder.diffie_hellman(&PublicKey::from(initiator_public)).to_bytes();
+        noise.ee(&shared_x25519);
         let ciphertext = sealed(&mut noise, ciphertext.as_slice());
         noise.kem_secret(&kem_secret);
         let payload = sealed(&mut noise, &filled_to_16(choice));
@@ -161,7 +168,7 @@ impl Second {
         let (to_responder, to_initiator) = noise.split();
         Self {
             psk,
-            shared_x25519: responder.diffie_hellman(&PublicKey::from(initiator_public)).to_bytes(),
+            shared_x25519,
             shared_kem: kem_secret,
             message_1: message_1.try_into().unwrap(),
             message_2: message_2.try_into().unwrap(),
@@ -219,6 +226,13 @@ pub(crate) fn raw_frame(cipher: Cipher, secret: &[u8; 32], counter: u64, text: &
             key.seal_in_place_append_tag(nonce, Aad::from(header), &mut body).unwrap();
             body
         }
+        Cipher::Aegis256X4 => {
+            let mut nonce = [0; 32];
+            nonce[24..].copy_from_slice(&counter.to_be_bytes());
+            let (mut body, tag) = Aegis256X4::<16>::new(key, &nonce).encrypt(text, &header);
+            body.extend(tag);
+            body
+        }
     };
     [&header[..], &body].concat()
 }
@@ -265,9 +279,14 @@ pub(crate) fn data_frame(sealer: &mut Sealer, payload: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn end_frame(sealer: Sealer) -> Vec<u8> {
+    last_frame(sealer).0
+}
+
+/// *End*, and what is left for another connection.
+pub(crate) fn last_frame(sealer: Sealer) -> (Vec<u8>, Spent<Sealer>) {
     let mut slot = vec![0; OVERHEAD];
-    sealer.end(&mut slot).unwrap();
-    slot
+    let (_, spent) = sealer.end(&mut slot).unwrap();
+    (slot, spent)
 }
 
 pub(crate) fn abort_frame(sealer: Sealer, reason: AbortReason) -> Vec<u8> {
@@ -379,7 +398,7 @@ pub(crate) fn parse(file: &str) -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
     sections
 }
 
-fn from_hex(text: &str) -> Vec<u8> {
+pub(crate) fn from_hex(text: &str) -> Vec<u8> {
     assert!(text.len().is_multiple_of(2), "half a byte: {text}");
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }

@@ -45,6 +45,7 @@ const HIDDEN: &[&str] = &["std::{", "std::*", "std as ", "::std::"];
 /// Names that only `proto` may use. (`x25519` is not listed: it is a field of `InitiatorRandomness`, which `tunnel`
 /// fills.)
 const CRYPTOGRAPHY: &[&str] = &[
+    "aegis",
     "chacha20poly1305",
     "aws_lc_rs",
     "hkdf",

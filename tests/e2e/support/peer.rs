@@ -5,7 +5,8 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
+use aegis::aegis256x4::Aegis256X4;
+use aws_lc_rs::aead::{self, Aad, Algorithm, LessSafeKey, Nonce, UnboundKey};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, Tag};
 use hkdf::Hkdf;
@@ -307,7 +308,7 @@ impl Tunnel {
         self.wire.read_exact(&mut header).expect("the other end sends a frame");
         let mut sealed = vec![0; u16::from_be_bytes(header).into()];
         self.wire.read_exact(&mut sealed).expect("the frame is whole");
-        let mut text = self.receives.open(header, sealed);
+        let mut text = self.receives.open(header, &sealed);
         assert_eq!(text.pop(), Some(kind), "the kind of the frame");
         text
     }
@@ -384,31 +385,77 @@ impl Direction {
         secrets
     }
 
-    /// The key and the nonce of the next frame (T5).
-    fn next(&mut self) -> (LessSafeKey, Nonce) {
+    /// The key of the next frame, and its number (T5).
+    fn next(&mut self) -> ([u8; 32], u64) {
         if self.frames != 0 && self.frames.is_multiple_of(REKEY_AFTER as u64) {
             self.secret = expand(&self.hkdf(), b"spipe/1 rekey");
         }
-        let algorithm = match self.cipher {
-            Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
-            Cipher::Aes256Gcm => &aead::AES_256_GCM,
-        };
-        let key = LessSafeKey::new(UnboundKey::new(algorithm, &self.key()).expect("a key of 32 bytes"));
-        let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&self.frames.to_be_bytes());
+        let number = self.frames;
         self.frames += 1;
-        (key, Nonce::assume_unique_for_key(nonce))
+        (self.key(), number)
     }
 
     fn seal(&mut self, text: &[u8]) -> Vec<u8> {
         let header = u16::try_from(text.len() + TAG).expect("a short frame").to_be_bytes();
-        let ((key, nonce), mut body) = (self.next(), text.to_vec());
-        key.seal_in_place_append_tag(nonce, Aad::from(header), &mut body).expect("a short frame");
+        let (key, number) = self.next();
+        let body = match self.cipher {
+            Cipher::ChaCha20Poly1305 => aws_lc_seal(&aead::CHACHA20_POLY1305, key, number, header, text),
+            Cipher::Aes256Gcm => aws_lc_seal(&aead::AES_256_GCM, key, number, header, text),
+            Cipher::Aegis256X4 => {
+                let (mut body, tag) = Aegis256X4::<TAG>::new(&key, &nonce(number)).encrypt(text, &header);
+                body.extend(tag);
+                body
+            }
+        };
         [&header[..], &body].concat()
     }
 
-    fn open(&mut self, header: [u8; 2], mut sealed: Vec<u8>) -> Vec<u8> {
-        let (key, nonce) = self.next();
-        key.open_in_place(nonce, Aad::from(header), &mut sealed).expect("the frame is authentic").to_vec()
+    fn open(&mut self, header: [u8; 2], sealed: &[u8]) -> Vec<u8> {
+        let (key, number) = self.next();
+        let opened = match self.cipher {
+            Cipher::ChaCha20Poly1305 => aws_lc_open(&aead::CHACHA20_POLY1305, key, number, header, sealed),
+            Cipher::Aes256Gcm => aws_lc_open(&aead::AES_256_GCM, key, number, header, sealed),
+            Cipher::Aegis256X4 => {
+                let (text, tag) = sealed.split_last_chunk().expect("a frame has a tag");
+                Aegis256X4::<TAG>::new(&key, &nonce(number)).decrypt(text, tag, &header).ok()
+            }
+        };
+        opened.expect("the frame is authentic")
     }
+}
+
+fn aws_lc_key(algorithm: &'static Algorithm, key: [u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(algorithm, &key).expect("a key of 32 bytes"))
+}
+
+fn aws_lc_seal(
+    algorithm: &'static Algorithm,
+    key: [u8; 32],
+    number: u64,
+    header: [u8; 2],
+    text: &[u8],
+) -> Vec<u8> {
+    let (nonce, mut body) = (Nonce::assume_unique_for_key(nonce(number)), text.to_vec());
+    let key = aws_lc_key(algorithm, key);
+    key.seal_in_place_append_tag(nonce, Aad::from(header), &mut body).expect("a short frame");
+    body
+}
+
+fn aws_lc_open(
+    algorithm: &'static Algorithm,
+    key: [u8; 32],
+    number: u64,
+    header: [u8; 2],
+    sealed: &[u8],
+) -> Option<Vec<u8>> {
+    let (nonce, mut sealed) = (Nonce::assume_unique_for_key(nonce(number)), sealed.to_vec());
+    let text = aws_lc_key(algorithm, key).open_in_place(nonce, Aad::from(header), &mut sealed).ok()?;
+    Some(text.to_vec())
+}
+
+/// The number of a frame as the nonce of its cipher.
+fn nonce<const LENGTH: usize>(number: u64) -> [u8; LENGTH] {
+    let mut nonce = [0; LENGTH];
+    nonce[LENGTH - 8..].copy_from_slice(&number.to_be_bytes());
+    nonce
 }
