@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use vec1::Vec1;
 
 use super::carry::{Carrying, Ended, carry};
-use super::responder::Responder;
+use super::responder::{Outcome, Responder};
 use super::{Common, ConnectionError, SetupError};
 use crate::gate::{Admitted, LobbyPlace, NotAdmitted, Stage};
 use crate::proto::connection_info::ConnectionInfo;
@@ -32,15 +32,23 @@ pub struct Front {
     idle: CancellationToken,
 }
 
-/// A connection that is ready to carry bytes, with what it has in common with others of its pipe. Not with the keys, which a reload may
-/// take out of memory.
+/// A tunnel that its peer has opened, with what it has in common with others of its pipe. Not with the keys, which a reload may take out
+/// of memory.
 struct Established {
     common: Arc<Common>,
-    carrying: Box<Carrying>,
+    opened: Opened,
     /// Which of the responders it is for.
     door: usize,
     /// Where it comes from.
     peer: Remote,
+}
+
+/// What a peer has opened a tunnel for.
+enum Opened {
+    /// A connection that is ready to carry bytes.
+    Carry(Box<Carrying>),
+    /// None so far.
+    Spare(Box<AnyTunnel>),
 }
 
 /// What an idle tunnel holds. Not the front, which has keys.
@@ -82,9 +90,13 @@ impl Front {
         let mut establishing: Establishing = Box::pin(self.establish(stranger));
         async move {
             // As long as the tunnel lasts.
-            while let Some(Established { common, carrying, door, peer }) = establishing.await? {
+            while let Some(Established { common, opened, door, peer }) = establishing.await? {
                 let rest = |ended: Ended| ended.tunnel.rest_at_responder().map(Box::new);
-                let Some(idle) = carry(&common, carrying, rest).await?.flatten() else { break };
+                let idle = match opened {
+                    Opened::Carry(carrying) => carry(&common, carrying, rest).await?.flatten(),
+                    Opened::Spare(tunnel) => tunnel.rest_at_responder().map(Box::new),
+                };
+                let Some(idle) = idle else { break };
                 let rest = front.upgrade().map(|front| front.rest(door, peer));
                 let next = Box::pin(idle.next(Rest::over(rest))).await;
                 establishing = match (next, front.upgrade()) {
@@ -110,21 +122,22 @@ impl Front {
 
     fn established(
         &self,
-        result: Result<Option<Box<Carrying>>, SetupError>,
+        result: Result<Outcome, SetupError>,
         door: Option<usize>,
         peer: Remote,
     ) -> Result<Option<Established>, SetupError> {
-        match (result, door) {
-            (Ok(Some(carrying)), Some(door)) => {
-                let common = Arc::clone(&self.responders[door].common);
-                Ok(Some(Established { common, carrying, door, peer }))
-            }
-            (Ok(_), _) => Ok(None),
-            (Err(error), door) => {
+        let opened = match result {
+            Ok(Outcome::Carry(carrying)) => Opened::Carry(carrying),
+            Ok(Outcome::Spare(tunnel)) => Opened::Spare(tunnel),
+            Ok(Outcome::Over) => return Ok(None),
+            Err(error) => {
                 self.log_refused(&error, peer, door.map(|door| &*self.responders[door]));
-                Err(error)
+                return Err(error);
             }
-        }
+        };
+        let door = door.expect("a peer that has opened a tunnel has come through a door");
+        let common = Arc::clone(&self.responders[door].common);
+        Ok(Some(Established { common, opened, door, peer }))
     }
 
     /// What an idle tunnel holds from here on.
@@ -141,7 +154,7 @@ impl Front {
     ) -> Result<Option<Established>, SetupError> {
         let result = match next {
             Ok(Next::Connection(opened)) => self.responders[door].go_on_again(*opened, peer).await,
-            Ok(Next::Left | Next::GivenUp) => Ok(None),
+            Ok(Next::Left | Next::GivenUp) => Ok(Outcome::Over),
             Err(error) => Err(error.into()),
         };
         self.established(result, Some(door), peer)
@@ -154,7 +167,7 @@ impl Front {
         peer: &mut Remote,
         mut waiting: LobbyPlace,
         door: &mut Option<usize>,
-    ) -> Result<Option<Box<Carrying>>, SetupError> {
+    ) -> Result<Outcome, SetupError> {
         let started = Instant::now();
         // What is decided before the pipe is known is the same for all of them.
         let gate = &self.responders.first().gate;

@@ -8,11 +8,11 @@ use tracing::{debug, warn};
 
 use super::carry::{Carrying, Ended, carry};
 use super::commit::{Committed, FirstBytes, Hold};
-use super::reserve::{Reserve, Waiting};
+use super::reserve::{Reserve, Waiting, look_after};
 use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::addr::Name;
 use crate::gate::{Admitted, ClientPlace, Establishing, Gate, OfSource};
-use crate::proto::connection_info::{ConnectionId, ConnectionInfo};
+use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
 use crate::proto::features::Features;
 use crate::proto::frame::AbortReason;
 use crate::proto::key::Key;
@@ -69,7 +69,7 @@ impl Initiator {
         let common = Arc::clone(&self.common);
         // In a box that goes when it is done: what setting up needs is large, and an idle connection does not keep it. Nor does it
         // keep the key, which a reload may take out of memory.
-        let initiator = Arc::downgrade(&self);
+        let (initiator, counted) = (Arc::downgrade(&self), self.reserve.client());
         let establishing = Box::pin(self.establish(client));
         async move {
             let established = establishing.await?;
@@ -80,17 +80,57 @@ impl Initiator {
                 }
             };
             carry(&common, established, keep).await?;
+            drop(counted);
             Ok(())
         }
     }
 
     /// Keeps the tunnel of a connection that has ended well for another one.
-    fn keep(&self, Ended { tunnel, live }: Ended) {
+    fn keep(self: &Arc<Self>, Ended { tunnel, live }: Ended) {
         let Some(kept) = self.gate.as_ref().and_then(|gate| gate.keep_idle()) else { return };
         let Ends::Initiator { target: remote, .. } = live.ends else { return };
         if let Some(tunnel) = tunnel.rest_at_initiator() {
-            self.reserve.put(Waiting { tunnel, target: live.configured.clone(), remote, kept });
+            self.put(Waiting { tunnel, target: live.configured.clone(), remote, kept });
         }
+    }
+
+    fn put(self: &Arc<Self>, waiting: Waiting) {
+        if self.reserve.put(waiting) {
+            let looking = look_after(Arc::downgrade(self), |initiator| &*initiator.reserve, Self::make_spare);
+            tokio::spawn(looking);
+        }
+    }
+
+    /// Shakes hands for a client that may come. Gives whether there is one more tunnel then.
+    async fn make_spare(self: Arc<Self>) -> bool {
+        match self.spare().await {
+            Ok(Some(waiting)) => {
+                self.put(waiting);
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                // The next client tells how the responder is doing.
+                let (pipe, reason) = (self.common.pipe(), error.to_string());
+                debug!(pipe, reason, "no spare tunnel");
+                false
+            }
+        }
+    }
+
+    async fn spare(&self) -> Result<Option<Waiting>, ConnectionError> {
+        let Some(kept) = self.gate.as_ref().and_then(|gate| gate.keep_idle()) else { return Ok(None) };
+        let Some(Next::Try(chosen)) = self.upstream.look().next() else { return Ok(None) };
+        let (candidate, features) = (chosen.candidate(), self.features());
+        let info = ConnectionInfo { purpose: Purpose::Spare, ..ConnectionInfo::default() };
+        let deadline = Instant::now() + self.common.timeout;
+        let (mut tunnel, remote) = self.shake_hands(candidate, features, &info, deadline).await?;
+        if !tunnel.is_reusable() {
+            return Ok(None);
+        }
+        tunnel.probe(deadline).await?;
+        let target = candidate.target().clone();
+        Ok(tunnel.rest_at_initiator().map(|tunnel| Waiting { tunnel, target, remote, kept }))
     }
 
     async fn establish(self: Arc<Self>, client: Admitted<ClientPlace>) -> Result<Box<Carrying>, SetupError> {

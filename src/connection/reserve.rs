@@ -10,8 +10,12 @@ use crate::stream::Remote;
 use crate::tunnel::idle::IdleInitiator;
 use crate::upstream::Candidate;
 
-/// How often tunnels are looked at that nobody takes: those that are too old go, and those that the responder has given up.
+/// How often tunnels are looked at that nobody takes: those that are too old go, and those that the responder has given up; and if there
+/// were more clients at a time recently than there are tunnels now, spare ones are made.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// The most spare tunnels that are made at one look, so that they take no time from clients.
+const SPARES: usize = 8;
 
 /// Idle tunnels, as long as the pipe is as it was when they were made: a reload brings another one.
 #[derive(Default)]
@@ -23,6 +27,21 @@ struct State {
     idle: Vec<Waiting>,
     /// Whether a task looks after them.
     is_looked_after: bool,
+    /// Clients that are here now.
+    clients: usize,
+    /// The most of them since the last look.
+    most: usize,
+    /// The most of them recently: from a peak, it falls by one with each look.
+    recent: usize,
+}
+
+/// A client that is here until this is dropped.
+pub(super) struct Client(Arc<Reserve>);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.state().clients -= 1;
+    }
 }
 
 /// A tunnel that waits.
@@ -59,14 +78,38 @@ impl Reserve {
         }
     }
 
-    /// Keeps a tunnel.
-    pub(super) fn put(self: &Arc<Self>, waiting: Waiting) {
+    /// Counts a client.
+    pub(super) fn client(self: &Arc<Self>) -> Client {
+        let mut state = self.state();
+        state.clients += 1;
+        state.most = state.most.max(state.clients);
+        drop(state);
+        Client(Arc::clone(self))
+    }
+
+    /// Keeps a tunnel. If nobody looks after the tunnels so far, that is to begin: then the answer is true.
+    pub(super) fn put(&self, waiting: Waiting) -> bool {
         let mut state = self.state();
         state.idle.push(waiting);
-        if !state.is_looked_after {
-            state.is_looked_after = true;
-            tokio::spawn(look_after(Arc::downgrade(self)));
-        }
+        !std::mem::replace(&mut state.is_looked_after, true)
+    }
+
+    /// Closes tunnels that are of no use any more. Says how many are lacking for as many clients as there were recently; or nothing, if
+    /// there is nothing to look after any more.
+    fn look(&self) -> Option<usize> {
+        let mut state = self.state();
+        let useless: Vec<_> = state.idle.extract_if(.., |waiting| !waiting.is_usable()).collect();
+        state.recent = state.most.max(state.recent.saturating_sub(1));
+        state.most = state.clients;
+        state.is_looked_after = !state.idle.is_empty() || state.recent > 1;
+        // A single client at a time finds the tunnel of the one before, or waits for a handshake as the first one did.
+        let wanted = if state.recent > 1 { state.recent } else { 0 };
+        let lacking = wanted.saturating_sub(state.clients + state.idle.len());
+        let answer = state.is_looked_after.then_some(lacking);
+        drop(state);
+        // Closing takes time, so not under the lock.
+        drop(useless);
+        answer
     }
 
     /// Gives up the tunnels to `target`: one of them was dead, and so are the others, as like as not.
@@ -81,19 +124,56 @@ impl Reserve {
     }
 }
 
-/// Closes tunnels that are of no use any more, until there are none, or the pipe is gone.
-async fn look_after(reserve: Weak<Reserve>) {
+/// Looks after the tunnels of an initiator, until there are none, or the pipe is gone. `make_spare` gives whether it has made one.
+pub(super) async fn look_after<I, F: Future<Output = bool>>(
+    initiator: Weak<I>,
+    reserve: impl Fn(&I) -> &Reserve,
+    make_spare: impl Fn(Arc<I>) -> F,
+) {
     loop {
         sleep(LOOK).await;
-        let Some(reserve) = reserve.upgrade() else { return };
-        let mut state = reserve.state();
-        let useless: Vec<_> = state.idle.extract_if(.., |waiting| !waiting.is_usable()).collect();
-        state.is_looked_after = !state.idle.is_empty();
-        let is_done = !state.is_looked_after;
-        drop(state);
-        drop(useless);
-        if is_done {
+        let Some(lacking) = initiator.upgrade().and_then(|initiator| reserve(&initiator).look()) else {
             return;
+        };
+        for _ in 0..lacking.min(SPARES) {
+            let Some(initiator) = initiator.upgrade() else { return };
+            if !make_spare(initiator).await {
+                break;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_tunnels_are_wanted_as_there_were_clients_at_a_time_recently() {
+        let reserve = Arc::new(Reserve::default());
+        let crowd: Vec<_> = (0..10).map(|_| reserve.client()).collect();
+        assert_eq!(reserve.look(), Some(0), "each has one");
+        drop(crowd);
+        // Those that they leave are not kept in this test.
+        assert_eq!(reserve.look(), Some(10));
+        let _some: Vec<_> = (0..4).map(|_| reserve.client()).collect();
+        assert_eq!(reserve.look(), Some(9 - 4));
+    }
+
+    #[test]
+    fn a_peak_is_forgotten() {
+        let reserve = Arc::new(Reserve::default());
+        drop((0..10).map(|_| reserve.client()).collect::<Vec<_>>());
+        let looks = std::iter::from_fn(|| reserve.look()).count();
+        assert_eq!(looks, 9);
+    }
+
+    #[test]
+    fn for_one_client_at_a_time_no_tunnel_is_made() {
+        let reserve = Arc::new(Reserve::default());
+        for _ in 0..5 {
+            drop(reserve.client());
+        }
+        assert_eq!(reserve.look(), None);
     }
 }

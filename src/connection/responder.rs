@@ -22,6 +22,16 @@ use crate::stream::Remote;
 use crate::tunnel::{Answered, AnyTunnel, Protocol, Tunnel};
 use crate::upstream::{Connected, InUse, Next, Upstream};
 
+/// What a peer has opened its tunnel for, as far as that is done.
+pub(super) enum Outcome {
+    /// To carry a client, which can begin.
+    Carry(Box<Carrying>),
+    /// To have it for later: it is idle from here on.
+    Spare(Box<AnyTunnel>),
+    /// To probe or to ping, and that is over.
+    Over,
+}
+
 /// What the target is connected to for. A ping has no target.
 #[derive(Clone, Copy)]
 enum Visit {
@@ -65,7 +75,6 @@ impl Responder {
     }
 
     /// Goes on with a peer that has answered at its door, has come at the time `started`, and could say message 1 since it `spoke`.
-    /// None for a probe or a ping, which carry no client.
     pub(super) async fn go_on(
         &self,
         answered: Answered,
@@ -73,7 +82,7 @@ impl Responder {
         waiting: LobbyPlace,
         (started, spoke): (Instant, Instant),
         deadline: Instant,
-    ) -> Result<Option<Box<Carrying>>, SetupError> {
+    ) -> Result<Outcome, SetupError> {
         let proving = answered.prove(deadline);
         let opened = waiting.unless_turned_out(proving).await.ok_or(SetupError::TurnedOut)??;
         self.stats.handshakes.count(spoke.elapsed());
@@ -85,7 +94,7 @@ impl Responder {
         &self,
         (mut tunnel, info): (Tunnel, ConnectionInfo),
         peer: Remote,
-    ) -> Result<Option<Box<Carrying>>, SetupError> {
+    ) -> Result<Outcome, SetupError> {
         let started = Instant::now();
         let of_source = match self.gate.arrive_again(peer) {
             Ok(of_source) => of_source,
@@ -108,14 +117,17 @@ impl Responder {
         of_source: Option<OfSource>,
         started: Instant,
         deadline: Instant,
-    ) -> Result<Option<Box<Carrying>>, SetupError> {
+    ) -> Result<Outcome, SetupError> {
         let (visit, mut tunnel) = match (info.purpose, tunnel) {
             (Purpose::Ping, AnyTunnel::Spipe(tunnel)) => {
                 let answering = Box::pin(self.answer_ping(tunnel, peer, of_source, started, deadline));
-                return answering.await.map(|()| None);
+                return answering.await.map(|()| Outcome::Over);
+            }
+            (Purpose::Spare, tunnel) if tunnel.is_reusable() => {
+                return Box::pin(self.keep_spare(tunnel, peer, deadline)).await;
             }
             (Purpose::Probe, tunnel) => (Visit::Probe, tunnel),
-            (Purpose::Carry | Purpose::Ping, tunnel) => (Visit::Carry, tunnel),
+            (Purpose::Carry | Purpose::Ping | Purpose::Spare, tunnel) => (Visit::Carry, tunnel),
         };
         let client = info.client.map(Remote::from);
         let id = info.id.unwrap_or_else(random_id);
@@ -138,7 +150,8 @@ impl Responder {
                 // Whatever goes wrong from here on, the service sees a reset and not an end: a dialed stream is armed.
                 let ends = Ends::Responder { client, peer, target };
                 let held = (in_use, place);
-                Ok(Some(Carrying::begin(&self.stats, local, tunnel, (id, ends), held, started, None)))
+                let carrying = Carrying::begin(&self.stats, local, tunnel, (id, ends), held, started, None);
+                Ok(Outcome::Carry(carrying))
             }
             (Ok((Connected { stream: local, remote: target }, ..)), Visit::Probe) => {
                 hang_up(local, deadline).await;
@@ -146,7 +159,7 @@ impl Responder {
                 let (pipe, result) =
                     (self.common.pipe(), answered.map_or_else(|error| error.to_string(), |()| "up".into()));
                 debug!(pipe, %peer, %target, result, "probed");
-                Ok(None)
+                Ok(Outcome::Over)
             }
             (Err(error), visit) => {
                 tunnel.abort(reason_for_the_peer(&error)).await;
@@ -155,11 +168,32 @@ impl Responder {
                     // The initiator has the warning, once and not each time that it asks.
                     Visit::Probe => {
                         debug!(pipe = self.common.pipe(), %peer, result = error.to_string(), "probed");
-                        Ok(None)
+                        Ok(Outcome::Over)
                     }
                 }
             }
         }
+    }
+
+    /// Has a tunnel be idle that its initiator has no client for so far.
+    async fn keep_spare(
+        &self,
+        mut tunnel: AnyTunnel,
+        peer: Remote,
+        deadline: Instant,
+    ) -> Result<Outcome, SetupError> {
+        if let Err(error) = self.gate.may_rest(tunnel.key()) {
+            let error = error.into();
+            tunnel.abort(reason_for_the_peer(&error)).await;
+            return Err(error);
+        }
+        // From here on it has the place of an idle one: no limit on connections counts it.
+        let place = self.gate.rest(peer);
+        let probing = place.unless_turned_out(tunnel.probe(deadline)).await;
+        let (pipe, kept) = (self.common.pipe(), probing.ok_or(SetupError::TurnedOut)?);
+        let result = kept.as_ref().map_or_else(ToString::to_string, |()| "kept".into());
+        debug!(pipe, %peer, result, "a spare tunnel");
+        Ok(kept.map_or(Outcome::Over, |()| Outcome::Spare(Box::new(tunnel))))
     }
 
     /// What a target is told of a connection first, if it is told: who the client is, and what both ends know of it.

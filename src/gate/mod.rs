@@ -420,6 +420,22 @@ impl Gate {
         self.connections.lobby().rest(remote)
     }
 
+    /// Whether a tunnel of `key` may be idle.
+    ///
+    /// # Errors
+    /// [`NotAdmitted::Key`].
+    ///
+    /// # Panics
+    /// If the key is none of those that the gate was made for.
+    pub fn may_rest(&self, key: Fingerprint) -> Result<(), NotAdmitted> {
+        self.of_key(key).check().map_err(|refused| NotAdmitted::Key { key, refused })
+    }
+
+    fn of_key(&self, key: Fingerprint) -> &Arc<OfKey> {
+        let of_key = self.keys.iter().find(|(other, _)| *other == key).map(|(_, of_key)| of_key);
+        of_key.expect("a responder's gate has the keys that the responder accepts")
+    }
+
     /// Counts another connection over a tunnel from `remote`, as if it had just arrived.
     ///
     /// # Errors
@@ -480,8 +496,7 @@ impl Gate {
         deadline: Instant,
     ) -> Result<Place, NotAdmitted> {
         let refused = |refused| NotAdmitted::Key { key, refused };
-        let of_key = self.keys.iter().find(|(other, _)| *other == key).map(|(_, of_key)| of_key);
-        let of_key = of_key.expect("a responder's gate has the keys that the responder accepts");
+        let of_key = self.of_key(key);
         // First, so that a key that has enough takes no place from the others, not even one to wait in.
         let entered = of_key.enter(remote).map_err(refused)?;
         // Where accepting cannot pause for a pipe that is full, because others have the same source.

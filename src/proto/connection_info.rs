@@ -19,6 +19,8 @@ const ID: u8 = 4;
 const PROXIED: u8 = 5;
 /// Field type: the connection is a ping. Empty.
 const PING: u8 = 6;
+/// Field type: the connection is a spare. Empty.
+const SPARE: u8 = 7;
 /// Bytes in front of a field's value: its type, then its length as 16 bits in network order.
 const FIELD_HEADER: usize = 3;
 
@@ -41,8 +43,11 @@ pub enum MalformedOpen {
     /// The field that makes a connection a ping carries nothing.
     #[error("the ping field in Open is not empty")]
     Ping,
+    /// The field that makes a connection a spare carries nothing.
+    #[error("the spare field in Open is not empty")]
+    Spare,
     /// A connection is for one thing.
-    #[error("Open says that the connection is a probe, and that it is a ping")]
+    #[error("Open says that the connection is for two things: a probe, a ping, or a spare")]
     Purposes,
 }
 
@@ -96,6 +101,8 @@ pub enum Purpose {
     Probe,
     /// To find out whether the responder answers, which sends back what it gets. No target has a part in it.
     Ping,
+    /// To have a tunnel for a connection that comes later. Nothing is carried, and no target has a part in it.
+    Spare,
 }
 
 impl Purpose {
@@ -136,6 +143,7 @@ impl ConnectionInfo {
             Purpose::Carry => {}
             Purpose::Probe => add(PROBE, &[]),
             Purpose::Ping => add(PING, &[]),
+            Purpose::Spare => add(SPARE, &[]),
         }
         end
     }
@@ -159,6 +167,8 @@ impl ConnectionInfo {
                 PROBE => return Err(MalformedOpen::Probe),
                 PING if value.is_empty() => info.purpose = info.purpose.and(Purpose::Ping)?,
                 PING => return Err(MalformedOpen::Ping),
+                SPARE if value.is_empty() => info.purpose = info.purpose.and(Purpose::Spare)?,
+                SPARE => return Err(MalformedOpen::Spare),
                 _ => {}
             }
             fields = rest;
@@ -203,8 +213,8 @@ mod tests {
     }
 
     #[test]
-    fn probes_and_pings_are_told_apart_with_and_without_a_client() {
-        for purpose in [Purpose::Carry, Purpose::Probe, Purpose::Ping] {
+    fn probes_pings_and_spares_are_told_apart_with_and_without_a_client() {
+        for purpose in [Purpose::Carry, Purpose::Probe, Purpose::Ping, Purpose::Spare] {
             for client in [None, Some("[2001:db8::7]:1".parse().unwrap())] {
                 let info = ConnectionInfo { client, purpose, ..ConnectionInfo::default() };
                 let mut buffer = [0; 24];
@@ -215,21 +225,22 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_or_a_ping_that_carries_something_is_refused() {
+    fn a_probe_a_ping_or_a_spare_that_carries_something_is_refused() {
         assert_eq!(ConnectionInfo::decode(&[PROBE, 0, 1, 0]), Err(MalformedOpen::Probe));
         assert_eq!(ConnectionInfo::decode(&[PING, 0, 1, 0]), Err(MalformedOpen::Ping));
+        assert_eq!(ConnectionInfo::decode(&[SPARE, 0, 1, 0]), Err(MalformedOpen::Spare));
     }
 
     #[test]
-    fn a_connection_that_is_a_probe_and_a_ping_is_refused_in_either_order() {
-        for fields in [[PROBE, 0, 0, PING, 0, 0], [PING, 0, 0, PROBE, 0, 0]] {
+    fn a_connection_for_two_things_is_refused_in_either_order() {
+        for fields in [[PROBE, 0, 0, PING, 0, 0], [PING, 0, 0, PROBE, 0, 0], [SPARE, 0, 0, PING, 0, 0]] {
             assert_eq!(ConnectionInfo::decode(&fields), Err(MalformedOpen::Purposes));
         }
     }
 
     #[test]
     fn a_purpose_that_is_said_twice_is_said() {
-        for (field, purpose) in [(PROBE, Purpose::Probe), (PING, Purpose::Ping)] {
+        for (field, purpose) in [(PROBE, Purpose::Probe), (PING, Purpose::Ping), (SPARE, Purpose::Spare)] {
             assert_eq!(ConnectionInfo::decode(&[field, 0, 0, field, 0, 0]).unwrap().purpose, purpose);
         }
     }

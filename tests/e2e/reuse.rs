@@ -238,6 +238,65 @@ impl Played {
     }
 }
 
+#[test]
+fn a_tunnel_is_made_in_reserve_for_as_many_clients_as_there_were_at_a_time() {
+    let played = Played::start();
+    let mut first: TcpStream = played.initiator.connect();
+    let mut one = played.accept();
+    let second: TcpStream = played.initiator.connect();
+    let other = played.accept();
+    // One of the two tunnels stays.
+    first.shutdown(Shutdown::Write).expect("the client is connected");
+    one.receive(END);
+    one.send(END, b"");
+    assert_ends(&mut first);
+    one.renew();
+    reset(second);
+    other.await_close();
+    // Nobody asks for the other one.
+    let begun = Begun::read(played.service.accept(), &played.key_file);
+    let mut spare = begun.granting(REUSE).reply(Cipher::ChaCha20Poly1305);
+    assert_eq!(spare.receive(OPEN), [7, 0, 0], "the field that says so, and no other");
+    spare.receive(END);
+    spare.send(END, b"");
+    spare.renew();
+    // Whoever comes next needs no handshake.
+    let mut clients = [played.ask(), played.ask()];
+    let mut tunnels = [one, spare];
+    for tunnel in &mut tunnels {
+        tunnel.receive(OPEN);
+        tunnel.send(DATA, b"");
+        assert_eq!(tunnel.receive(DATA), b"INCR");
+        tunnel.send(DATA, b"1");
+    }
+    for client in &mut clients {
+        assert_reads(client, "1");
+    }
+}
+
+#[test]
+fn a_spare_tunnel_connects_to_no_target() {
+    let (key, service) = (Key::new(), Service::start());
+    let responder = End::responder(&key, service.address()).args(&["--verbose"]).start();
+    let initiator = End::initiator(&key, responder.address()).args(&["-n", "9"]).start();
+    let mut crowd: Vec<_> = (0..3).map(|_| (initiator.connect(), service.accept())).collect();
+    let (first, served) = crowd.remove(0);
+    drop((first, served));
+    for (client, _served) in crowd.drain(..) {
+        reset(client);
+    }
+    responder.await_line(&["a spare tunnel", "kept"]);
+    service.assert_no_connection();
+    visit_service(initiator.address(), &service);
+}
+
+/// A client of a service that says nothing.
+fn visit_service(address: SocketAddr, service: &Service) {
+    let client = connect(address);
+    let served = service.accept();
+    drop((client, served));
+}
+
 /// Answers the client that comes over `tunnel`.
 fn answer(mut tunnel: Tunnel, client: &mut TcpStream) {
     assert_eq!(tunnel.receive(DATA), b"INCR");

@@ -268,6 +268,7 @@ fn open_payload(case: &Case) -> Vec<u8> {
         Purpose::Carry => &[],
         Purpose::Probe => &[2, 0, 0],
         Purpose::Ping => &[6, 0, 0],
+        Purpose::Spare => &[7, 0, 0],
     };
     [&client[..], purpose].concat()
 }
