@@ -523,4 +523,43 @@ mod tests {
         lobby.turn_one_out();
         assert!(out(&answered).await.is_empty());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_tunnel_beyond_the_places_takes_that_of_the_source_with_the_most() {
+        let lobby = lobby();
+        lobby.set_idle_places(3);
+        let crowd: Vec<_> = (0..2).map(|_| lobby.rest(from("192.0.2.1"))).collect();
+        let _other = lobby.rest(from("198.51.100.1"));
+        let _one_more = lobby.rest(from("203.0.113.1"));
+        assert_eq!(out(&crowd).await, [0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_tunnels_take_no_places_from_strangers() {
+        let lobby = lobby();
+        let waiting = answer(&lobby, ANSWERED - 1, "192.0.2.1");
+        let _idle: Vec<_> = (0..2 * PLACES).map(|_| lobby.rest(from("192.0.2.1"))).collect();
+        let start = Instant::now();
+        lobby.room().await;
+        assert_eq!(start.elapsed().as_secs(), 0);
+        assert!(out(&waiting).await.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn for_want_of_descriptors_an_idle_tunnel_goes_first() {
+        let lobby = lobby();
+        let waiting = [lobby.enter(from("192.0.2.1"), None, None)];
+        let idle = [lobby.rest(from("192.0.2.2"))];
+        lobby.turn_one_out();
+        assert_eq!((out(&idle).await.len(), out(&waiting).await.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_idle_tunnels_can_be_given_up_at_once() {
+        let lobby = lobby();
+        lobby.set_idle_places(9);
+        let idle: Vec<_> = (0..9).map(|_| lobby.rest(from("192.0.2.1"))).collect();
+        lobby.turn_idle_out();
+        assert_eq!(out(&idle).await.len(), 9);
+    }
 }
