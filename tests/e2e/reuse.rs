@@ -18,7 +18,8 @@ use crate::support::socket::{
 
 /// The features "acknowledgement" and "reuse" (section 4.1).
 const REUSE: u8 = 1 | 4;
-/// A reason of *Abort* (section 5.3).
+/// Reasons of *Abort* (section 5.3).
+const TARGET_UNREACHABLE: u8 = 2;
 const IDLE: u8 = 6;
 
 /// A client that says `words`, hears them again, and ends.
@@ -197,9 +198,13 @@ struct Played {
 
 impl Played {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(args: &[&str]) -> Self {
         let (key, service) = (Key::new(), Service::start());
         let key_file = std::fs::read(key.path()).expect("the key can be read");
-        let initiator = End::initiator(&key, service.address()).start();
+        let initiator = End::initiator(&key, service.address()).args(args).start();
         Self { service, key_file, initiator }
     }
 
@@ -363,6 +368,42 @@ fn a_wire_that_breaks_when_the_target_may_have_seen_a_byte_is_a_reset() {
     assert_eq!(tunnel.receive(DATA), b"INCR");
     tunnel.vanish();
     assert_eq!(assert_reset(&mut client), b"");
+    played.service.assert_no_connection();
+}
+
+#[test]
+fn a_client_that_could_go_elsewhere_keeps_its_bytes_until_the_target_stands() {
+    let other = Service::start();
+    let played = Played::with(&["-t", &other.address().to_string()]);
+    let mut tunnel = played.idle();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    // With one target, the same is a reset: its bytes would be on their way.
+    tunnel.vanish();
+    answer(played.accept(), &mut client);
+    other.assert_no_connection();
+}
+
+#[test]
+fn bytes_that_were_kept_follow_when_the_target_stands() {
+    let other = Service::start();
+    let played = Played::with(&["-t", &other.address().to_string()]);
+    let mut tunnel = played.idle();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    tunnel.send(DATA, b"");
+    answer(tunnel, &mut client);
+}
+
+#[test]
+fn a_target_that_cannot_be_reached_is_told_of_over_a_tunnel_as_well() {
+    let played = Played::start();
+    let mut tunnel = played.idle();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    tunnel.send(ABORT, &[TARGET_UNREACHABLE]);
+    assert_eq!(assert_reset(&mut client), b"");
+    played.initiator.await_line(&["failed", "cannot reach its target"]);
     played.service.assert_no_connection();
 }
 
