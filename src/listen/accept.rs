@@ -156,9 +156,9 @@ pub struct Listeners {
 impl Listeners {
     /// Those of `sockets`, whose connections are kept alive as `keepalive` says.
     pub fn new(mut sockets: Vec<Listener>, keepalive: Keepalive) -> Self {
-        for Listener { socket, early, .. } in &mut sockets {
-            if let ListeningSocket::Tcp(listener) = &**socket {
-                stream::set_up(listener, keepalive);
+        for Listener { socket, early, local, .. } in &mut sockets {
+            if let (ListeningSocket::Tcp(listener), Endpoint::Ip(local)) = (&**socket, local) {
+                stream::set_up(listener, local.ip(), keepalive);
                 // Such as the one for which systemd has started this process. Asked afterwards, so that none is missed.
                 *early = stream::queued(listener);
             }
@@ -195,10 +195,10 @@ impl Listeners {
                 Ok(arrival) => {
                     let early = &mut self.sockets[listener].early;
                     if *early > 0
-                        && let Stream::Tcp(stream) = &arrival.stream
+                        && let (Stream::Tcp(stream), Remote::Ip(host, _)) = (&arrival.stream, arrival.remote)
                     {
                         *early -= 1;
-                        stream::set_up(stream, self.keepalive);
+                        stream::set_up(stream, host, self.keepalive);
                     }
                     return arrival;
                 }

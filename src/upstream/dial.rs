@@ -218,7 +218,7 @@ impl Dialer {
     ) -> Result<Connected, DialFailure> {
         let TcpWay { from, via, to, tls, .. } = way;
         let (socket, address) = self.connect(way.first_hop(), from.as_ref()).await?;
-        let socket = stream::set_up_tcp(socket, self.keepalive);
+        let socket = stream::set_up_tcp(socket, address.ip(), self.keepalive);
         // In boxes: these handshakes need much more room than all else here.
         let mut socket = match via {
             None => socket,
