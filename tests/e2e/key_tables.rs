@@ -2,17 +2,18 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::secrets::descriptors;
 use crate::support::pipe::{End, Key, field};
 use crate::support::poll_until;
 use crate::support::process::{Process, run, spipe};
 use crate::support::site::{Site, fingerprint};
-use crate::support::socket::{Service, assert_echoes, echo, try_connect};
+use crate::support::socket::{Service, assert_echoes, assert_ends, echo, try_connect};
 
 const ADDRESS: &str = "127.0.0.1";
 
@@ -302,6 +303,22 @@ fn a_key_that_expires_is_refused_from_then_on_and_its_connections_continue() {
     assert_echoes(&mut running, "before");
     door.process.await_line(&["the key has expired: new connections are refused, running ones go on"]);
     assert_echoes(&mut running, "after");
+    holder.assert_resets_a_client();
+}
+
+#[test]
+fn the_idle_tunnel_of_a_key_that_expires_is_given_up() {
+    let door = Door::with(&expires_in(4));
+    let holder = door.holder("web1");
+    let none = descriptors(&door.process);
+    let mut client = holder.connect();
+    assert_echoes(&mut client, "before");
+    client.shutdown(Shutdown::Write).expect("the client is connected");
+    assert_ends(&mut client);
+    door.process.await_line(&["closed"]);
+    poll_until("only the tunnel is left", || (descriptors(&door.process) == none + 1).then_some(()));
+    door.process.await_line(&["the key has expired"]);
+    poll_until("it is given up", || (descriptors(&door.process) == none).then_some(()));
     holder.assert_resets_a_client();
 }
 
