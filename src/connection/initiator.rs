@@ -217,6 +217,7 @@ impl Initiator {
             let candidate = chosen.candidate();
             if let Some(waiting) = self.reserve.take(candidate) {
                 drop(establishing.take());
+                let began = Instant::now();
                 let reusing = self.reuse(waiting, local, &mut first, info, started, choice.share(deadline));
                 let error = match Box::pin(reusing).await {
                     Reused::Stays(tunnel, remote) => {
@@ -227,8 +228,11 @@ impl Initiator {
                         return Ok(Reached { failed: Some(error), ..reached });
                     }
                     Reused::PassedOver(error) => Some(SetupError::PassedOver(error)),
-                    // A handshake tells how the responder is doing.
-                    Reused::WasDead => None,
+                    Reused::WasDead => {
+                        // A handshake tells how the responder is doing. It has as much time as if there had been no such tunnel.
+                        deadline += began.elapsed();
+                        None
+                    }
                 };
                 if let Some(error) = error {
                     chosen.failed(&error.to_string());

@@ -35,12 +35,15 @@ struct State {
     recent: usize,
 }
 
-/// A client that is here until this is dropped.
-pub(super) struct Client(Arc<Reserve>);
+/// A client that is here until this is dropped. It does not keep the reserve: after a reload, connections that run are no reason to keep
+/// idle tunnels.
+pub(super) struct Client(Weak<Reserve>);
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.0.state().clients -= 1;
+        if let Some(reserve) = self.0.upgrade() {
+            reserve.state().clients -= 1;
+        }
     }
 }
 
@@ -84,7 +87,7 @@ impl Reserve {
         state.clients += 1;
         state.most = state.most.max(state.clients);
         drop(state);
-        Client(Arc::clone(self))
+        Client(Arc::downgrade(self))
     }
 
     /// Keeps a tunnel. If nobody looks after the tunnels so far, that is to begin: then the answer is true.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use spipe::proto::cipher::Cipher;
@@ -192,6 +193,8 @@ fn a_source_that_makes_connections_too_fast_does_so_over_its_tunnels_too() {
 /// A responder that the test plays, and an initiator with no other.
 struct Played {
     service: Service,
+    /// A reload reads it again.
+    _key: Key,
     key_file: Vec<u8>,
     initiator: End,
 }
@@ -205,7 +208,7 @@ impl Played {
         let (key, service) = (Key::new(), Service::start());
         let key_file = std::fs::read(key.path()).expect("the key can be read");
         let initiator = End::initiator(&key, service.address()).args(args).start();
-        Self { service, key_file, initiator }
+        Self { service, _key: key, key_file, initiator }
     }
 
     /// Shakes hands with the initiator, which has a new client, and takes its *Open*.
@@ -220,6 +223,13 @@ impl Played {
 
     /// Carries one client to its end. The tunnel is idle then.
     fn idle(&self) -> Tunnel {
+        let mut tunnel = self.ended();
+        tunnel.renew();
+        tunnel
+    }
+
+    /// The same, with the secrets of that connection.
+    fn ended(&self) -> Tunnel {
         let mut client: TcpStream = self.initiator.connect();
         client.write_all(b"question").expect("the pipe accepts the bytes");
         client.shutdown(Shutdown::Write).expect("the client is connected");
@@ -231,8 +241,15 @@ impl Played {
         assert_reads(&mut client, "answer");
         assert_ends(&mut client);
         self.initiator.await_line(&["closed"]);
-        tunnel.renew();
         tunnel
+    }
+
+    /// A client that has asked, and comes over an idle tunnel.
+    fn ask_over_idle(&self) -> (Tunnel, TcpStream) {
+        let mut tunnel = self.idle();
+        let client = self.ask();
+        tunnel.receive(OPEN);
+        (tunnel, client)
     }
 
     /// A client that has asked already.
@@ -312,9 +329,7 @@ fn answer(mut tunnel: Tunnel, client: &mut TcpStream) {
 #[test]
 fn the_next_connection_has_secrets_that_follow_from_those_before() {
     let played = Played::start();
-    let mut tunnel = played.idle();
-    let mut client = played.ask();
-    tunnel.receive(OPEN);
+    let (mut tunnel, mut client) = played.ask_over_idle();
     tunnel.send(DATA, b"");
     answer(tunnel, &mut client);
 }
@@ -322,9 +337,7 @@ fn the_next_connection_has_secrets_that_follow_from_those_before() {
 #[test]
 fn a_client_whose_open_crosses_the_word_that_the_tunnel_is_given_up_goes_over_another() {
     let played = Played::start();
-    let mut tunnel = played.idle();
-    let mut client = played.ask();
-    tunnel.receive(OPEN);
+    let (mut tunnel, mut client) = played.ask_over_idle();
     assert_eq!(tunnel.receive(DATA), b"INCR");
     tunnel.send(ABORT, &[IDLE]);
     answer(played.accept(), &mut client);
@@ -362,9 +375,7 @@ fn a_tunnel_that_has_ended_is_not_used() {
 #[test]
 fn a_wire_that_breaks_when_the_target_may_have_seen_a_byte_is_a_reset() {
     let played = Played::start();
-    let mut tunnel = played.idle();
-    let mut client = played.ask();
-    tunnel.receive(OPEN);
+    let (mut tunnel, mut client) = played.ask_over_idle();
     assert_eq!(tunnel.receive(DATA), b"INCR");
     tunnel.vanish();
     assert_eq!(assert_reset(&mut client), b"");
@@ -375,9 +386,7 @@ fn a_wire_that_breaks_when_the_target_may_have_seen_a_byte_is_a_reset() {
 fn a_client_that_could_go_elsewhere_keeps_its_bytes_until_the_target_stands() {
     let other = Service::start();
     let played = Played::with(&["-t", &other.address().to_string()]);
-    let mut tunnel = played.idle();
-    let mut client = played.ask();
-    tunnel.receive(OPEN);
+    let (mut tunnel, mut client) = played.ask_over_idle();
     // With one target, the same is a reset: its bytes would be on their way.
     tunnel.vanish();
     answer(played.accept(), &mut client);
@@ -388,9 +397,7 @@ fn a_client_that_could_go_elsewhere_keeps_its_bytes_until_the_target_stands() {
 fn bytes_that_were_kept_follow_when_the_target_stands() {
     let other = Service::start();
     let played = Played::with(&["-t", &other.address().to_string()]);
-    let mut tunnel = played.idle();
-    let mut client = played.ask();
-    tunnel.receive(OPEN);
+    let (mut tunnel, mut client) = played.ask_over_idle();
     tunnel.send(DATA, b"");
     answer(tunnel, &mut client);
 }
@@ -398,9 +405,7 @@ fn bytes_that_were_kept_follow_when_the_target_stands() {
 #[test]
 fn a_target_that_cannot_be_reached_is_told_of_over_a_tunnel_as_well() {
     let played = Played::start();
-    let mut tunnel = played.idle();
-    let mut client = played.ask();
-    tunnel.receive(OPEN);
+    let (mut tunnel, mut client) = played.ask_over_idle();
     tunnel.send(ABORT, &[TARGET_UNREACHABLE]);
     assert_eq!(assert_reset(&mut client), b"");
     played.initiator.await_line(&["failed", "cannot reach its target"]);
@@ -422,21 +427,50 @@ fn a_wire_that_breaks_before_the_client_has_spoken_is_not_noticed() {
 #[test]
 fn a_frame_of_the_connection_before_is_refused() {
     let played = Played::start();
-    // Not renewed: it is sealed with the secret of the connection before.
-    let mut client: TcpStream = played.initiator.connect();
-    client.shutdown(Shutdown::Write).expect("the client is connected");
-    let mut tunnel = played.accept();
-    tunnel.receive(END);
-    tunnel.send(END, b"");
-    assert_ends(&mut client);
-    played.initiator.await_line(&["closed", "finished"]);
-    let mut client: TcpStream = played.initiator.connect();
-    client.write_all(b"INCR").expect("the pipe accepts the bytes");
-    tunnel.send(DATA, b"");
-    // Whether it comes before or behind Open: nothing of it is delivered.
-    let mut rest = Vec::new();
-    let ended = client.set_read_timeout(Some(std::time::Duration::from_millis(300)));
-    ended.expect("a timeout can be set");
-    let _reset_or_waiting = client.read_to_end(&mut rest);
-    assert_eq!(rest, b"");
+    let mut tunnel = played.ended();
+    tunnel.renew_received();
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    // It has the number that is due.
+    tunnel.send(DATA, b"late");
+    assert_eq!(assert_reset(&mut client), b"");
+    played.initiator.await_line(&["closed", "does not authenticate"]);
+}
+
+#[test]
+fn a_reload_closes_idle_tunnels_although_connections_go_on() {
+    let played = Played::start();
+    // Two at a time, so that one needs a tunnel of its own.
+    let (mut over_idle, mut first) = played.ask_over_idle();
+    over_idle.send(DATA, b"");
+    let mut second = played.ask();
+    let mut own = played.accept();
+    // The first one ends, and the second one goes on.
+    over_idle.receive(DATA);
+    first.shutdown(Shutdown::Write).expect("the client is connected");
+    over_idle.receive(END);
+    over_idle.send(END, b"");
+    assert_ends(&mut first);
+    played.initiator.process.await_lines(2, " closed ");
+    played.initiator.process.reload_successfully();
+    assert_eq!(over_idle.await_close(), b"");
+    assert_eq!(own.receive(DATA), b"INCR");
+    own.send(DATA, b"1");
+    assert_reads(&mut second, "1");
+}
+
+/// Longer than an initiator trusts a tunnel over which nothing comes.
+const QUIET: Duration = Duration::from_secs(16);
+
+#[test]
+fn a_wire_that_has_died_in_a_quiet_time_is_not_noticed() {
+    let played = Played::with(&["-o", "2"]);
+    let mut tunnel = played.idle();
+    thread::sleep(QUIET);
+    let mut client = played.ask();
+    tunnel.receive(OPEN);
+    // No answer, for as long as a handshake may take. The client's bytes are not here.
+    let next = played.accept();
+    answer(next, &mut client);
+    assert_eq!(tunnel.await_close(), b"");
 }

@@ -315,9 +315,13 @@ impl Tunnel {
 
     /// Goes on to the next connection, now that both directions have ended (T7).
     pub(crate) fn renew(&mut self) {
-        for direction in [&mut self.sends, &mut self.receives] {
-            direction.secret = expand(&direction.hkdf(), b"spipe/1 next connection");
-        }
+        self.sends.renew();
+        self.receives.renew();
+    }
+
+    /// The same for what the other end sends only: what it receives is sealed as before.
+    pub(crate) fn renew_received(&mut self) {
+        self.receives.renew();
     }
 
     /// Sends bytes that are no frame.
@@ -371,6 +375,10 @@ impl Direction {
 
     fn hkdf(&self) -> Hkdf<Sha256> {
         Hkdf::from_prk(&self.secret).expect("a secret has the size of a digest")
+    }
+
+    fn renew(&mut self) {
+        self.secret = expand(&self.hkdf(), b"spipe/1 next connection");
     }
 
     fn key(&self) -> [u8; 32] {
