@@ -336,6 +336,15 @@ impl Tunnel {
         rest
     }
 
+    /// Asserts that the other end closes the connection, without a byte before.
+    #[track_caller]
+    pub(crate) fn assert_closes(mut self) {
+        match self.wire.read(&mut [0]) {
+            Ok(count) => assert_eq!(count, 0, "the other end says nothing more"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        }
+    }
+
     /// Closes the connection.
     pub(crate) fn vanish(&mut self) {
         self.wire.shutdown(Shutdown::Both).expect("the connection stands");
