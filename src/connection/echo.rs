@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::limits::{Limits, Timekeeper};
-use super::responder::{Responder, reason_for_the_peer};
+use super::responder::Responder;
 use super::{Common, SetupError, carry};
 use crate::gate::OfSource;
 use crate::pump::{self, PumpError, TimeLimit};
@@ -51,7 +51,7 @@ impl Responder {
         let place = match admitted {
             Ok(place) => place,
             Err(error) => {
-                tunnel.abort(reason_for_the_peer(&error)).await;
+                self.turn_away(&mut tunnel.into(), peer, &error).await;
                 return Err(error);
             }
         };

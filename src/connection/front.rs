@@ -18,7 +18,7 @@ use crate::proto::frame::AbortReason;
 use crate::stats::{OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::handshake::Ending;
-use crate::tunnel::idle::Next;
+use crate::tunnel::idle::{IdleResponder, Next};
 use crate::tunnel::{AnyTunnel, Doors, Tunnel, TunnelError};
 
 /// The responders at some sources: one, or several that share them.
@@ -98,11 +98,11 @@ impl Front {
                 };
                 let Some(idle) = idle else { break };
                 let rest = front.upgrade().map(|front| front.rest(door, peer));
-                let next = Box::pin(idle.next(Rest::over(rest))).await;
+                let next = Box::pin(next(*idle, rest)).await.transpose();
                 establishing = match (next, front.upgrade()) {
-                    (next, Some(front)) => Box::pin(front.establish_again(next, door, peer)),
-                    (Ok(Next::Connection(opened)), None) => Box::pin(give_up(opened)),
-                    (_, None) => break,
+                    (None, _) | (Some(Err(_)), None) => break,
+                    (Some(next), Some(front)) => Box::pin(front.establish_again(next, door, peer)),
+                    (Some(Ok(opened)), None) => Box::pin(give_up(opened)),
                 };
             }
             Ok(())
@@ -148,13 +148,12 @@ impl Front {
     /// Goes on with a tunnel that was idle.
     async fn establish_again(
         self: Arc<Self>,
-        next: Result<Next, TunnelError>,
+        next: Result<Box<(Tunnel, ConnectionInfo)>, TunnelError>,
         door: usize,
         peer: Remote,
     ) -> Result<Option<Established>, SetupError> {
         let result = match next {
-            Ok(Next::Connection(opened)) => self.responders[door].go_on_again(*opened, peer).await,
-            Ok(Next::Left | Next::GivenUp) => Ok(Outcome::Over),
+            Ok(opened) => self.responders[door].go_on_again(*opened, peer).await,
             Err(error) => Err(error.into()),
         };
         self.established(result, Some(door), peer)
@@ -237,11 +236,33 @@ impl Drop for Front {
 
 impl Rest {
     /// Ends when the tunnel is to be given up: at once, if there is no rest, since the pipe is gone.
-    async fn over(rest: Option<Self>) {
+    async fn over(rest: Option<&Self>) {
         let Some(Self { place, given_up }) = rest else { return };
         tokio::select! {
             () = place.turned_out() => {}
             () = given_up.cancelled() => {}
+        }
+    }
+}
+
+/// Waits for the next connection over an idle tunnel. None, if there will be none.
+async fn next(
+    idle: IdleResponder,
+    mut rest: Option<Rest>,
+) -> Result<Option<Box<(Tunnel, ConnectionInfo)>>, TunnelError> {
+    match idle.next(Rest::over(rest.as_ref())).await? {
+        Next::Connection(opened) => Ok(Some(opened)),
+        Next::Left => Ok(None),
+        Next::GivenUp(parting) => {
+            match &mut rest {
+                Some(Rest { place, .. }) => {
+                    place.advance(Stage::Parting);
+                    let _in_time = place.unless_turned_out(parting.part()).await;
+                }
+                // After a reload, as many as there were connections.
+                None => parting.part().await,
+            }
+            Ok(None)
         }
     }
 }

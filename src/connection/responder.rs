@@ -92,7 +92,7 @@ impl Responder {
     /// Goes on with a peer that has begun another connection over its tunnel.
     pub(super) async fn go_on_again(
         &self,
-        (mut tunnel, info): (Tunnel, ConnectionInfo),
+        (tunnel, info): (Tunnel, ConnectionInfo),
         peer: Remote,
     ) -> Result<Outcome, SetupError> {
         let started = Instant::now();
@@ -100,7 +100,7 @@ impl Responder {
             Ok(of_source) => of_source,
             Err(error) => {
                 let error = error.into();
-                tunnel.abort(reason_for_the_peer(&error)).await;
+                self.turn_away(&mut tunnel.into(), peer, &error).await;
                 return Err(error);
             }
         };
@@ -162,7 +162,7 @@ impl Responder {
                 Ok(Outcome::Over)
             }
             (Err(error), visit) => {
-                tunnel.abort(reason_for_the_peer(&error)).await;
+                self.turn_away(&mut tunnel, peer, &error).await;
                 match visit {
                     Visit::Carry => Err(error),
                     // The initiator has the warning, once and not each time that it asks.
@@ -175,6 +175,13 @@ impl Responder {
         }
     }
 
+    /// Tells a peer that has proved the key why it is not served.
+    pub(super) async fn turn_away(&self, tunnel: &mut AnyTunnel, peer: Remote, error: &SetupError) {
+        // One that does not close the connection keeps no more than a place among others like it.
+        let place = self.gate.part(peer);
+        let _in_time = place.unless_turned_out(tunnel.abort(reason_for_the_peer(error))).await;
+    }
+
     /// Has a tunnel be idle that its initiator has no client for so far.
     async fn keep_spare(
         &self,
@@ -184,7 +191,7 @@ impl Responder {
     ) -> Result<Outcome, SetupError> {
         if let Err(error) = self.gate.may_rest(tunnel.key()) {
             let error = error.into();
-            tunnel.abort(reason_for_the_peer(&error)).await;
+            self.turn_away(&mut tunnel, peer, &error).await;
             return Err(error);
         }
         // From here on it has the place of an idle one: no limit on connections counts it.
@@ -260,7 +267,7 @@ fn base_name(file: &str) -> &str {
     name.strip_suffix(".key").unwrap_or(name)
 }
 
-pub(super) fn reason_for_the_peer(error: &SetupError) -> AbortReason {
+fn reason_for_the_peer(error: &SetupError) -> AbortReason {
     match error {
         SetupError::KeyRevoked => AbortReason::KeyRefused,
         SetupError::NotAdmitted(NotAdmitted::Key { refused, .. }) => match refused {

@@ -16,6 +16,10 @@ const WAITING: usize = 32;
 /// The most idle tunnels, which wait for another client: enough for a burst.
 const IDLE: usize = 1024;
 
+/// The most peers that were told that this end gives up, and have not closed the connection yet. An honest one does so within a round
+/// trip: at one of 50 ms, these are 1,200 a second.
+const PARTING: usize = 64;
+
 /// How the descriptors of a process are shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
@@ -27,6 +31,8 @@ pub(crate) struct Budget {
     pub(crate) waiting: usize,
     /// Idle tunnels, with one descriptor each.
     pub(crate) idle: usize,
+    /// Peers that were told that this end gives up, with one descriptor each.
+    pub(crate) parting: usize,
 }
 
 impl Budget {
@@ -34,21 +40,25 @@ impl Budget {
     /// many as `strangers_max` says.
     pub(crate) fn of(descriptors: usize, sources: usize, strangers_max: Option<usize>) -> Self {
         let free = descriptors.saturating_sub(RESERVED + sources);
-        let (strangers, waiting) = match strangers_max {
-            Some(max) => ((free / 2).clamp(3, STRANGERS).min(max), (free / 16).clamp(1, WAITING)),
-            None => (0, 0),
+        let (strangers, waiting, parting) = match strangers_max {
+            Some(max) => (
+                (free / 2).clamp(3, STRANGERS).min(max),
+                (free / 16).clamp(1, WAITING),
+                (free / 32).clamp(1, PARTING),
+            ),
+            None => (0, 0, 0),
         };
         let idle = (free / 16).clamp(1, IDLE);
-        let connections = (free.saturating_sub(strangers + waiting + idle) / 2).max(1);
-        Self { connections, strangers, waiting, idle }
+        let connections = (free.saturating_sub(strangers + waiting + idle + parting) / 2).max(1);
+        Self { connections, strangers, waiting, idle, parting }
     }
 
     /// How many descriptors it takes to have `connections` at a time, about.
     pub(crate) fn descriptors_for(connections: usize, sources: usize, has_responders: bool) -> usize {
         let carried = connections.saturating_mul(2);
-        // A half and two sixteenths of all that are free, or one sixteenth.
+        // 21 of 32 parts of all that are free, or one sixteenth.
         let others = if has_responders {
-            (carried / 3).saturating_mul(5).saturating_add(9).min(STRANGERS + WAITING + IDLE)
+            (carried / 11).saturating_mul(21).saturating_add(32).min(STRANGERS + WAITING + IDLE + PARTING)
         } else {
             (carried / 15).saturating_add(2).min(IDLE)
         };
@@ -64,18 +74,19 @@ mod tests {
     fn no_more_is_planned_than_there_are_descriptors() {
         for descriptors in [64, 100, 256, 1024, 4096, 1 << 20] {
             for sources in [1, 9] {
-                let Budget { connections, strangers, waiting, idle } =
+                let Budget { connections, strangers, waiting, idle, parting } =
                     Budget::of(descriptors, sources, Some(usize::MAX));
-                assert!(RESERVED + sources + 2 * connections + strangers + waiting + idle <= descriptors);
-                assert!(connections > 2 && strangers > 7 && waiting > 0);
+                let others = strangers + waiting + idle + parting;
+                assert!(RESERVED + sources + 2 * connections + others <= descriptors);
+                assert!(connections > 2 && strangers > 7 && waiting > 0 && parting > 0);
             }
         }
     }
 
     #[test]
     fn a_process_with_next_to_none_still_has_one_connection() {
-        let Budget { connections, strangers, waiting, idle } = Budget::of(3, 1, Some(usize::MAX));
-        assert_eq!((connections, strangers, waiting, idle), (1, 3, 1, 1));
+        let least = Budget { connections: 1, strangers: 3, waiting: 1, idle: 1, parting: 1 };
+        assert_eq!(Budget::of(3, 1, Some(usize::MAX)), least);
     }
 
     #[test]
@@ -89,7 +100,7 @@ mod tests {
     fn without_responders_nothing_is_kept_for_strangers() {
         assert_eq!(
             Budget::of(1024, 1, None),
-            Budget { connections: 468, strangers: 0, waiting: 0, idle: 62 }
+            Budget { connections: 468, strangers: 0, waiting: 0, idle: 62, parting: 0 }
         );
     }
 

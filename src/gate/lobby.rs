@@ -1,5 +1,5 @@
 //! Where connections to a responder wait that carry nothing: one lobby for the process, whichever pipe has accepted them. They have not
-//! proved the key yet, or they have, and their tunnel is idle between two connections.
+//! proved the key yet; or they have, and their tunnel is idle between two connections, or is given up.
 //!
 //! A stranger costs little, but strangers come without end, so they have a budget of their own, and it is spent by how far each
 //! has got: nothing said, in the middle of message 1, or message 1 opened and answered. A stage is out of reach of those that
@@ -44,6 +44,8 @@ pub enum Stage {
     Answered,
     /// Its tunnel has carried a connection, and waits for the next.
     Idle,
+    /// It was told that this end gives up, and is to close the connection.
+    Parting,
 }
 
 /// The connections of a process that have not proved the key.
@@ -60,6 +62,7 @@ struct Crowds {
     speaking: Crowd,
     answered: Crowd,
     idle: Crowd,
+    parting: Crowd,
     next_ticket: u64,
 }
 
@@ -70,6 +73,7 @@ impl Crowds {
             Stage::Speaking => &mut self.speaking,
             Stage::Answered => &mut self.answered,
             Stage::Idle => &mut self.idle,
+            Stage::Parting => &mut self.parting,
         }
     }
 
@@ -110,6 +114,11 @@ impl Lobby {
         self.crowds().idle.places = places.max(1);
     }
 
+    /// From now on, there are so many places for peers that are to close their connections. Those that are here stay.
+    pub(crate) fn set_parting_places(&self, places: usize) {
+        self.crowds().parting.places = places.max(1);
+    }
+
     /// Waits until there is a place for one more, which may have to be made.
     pub(super) async fn room(&self) {
         loop {
@@ -138,10 +147,19 @@ impl Lobby {
 
     /// Keeps a place for an idle tunnel, if need be that of another one.
     pub(super) fn rest(self: &Arc<Self>, remote: Remote) -> LobbyPlace {
-        let (source, stage) = (Source::of(remote), Stage::Idle);
+        self.keep(Stage::Idle, remote)
+    }
+
+    /// Keeps a place for a peer that is to close its connection, if need be that of another one.
+    pub(super) fn part(self: &Arc<Self>, remote: Remote) -> LobbyPlace {
+        self.keep(Stage::Parting, remote)
+    }
+
+    fn keep(self: &Arc<Self>, stage: Stage, remote: Remote) -> LobbyPlace {
+        let source = Source::of(remote);
         let mut crowds = self.crowds();
-        if crowds.idle.is_full() {
-            crowds.idle.turn_out();
+        if crowds.at(stage).is_full() {
+            crowds.at(stage).turn_out();
         }
         let (ticket, turned_out) = crowds.add(stage, source);
         drop(crowds);
@@ -155,10 +173,12 @@ impl Lobby {
         while crowds.idle.turn_out() {}
     }
 
-    /// Turns out an idle tunnel for want of descriptors, or a stranger, if there is one that has said nothing or not enough.
+    /// For want of descriptors, turns out a peer that has nothing to wait for, an idle tunnel, or a stranger, if there is one that has
+    /// said nothing or not enough.
     pub(super) fn turn_one_out(&self) {
         let mut crowds = self.crowds();
-        let _is_out = crowds.idle.turn_out() || crowds.silent.turn_out() || crowds.speaking.turn_out();
+        let first_to_go = [Stage::Parting, Stage::Idle, Stage::Silent, Stage::Speaking];
+        let _is_out = first_to_go.into_iter().any(|stage| crowds.at(stage).turn_out());
     }
 
     fn crowds(&self) -> MutexGuard<'_, Crowds> {
@@ -175,7 +195,7 @@ pub struct LobbyPlace {
     ticket: u64,
     turned_out: Arc<Notify>,
     of_source: Option<OfSource>,
-    /// None for an idle tunnel, and in tests of this alone.
+    /// None for a peer that has proved the key, and in tests of this alone.
     _counted: Option<stats::Stranger>,
 }
 
@@ -205,8 +225,10 @@ impl LobbyPlace {
         let mut crowds = self.lobby.crowds();
         // It may have been turned out, and not noticed: what it said came first.
         crowds.at(self.stage).remove(self.source, self.ticket);
-        if stage == Stage::Speaking && crowds.speaking.is_full() {
-            crowds.speaking.turn_out();
+        if let Stage::Speaking | Stage::Parting = stage
+            && crowds.at(stage).is_full()
+        {
+            crowds.at(stage).turn_out();
         }
         (self.ticket, self.turned_out) = crowds.add(stage, self.source);
         self.stage = stage;
@@ -552,6 +574,26 @@ mod tests {
         let idle = [lobby.rest(from("192.0.2.2"))];
         lobby.turn_one_out();
         assert_eq!((out(&idle).await.len(), out(&waiting).await.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_close_its_connection_makes_room_for_the_next_that_is_to() {
+        let lobby = lobby();
+        lobby.set_parting_places(3);
+        let given_up = [lobby.rest(from("192.0.2.1"))];
+        let parting: Vec<_> = (0..3).map(|_| lobby.part(from("192.0.2.1"))).collect();
+        let [mut one_more] = given_up;
+        one_more.advance(Stage::Parting);
+        assert_eq!(out(&parting).await, [0]);
+        assert!(!is_out(&one_more).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn for_want_of_descriptors_a_peer_goes_first_that_is_to_close_its_connection() {
+        let lobby = lobby();
+        let (idle, parting) = ([lobby.rest(from("192.0.2.1"))], [lobby.part(from("192.0.2.2"))]);
+        lobby.turn_one_out();
+        assert_eq!((out(&idle).await.len(), out(&parting).await.len()), (0, 1));
     }
 
     #[tokio::test(start_paused = true)]

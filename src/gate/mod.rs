@@ -420,6 +420,11 @@ impl Gate {
         self.connections.lobby().rest(remote)
     }
 
+    /// A place for a peer from `remote` that is told that this end gives up, until it has closed the connection.
+    pub fn part(&self, remote: Remote) -> LobbyPlace {
+        self.connections.lobby().part(remote)
+    }
+
     /// Whether a tunnel of `key` may be idle.
     ///
     /// # Errors

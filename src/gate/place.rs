@@ -79,11 +79,12 @@ impl Shared {
 impl Connections {
     /// Has `budget` hold from now on, for the connections that are there as well.
     pub(crate) fn set_budget(&self, budget: Budget) {
-        let Budget { connections, strangers, waiting, idle } = budget;
+        let Budget { connections, strangers, waiting, idle, parting } = budget;
         self.0.limit.set_max(NonZero::new(connections));
         self.0.lobby.set_places(strangers);
         // A process with both roles may have twice as many: a responder gives one up when descriptors are short.
         self.0.lobby.set_idle_places(idle);
+        self.0.lobby.set_parting_places(parting);
         self.0.idle.set_max(NonZero::new(idle));
         self.0.waiting_max.store(waiting, Ordering::Relaxed);
     }

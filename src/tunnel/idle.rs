@@ -158,8 +158,8 @@ pub enum Next {
     Connection(Box<(Tunnel, ConnectionInfo)>),
     /// The initiator has closed it, or the network has.
     Left,
-    /// It was given up, and the initiator is told.
-    GivenUp,
+    /// It is given up, and the initiator is to be told.
+    GivenUp(Parting),
 }
 
 impl IdleResponder {
@@ -187,26 +187,33 @@ impl IdleResponder {
             }
             Some(Err(TunnelError::NotOpened(PumpError::Truncated | PumpError::Wire(_)))) => Ok(Next::Left),
             Some(Err(TunnelError::NotOpenedInTime)) | None => {
-                part(wire, SealPump::new(sealer)).await;
-                Ok(Next::GivenUp)
+                Ok(Next::GivenUp(Parting { wire, seal: SealPump::new(sealer) }))
             }
             Some(Err(error)) => Err(error),
         }
     }
 }
 
-/// Tells the initiator that the tunnel is given up, and waits until it has closed it: closing a socket with unread bytes would reset it
-/// and could overtake the word.
-async fn part(mut wire: Stream, mut seal: SealPump<Sealer>) {
-    let (mut reader, mut writer) = wire.split();
-    let farewell = async {
-        seal.abort(AbortReason::Idle, &mut writer).await?;
-        writer.shutdown().await.map_err(PumpError::Wire)?;
-        let mut ignored = Buffer::take();
-        while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
-        Ok::<_, PumpError>(())
-    };
-    if let Ok(Err(error)) = timeout(FAREWELL, farewell).await {
-        debug!(%error, "the peer was gone before it could be told");
+/// An idle tunnel that is given up.
+pub struct Parting {
+    wire: Stream,
+    seal: SealPump<Sealer>,
+}
+
+impl Parting {
+    /// Tells the initiator that the tunnel is given up, and waits a moment until it has closed it: closing a socket with unread bytes
+    /// would reset it and could overtake the word.
+    pub async fn part(mut self) {
+        let (mut reader, mut writer) = self.wire.split();
+        let farewell = async {
+            self.seal.abort(AbortReason::Idle, &mut writer).await?;
+            writer.shutdown().await.map_err(PumpError::Wire)?;
+            let mut ignored = Buffer::take();
+            while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
+            Ok::<_, PumpError>(())
+        };
+        if let Ok(Err(error)) = timeout(FAREWELL, farewell).await {
+            debug!(%error, "the peer was gone before it could be told");
+        }
     }
 }

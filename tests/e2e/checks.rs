@@ -8,10 +8,10 @@ use spipe::proto::cipher::Cipher;
 use crate::support::peer::{Begun, initiate};
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
-use crate::support::redis::{Redis, free_port};
+use crate::support::redis::Redis;
 use crate::support::site::Site;
 use crate::support::socket::{
-    Service, assert_echoes, assert_ends, assert_reset, connect, echo, listed, send_back,
+    Service, assert_echoes, assert_ends, assert_reset, connect, dead, echo, listed, send_back,
 };
 
 /// Options for checks that find out fast.
@@ -22,10 +22,6 @@ const OPEN: u8 = 1;
 const DATA: u8 = 2;
 const END: u8 = 3;
 const PROBE: [u8; 3] = [2, 0, 0];
-
-fn dead() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
-}
 
 /// A service that answers each line with `answer`.
 fn answering(answer: &'static str) -> SocketAddr {

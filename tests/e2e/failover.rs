@@ -11,9 +11,9 @@ use crate::support::peer::{Begun, Tunnel};
 use crate::support::pipe::{End, Key};
 use crate::support::process::run_with_input;
 use crate::support::random::Random;
-use crate::support::redis::free_port;
 use crate::support::socket::{
-    BlackHole, Service, assert_echoes, assert_ends, assert_reads, assert_reset, echo, reset, try_connect,
+    BlackHole, Service, assert_echoes, assert_ends, assert_reads, assert_reset, dead, echo, reset,
+    try_connect,
 };
 
 /// Kinds of frames (PROTOCOL.md, section 5).
@@ -29,10 +29,6 @@ const ACKNOWLEDGEMENT: u8 = 1;
 const RESET: u8 = 1;
 const TARGET_UNREACHABLE: u8 = 2;
 const SHUTDOWN: u8 = 4;
-
-fn dead() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
-}
 
 /// An initiator with two responders.
 fn initiator_to(key: &Key, first: SocketAddr, second: SocketAddr) -> End {

@@ -5,10 +5,14 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, prlimit};
+use spipe::proto::cipher::Cipher;
 
+use crate::support::peer::{ABORT, OPEN, initiate};
 use crate::support::pipe::{End, Key, Pipe};
 use crate::support::poll_until;
-use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, connect_unix, echo};
+use crate::support::socket::{
+    BlackHole, Service, assert_echoes, assert_reads, connect, connect_unix, dead, echo,
+};
 
 /// The delay that a machine under load may add to a time limit of one second.
 const SLACK: Duration = Duration::from_secs(20);
@@ -217,4 +221,27 @@ fn for_want_of_descriptors_a_stranger_goes_and_a_key_holder_gets_in() {
     assert_echoes(&mut initiator.connect(), "served");
     responder.await_line(&["refused", "too many connections are waiting to shake hands"]);
     assert_eq!(crate::support::socket::read_all(&mut strangers[0]), b"");
+}
+
+#[test]
+fn peers_that_were_turned_away_and_do_not_close_hold_few_descriptors() {
+    /// Places that a process with descriptors enough has for them.
+    const PLACES: usize = 64;
+    const PEERS: usize = 3 * PLACES;
+    let key = Key::new();
+    let key_file = std::fs::read(key.path()).expect("the key can be read");
+    let responder = End::responder(&key, dead()).start();
+    let before = descriptors(&responder).len();
+    let peers: Vec<_> = (0..PEERS)
+        .map(|_| {
+            let mut tunnel = initiate(connect(responder.address()), &key_file, Cipher::ChaCha20Poly1305);
+            tunnel.send(OPEN, b"");
+            tunnel.receive(ABORT);
+            tunnel
+        })
+        .collect();
+    // One has just been told, and the descriptor of its target may be closing.
+    let held = descriptors(&responder).len() - before;
+    assert!(held <= PLACES + 2, "{held}");
+    drop(peers);
 }

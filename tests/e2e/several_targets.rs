@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use crate::support::pipe::{End, Key, stdio};
 use crate::support::poll_until;
 use crate::support::process::run;
-use crate::support::redis::free_port;
 use crate::support::site::Site;
-use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, echo, try_connect};
+use crate::support::socket::{BlackHole, Service, assert_echoes, assert_reads, dead, echo, try_connect};
 
 /// A service that says `name` to each client, and waits until the client closes.
 fn named(name: &'static str) -> SocketAddr {
@@ -18,11 +17,6 @@ fn named(name: &'static str) -> SocketAddr {
         let _ = client.write_all(name.as_bytes());
         let _ = client.read_to_end(&mut Vec::new());
     })
-}
-
-/// An address at which nothing listens.
-fn dead() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 /// An initiator and a responder with these targets.

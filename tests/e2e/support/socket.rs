@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::DEADLINE;
+use super::redis::free_port;
 
 /// A connection with a timeout, so that it fails instead of hanging.
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
@@ -20,6 +21,11 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     guard(&stream);
     Ok(stream)
+}
+
+/// An address at which nothing listens.
+pub(crate) fn dead() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
 /// A connection from `from`, which is one of the addresses of the loopback network.
