@@ -218,11 +218,12 @@ fn measure(options: &Options) -> Result<Results> {
     let mut results =
         Results { machine: machine::describe(&peers), rounds, records: Vec::new(), errors: Vec::new() };
     let start = Instant::now();
-    let all = rounds * works.len() * peers.len();
+    let takes_part = |work: Work| peers.iter().copied().filter(move |peer| peer.takes_part_in(work));
+    let all = rounds * works.iter().map(|&work| takes_part(work).count()).sum::<usize>();
     let mut progress = Progress::new();
     for round in 1..=rounds {
         for &work in &works {
-            for &peer in &peers {
+            for peer in takes_part(work) {
                 progress.erase();
                 println!("{:>5} s  round {round}  {}  {}", start.elapsed().as_secs(), work.id(), peer.name());
                 let done = results.records.len() + results.errors.len();

@@ -15,6 +15,8 @@ pub(crate) enum Peer {
     NginxPlain,
     NginxPlainLargeBuffers,
     Spipe,
+    /// With tunnels that are ready before clients come, where that makes a difference.
+    SpipeWithSpares,
     /// Another build of spipe, for a comparison with an earlier one.
     #[value(skip)]
     Other,
@@ -37,11 +39,12 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Direct,
         Self::NginxPlain,
         Self::NginxPlainLargeBuffers,
         Self::Spipe,
+        Self::SpipeWithSpares,
         Self::Other,
         Self::Spiped,
         Self::SpipeToSpiped,
@@ -63,6 +66,7 @@ impl Peer {
             Self::NginxPlain => "nginx stream, plain",
             Self::NginxPlainLargeBuffers => "nginx stream, plain, 64 KiB",
             Self::Spipe => "spipe",
+            Self::SpipeWithSpares => "spipe --spares 64",
             Self::Other => "spipe, other build",
             Self::Spiped => "spiped",
             Self::SpipeToSpiped => "spipe -e, spiped -d",
@@ -83,12 +87,22 @@ impl Peer {
         !matches!(self, Self::Direct | Self::NginxPlain | Self::NginxPlainLargeBuffers)
     }
 
+    /// Whether there is anything to be learned from it at this work.
+    pub(crate) fn takes_part_in(self, work: Work) -> bool {
+        self != Self::SpipeWithSpares || work == Work::Distant
+    }
+
     /// Whether spipe is to be measured by it.
     pub(crate) fn is_rival(self) -> bool {
         self.is_encrypted()
             && !matches!(
                 self,
-                Self::Spipe | Self::Other | Self::SpipeToSpiped | Self::SpipedToSpipe | Self::SpipedProtocol
+                Self::Spipe
+                    | Self::SpipeWithSpares
+                    | Self::Other
+                    | Self::SpipeToSpiped
+                    | Self::SpipedToSpipe
+                    | Self::SpipedProtocol
             )
     }
 
@@ -106,6 +120,7 @@ impl Peer {
         match self {
             Self::Direct
             | Self::Spipe
+            | Self::SpipeWithSpares
             | Self::Other
             | Self::SpipedProtocol
             | Self::TokioRustls
@@ -123,7 +138,12 @@ impl Peer {
     /// What prints its version.
     pub(crate) fn version_command(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Direct | Self::Spipe | Self::Other | Self::SpipedProtocol | Self::TokioRustls => None,
+            Self::Direct
+            | Self::Spipe
+            | Self::SpipeWithSpares
+            | Self::Other
+            | Self::SpipedProtocol
+            | Self::TokioRustls => None,
             Self::NginxPlain | Self::NginxPlainLargeBuffers | Self::NginxTls | Self::NginxTlsLargeBuffers => {
                 Some(("nginx", "-v"))
             }

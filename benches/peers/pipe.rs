@@ -26,6 +26,7 @@ use crate::machine::{SPIPE, command};
 use crate::peer::{NGINX_STREAM, Peer};
 use crate::process::{Process, output};
 use crate::secrets::{NAME, Secrets};
+use crate::work::ROUND_TRIP;
 
 /// More than any work opens, counting both sides of each connection. spipe keeps 8,192 of them for clients that have not
 /// proved the key.
@@ -64,6 +65,8 @@ pub(crate) enum First {
 pub(crate) struct Pipe {
     /// Where clients connect to.
     pub(crate) entrance: SocketAddr,
+    /// How long its ends make themselves ready for clients once they have started.
+    pub(crate) readies: Duration,
     ends: Option<Ends>,
 }
 
@@ -89,8 +92,11 @@ impl Pipe {
         let far = far_host.enter(|| free_address(far_host.address))?;
         let maker = Maker { peer, secrets, directory, near, far, service: backend.address };
         let (far_command, near_command) = match peer {
-            Peer::Direct => return Ok(Self { entrance: backend.address, ends: None }),
+            Peer::Direct => {
+                return Ok(Self { entrance: backend.address, readies: Duration::ZERO, ends: None });
+            }
             Peer::Spipe => maker.spipe(Path::new(SPIPE)),
+            Peer::SpipeWithSpares => maker.spipe_with_spares(),
             Peer::Other => maker.spipe(other.ok_or("--against names no build")?),
             Peer::Spiped => maker.spiped()?,
             Peer::SpipeToSpiped => (maker.spiped()?.0, maker.spipe_as_spiped().1),
@@ -122,7 +128,9 @@ impl Pipe {
                 }
             }
         })?;
-        Ok(Self { entrance: near, ends: Some(ends) })
+        // 64 handshakes, one after the other.
+        let readies = if peer == Peer::SpipeWithSpares { 64 * 4 * ROUND_TRIP } else { Duration::ZERO };
+        Ok(Self { entrance: near, readies, ends: Some(ends) })
     }
 
     /// The CPU seconds that both ends have used so far; nothing if there are none.
@@ -206,6 +214,12 @@ impl Maker<'_> {
             command
         };
         (end("-d", self.far, self.service), end("-e", self.near, self.far))
+    }
+
+    fn spipe_with_spares(&self) -> Commands {
+        let (far, mut near) = self.spipe(Path::new(SPIPE));
+        near.args(["--spares", "64"]);
+        (far, near)
     }
 
     /// With spiped's protocol.

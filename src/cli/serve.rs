@@ -229,7 +229,7 @@ pub(super) fn connect(options: PipeOptions, service: &ServiceOptions) -> Result<
     };
     let stats = Arc::new(OfPipe::new(Arc::default()));
     let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
-    let initiator = Arc::new(Initiator::new(common, key, None, upstream, stats));
+    let initiator = Arc::new(Initiator::new(common, key, None, upstream, stats, 0));
     let carried = runtime.block_on(initiator.carry(stdio));
     // A thread may still sit in read(2) on standard input, and nothing can wake it.
     runtime.shutdown_background();

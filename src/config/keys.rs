@@ -151,7 +151,7 @@ fn check(
     }
     let now = Timestamp::now();
     for spec in specs {
-        if let Role::Initiator { key } = &spec.role
+        if let Role::Initiator { key, .. } = &spec.role
             && let Some((table, KeyRules { expires: Some(expires), .. })) = by_key.get(&key.fingerprint())
             && *expires <= now
         {

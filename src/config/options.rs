@@ -126,6 +126,12 @@ pub(crate) struct PipeOptions {
     #[serde(default)]
     pub(crate) no_reuse: bool,
 
+    /// With -e, the number of tunnels that are ready for clients to come, so that the first of a burst take one round trip, too. Each
+    /// is an idle connection to the other end, made anew every two minutes. By default, there are as many as recent bursts needed
+    #[arg(long, value_name = "COUNT", requires = "source")]
+    #[serde(default)]
+    pub(crate) spares: Option<usize>,
+
     /// The most connections at a time of one IPv4 address or IPv6 /64
     #[arg(long, value_name = "MAX", requires = "source")]
     #[serde(default)]

@@ -148,6 +148,8 @@ impl Planner {
             .map_err(|error| PlanError::contradiction("source", error.to_string()))?;
         let permissions = self.socket_permissions(&options)?;
         check_proxies(&options)?;
+        check_spares(&options)?;
+        let spares = options.spares.unwrap_or_default();
         let (access, lists) = access::access(options.allow.as_deref(), &options.deny, beside)
             .map_err(|(option, source)| PlanError::List { option, source })?;
         let (proxies, trusted) = options
@@ -160,7 +162,7 @@ impl Planner {
         let (common, Keys { keys, mut files }) = self.common(options, beside)?;
         files.extend(lists.into_iter().chain(trusted.into_iter().flatten()));
         let role = match mode {
-            Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0 },
+            Mode::Encrypt => Role::Initiator { key: keys.split_off_first().0, spares },
             Mode::Decrypt => Role::Responder { keys },
         };
         Ok((Spec { sources, permissions, rules, role, common }, files))
@@ -382,6 +384,20 @@ fn check_proxies(options: &PipeOptions) -> Result<(), PlanError> {
         ),
         _ => Ok(()),
     }
+}
+
+/// Asserts that spare tunnels, if they are wanted, can be used.
+fn check_spares(options: &PipeOptions) -> Result<(), PlanError> {
+    let why_not = match (options.mode(), options.protocol) {
+        _ if options.spares.unwrap_or_default() == 0 => return Ok(()),
+        (Some(Mode::Decrypt), _) => "and -d waits for them; give it to the other end",
+        (_, ProtocolChoice::Spiped) => {
+            "and with --protocol spiped no tunnel can wait for a client; leave it out"
+        }
+        _ if options.no_reuse => "and with --no-reuse no tunnel waits for a client; leave one of them out",
+        _ => return Ok(()),
+    };
+    Err(PlanError::contradiction("spares", format!("--spares makes tunnels before clients come, {why_not}")))
 }
 
 fn probes(options: &PipeOptions) -> Result<Probes, PlanError> {

@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::carry::{Carrying, Ended, carry};
 use super::commit::{Committed, FirstBytes, Hold};
-use super::reserve::{Reserve, Waiting, look_after};
+use super::reserve::{LOOK, Reserve, Waiting, look_after};
 use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::addr::Name;
 use crate::gate::{Admitted, ClientPlace, Establishing, Gate, OfSource};
@@ -20,7 +20,7 @@ use crate::pump::PumpError;
 use crate::stats::{Ends, OfPipe, Repeated};
 use crate::stream::{Remote, Stream};
 use crate::tunnel::{AnyTunnel, Protocol, Reuse, Terms, Tunnel};
-use crate::upstream::{Candidate, Connected, InUse, Next, Upstream};
+use crate::upstream::{Candidate, Chosen, Connected, InUse, Next, Upstream};
 
 /// What all connections of an initiator share.
 pub struct Initiator {
@@ -37,13 +37,14 @@ pub struct Initiator {
 
 impl Initiator {
     /// An initiator that proves `key` to one of `upstream` for clients that `gate` admits, and whose connections are counted in
-    /// `stats`.
+    /// `stats`. It can have as many tunnels ready as `spares`.
     pub fn new(
         common: Common,
         key: Arc<Key>,
         gate: Option<Arc<Gate>>,
         upstream: Upstream,
         stats: Arc<OfPipe>,
+        spares: usize,
     ) -> Self {
         let common = Arc::new(common);
         let failures = Repeated::new({
@@ -55,7 +56,7 @@ impl Initiator {
                 );
             }
         });
-        Self { common, key, gate, upstream, stats, failures, reserve: Arc::default() }
+        Self { common, key, gate, upstream, stats, failures, reserve: Arc::new(Reserve::new(spares)) }
     }
 
     /// Carries `client` from here to its end.
@@ -94,11 +95,22 @@ impl Initiator {
         }
     }
 
+    /// Starts to make tunnels for clients that come, if that is wanted.
+    pub fn make_ready(self: &Arc<Self>) {
+        if self.reserve.begin() {
+            self.look_after_reserve(Duration::ZERO);
+        }
+    }
+
     fn put(self: &Arc<Self>, waiting: Waiting) {
         if self.reserve.put(waiting) {
-            let looking = look_after(Arc::downgrade(self), |initiator| &*initiator.reserve, Self::make_spare);
-            tokio::spawn(looking);
+            self.look_after_reserve(LOOK);
         }
+    }
+
+    fn look_after_reserve(self: &Arc<Self>, delay: Duration) {
+        let initiator = Arc::downgrade(self);
+        tokio::spawn(look_after(initiator, delay, |initiator| &*initiator.reserve, Self::make_spare));
     }
 
     /// Shakes hands for a client that may come. Gives whether there is one more tunnel then.
@@ -120,17 +132,31 @@ impl Initiator {
 
     async fn spare(&self) -> Result<Option<Waiting>, ConnectionError> {
         let Some(kept) = self.gate.as_ref().and_then(|gate| gate.keep_idle()) else { return Ok(None) };
-        let Some(Next::Try(chosen)) = self.upstream.look().next() else { return Ok(None) };
+        let Some(chosen) = self.target_of_spare() else { return Ok(None) };
         let (candidate, features) = (chosen.candidate(), self.features());
         let info = ConnectionInfo { purpose: Purpose::Spare, ..ConnectionInfo::default() };
         let deadline = Instant::now() + self.common.timeout;
         let (mut tunnel, remote) = self.shake_hands(candidate, features, &info, deadline).await?;
         if !tunnel.is_reusable() {
+            // Told once: from here on, that is known of it.
+            let (pipe, target) = (self.common.pipe(), candidate.target());
+            warn!(pipe, %target, "no spare tunnels: the responder is older or has --no-reuse; upgrade it, or leave --spares out here");
             return Ok(None);
         }
         tunnel.probe(deadline).await?;
         let target = candidate.target().clone();
         Ok(tunnel.rest_at_initiator().map(|tunnel| Waiting { tunnel, target, remote, kept }))
+    }
+
+    /// The responder that the next client gets; where clients are spread, the one with the fewest tunnels.
+    fn target_of_spare(&self) -> Option<Chosen<'_>> {
+        let chosen = self.upstream.look().filter_map(|next| match next {
+            Next::Try(chosen) => chosen.candidate().may_keep_tunnels().then_some(chosen),
+            Next::Down(..) => None,
+        });
+        chosen.min_by_key(|chosen| {
+            if self.upstream.spreads() { self.reserve.count(chosen.candidate().target()) } else { 0 }
+        })
     }
 
     async fn establish(self: Arc<Self>, client: Admitted<ClientPlace>) -> Result<Box<Carrying>, SetupError> {
@@ -347,6 +373,9 @@ impl Initiator {
             && features != Features::NONE
         {
             candidate.note_features(tunnel.features.have(Features::ACKNOWLEDGEMENT));
+            if features.have(Features::REUSE) {
+                candidate.note_reuse(tunnel.features.have(Features::REUSE));
+            }
         }
         Ok((tunnel, remote))
     }

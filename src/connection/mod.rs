@@ -382,7 +382,7 @@ mod tests {
         let client = Admitted { stream: Stream::Unix(local), remote: Remote::Local, place };
         let upstream = Upstream::fresh(&common.targets, common.keepalive, common.lookup);
         let stats = Arc::new(OfPipe::new(Arc::default()));
-        let future = Arc::new(Initiator::new(common, key, None, upstream, stats)).carry(client);
+        let future = Arc::new(Initiator::new(common, key, None, upstream, stats, 0)).carry(client);
         assert!(size_of_val(&future) <= 320, "the task's future has {} bytes", size_of_val(&future));
         let owned = size_of::<Carrying>() + size_of::<Live>();
         assert!(owned <= 584, "what a connection owns has {owned} bytes");

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 
 use crate::addr::Target;
 use crate::gate::KeptIdle;
@@ -10,16 +10,23 @@ use crate::stream::Remote;
 use crate::tunnel::idle::IdleInitiator;
 use crate::upstream::Candidate;
 
-/// How often tunnels are looked at that nobody takes: those that are too old go, and those that the responder has given up; and if there
-/// were more clients at a time recently than there are tunnels now, spare ones are made.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often tunnels are looked at that nobody takes: those that are too old go, and those that the responder has given up; and where
+/// there are fewer than are wanted, spare ones are made.
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 
-/// The most spare tunnels that are made at one look, so that they take no time from clients.
-const SPARES: usize = 8;
+/// The longest pause between two attempts to make spare tunnels, if they fail or the responder gives them up at once: it has no place for
+/// more, or cannot be reached.
+const PAUSE_MAX: Duration = Duration::from_secs(120);
+
+/// The most spare tunnels that are made at one look, one after the other, so that they take no time from clients.
+const SPARES: usize = 64;
 
 /// Idle tunnels, as long as the pipe is as it was when they were made: a reload brings another one.
-#[derive(Default)]
-pub(super) struct Reserve(Mutex<State>);
+pub(super) struct Reserve {
+    /// How many are to be there, however few clients have come lately (`--spares`).
+    ready: usize,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -59,12 +66,32 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    fn is_usable(&self) -> bool {
-        self.kept.may_stay() && self.tunnel.is_usable()
+    /// Whether the tunnel may be used so much `later`, as far as this end knows.
+    fn may_stay(&self, later: Duration) -> bool {
+        self.kept.may_stay() && self.tunnel.may_go_on(later)
     }
 }
 
+/// What a look at the tunnels has found.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    /// How many are wanted besides those that are there.
+    lacking: usize,
+    /// Whether the responder has given up some.
+    some_given_up: bool,
+}
+
 impl Reserve {
+    /// A reserve of at least as many tunnels as `ready`, once somebody looks after it.
+    pub(super) fn new(ready: usize) -> Self {
+        Self { ready, state: Mutex::default() }
+    }
+
+    /// Whether somebody is to look after it before there is a tunnel.
+    pub(super) fn begin(&self) -> bool {
+        self.ready > 0 && !std::mem::replace(&mut self.state().is_looked_after, true)
+    }
+
     /// A tunnel to `candidate` over which another connection may begin.
     pub(super) fn take(&self, candidate: &Candidate) -> Option<Waiting> {
         loop {
@@ -75,10 +102,18 @@ impl Reserve {
                 state.idle.remove(place)
             };
             // Outside of the lock, since it asks the kernel.
-            if waiting.is_usable() && candidate.leads_to(waiting.remote) {
+            if waiting.may_stay(Duration::ZERO)
+                && !waiting.tunnel.is_given_up()
+                && candidate.leads_to(waiting.remote)
+            {
                 return Some(waiting);
             }
         }
+    }
+
+    /// How many tunnels there are to `target`.
+    pub(super) fn count(&self, target: &Target) -> usize {
+        self.state().idle.iter().filter(|waiting| waiting.target == *target).count()
     }
 
     /// Counts a client.
@@ -97,21 +132,25 @@ impl Reserve {
         !std::mem::replace(&mut state.is_looked_after, true)
     }
 
-    /// Closes tunnels that are of no use any more. Says how many are lacking for as many clients as there were recently; or nothing, if
-    /// there is nothing to look after any more.
-    fn look(&self) -> Option<usize> {
+    /// Closes tunnels that are of no use any more. Nothing, if there is nothing to look after any more.
+    fn look(&self) -> Option<Found> {
         let mut state = self.state();
-        let useless: Vec<_> = state.idle.extract_if(.., |waiting| !waiting.is_usable()).collect();
+        let given_up: Vec<_> = state.idle.extract_if(.., |waiting| waiting.tunnel.is_given_up()).collect();
+        let too_old: Vec<_> =
+            state.idle.extract_if(.., |waiting| !waiting.may_stay(Duration::ZERO)).collect();
         state.recent = state.most.max(state.recent.saturating_sub(1));
         state.most = state.clients;
-        state.is_looked_after = !state.idle.is_empty() || state.recent > 1;
+        state.is_looked_after = self.ready > 0 || !state.idle.is_empty() || state.recent > 1;
         // A single client at a time finds the tunnel of the one before, or waits for a handshake as the first one did.
-        let wanted = if state.recent > 1 { state.recent } else { 0 };
-        let lacking = wanted.saturating_sub(state.clients + state.idle.len());
-        let answer = state.is_looked_after.then_some(lacking);
+        let crowd = if state.recent > 1 { state.recent } else { 0 };
+        // Those that are too old soon are made anew before.
+        let lasting = state.idle.iter().filter(|waiting| waiting.may_stay(2 * LOOK)).count();
+        let lacking = crowd.saturating_sub(state.clients + lasting).max(self.ready.saturating_sub(lasting));
+        let found = Found { lacking, some_given_up: !given_up.is_empty() };
+        let answer = state.is_looked_after.then_some(found);
         drop(state);
         // Closing takes time, so not under the lock.
-        drop(useless);
+        drop((given_up, too_old));
         answer
     }
 
@@ -123,27 +162,43 @@ impl Reserve {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves it whole: every change to it is one call.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Looks after the tunnels of an initiator, until there are none, or the pipe is gone. `make_spare` gives whether it has made one.
+/// Looks after the tunnels of an initiator from `delay` on, until there are none, or the pipe is gone. `make_spare` gives whether it has
+/// made one.
 pub(super) async fn look_after<I, F: Future<Output = bool>>(
     initiator: Weak<I>,
+    delay: Duration,
     reserve: impl Fn(&I) -> &Reserve,
     make_spare: impl Fn(Arc<I>) -> F,
 ) {
+    sleep(delay).await;
+    let (mut pause, mut next) = (LOOK, Instant::now());
     loop {
-        sleep(LOOK).await;
-        let Some(lacking) = initiator.upgrade().and_then(|initiator| reserve(&initiator).look()) else {
+        let Some(found) = initiator.upgrade().and_then(|initiator| reserve(&initiator).look()) else {
             return;
         };
-        for _ in 0..lacking.min(SPARES) {
-            let Some(initiator) = initiator.upgrade() else { return };
-            if !make_spare(initiator).await {
-                break;
+        let mut is_in_vain = found.some_given_up;
+        if !is_in_vain && next <= Instant::now() {
+            if found.lacking == 0 {
+                // Those that were made have lasted.
+                pause = LOOK;
+            }
+            for _ in 0..found.lacking.min(SPARES) {
+                let Some(initiator) = initiator.upgrade() else { return };
+                is_in_vain = !make_spare(initiator).await;
+                if is_in_vain {
+                    break;
+                }
             }
         }
+        if is_in_vain {
+            next = Instant::now() + pause;
+            pause = (2 * pause).min(PAUSE_MAX);
+        }
+        sleep(LOOK).await;
     }
 }
 
@@ -151,21 +206,25 @@ pub(super) async fn look_after<I, F: Future<Output = bool>>(
 mod tests {
     use super::*;
 
+    fn lacking(reserve: &Reserve) -> Option<usize> {
+        reserve.look().map(|found| found.lacking)
+    }
+
     #[test]
     fn as_many_tunnels_are_wanted_as_there_were_clients_at_a_time_recently() {
-        let reserve = Arc::new(Reserve::default());
+        let reserve = Arc::new(Reserve::new(0));
         let crowd: Vec<_> = (0..10).map(|_| reserve.client()).collect();
-        assert_eq!(reserve.look(), Some(0), "each has one");
+        assert_eq!(lacking(&reserve), Some(0), "each has one");
         drop(crowd);
         // Those that they leave are not kept in this test.
-        assert_eq!(reserve.look(), Some(10));
+        assert_eq!(lacking(&reserve), Some(10));
         let _some: Vec<_> = (0..4).map(|_| reserve.client()).collect();
-        assert_eq!(reserve.look(), Some(9 - 4));
+        assert_eq!(lacking(&reserve), Some(9 - 4));
     }
 
     #[test]
     fn a_peak_is_forgotten() {
-        let reserve = Arc::new(Reserve::default());
+        let reserve = Arc::new(Reserve::new(0));
         drop((0..10).map(|_| reserve.client()).collect::<Vec<_>>());
         let looks = std::iter::from_fn(|| reserve.look()).count();
         assert_eq!(looks, 9);
@@ -173,10 +232,41 @@ mod tests {
 
     #[test]
     fn for_one_client_at_a_time_no_tunnel_is_made() {
-        let reserve = Arc::new(Reserve::default());
+        let reserve = Arc::new(Reserve::new(0));
         for _ in 0..5 {
             drop(reserve.client());
         }
         assert_eq!(reserve.look(), None);
+    }
+
+    #[test]
+    fn those_that_are_to_be_ready_are_wanted_besides_those_that_clients_have() {
+        let reserve = Arc::new(Reserve::new(3));
+        assert_eq!(lacking(&reserve), Some(3));
+        let _crowd: Vec<_> = (0..10).map(|_| reserve.client()).collect();
+        assert_eq!(lacking(&reserve), Some(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_that_cannot_be_made_is_tried_again_after_longer_and_longer_pauses() {
+        let (reserve, start) = (Arc::new(Reserve::new(1)), Instant::now());
+        let attempts = Mutex::new(Vec::new());
+        let looking = look_after(
+            Arc::downgrade(&reserve),
+            Duration::ZERO,
+            |reserve| reserve,
+            |_| async {
+                attempts.lock().unwrap().push(start.elapsed().as_secs());
+                false
+            },
+        );
+        let _over = tokio::time::timeout(Duration::from_secs(500), looking).await;
+        assert_eq!(attempts.into_inner().unwrap(), [0, 5, 15, 35, 75, 155, 275, 395]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_looks_after_a_reserve_that_is_gone() {
+        let gone = Arc::downgrade(&Arc::new(Reserve::new(1)));
+        look_after(gone, Duration::ZERO, |reserve| reserve, |_| std::future::ready(true)).await;
     }
 }

@@ -451,11 +451,11 @@ impl Gate {
         Ok(of_source)
     }
 
-    /// A permit to keep an idle tunnel of an initiator, if there is one.
+    /// A permit to keep an idle tunnel of an initiator, if there is one and its key has not expired.
     pub fn keep_idle(&self) -> Option<KeptIdle> {
         let (_, of_key) = self.keys.first();
         let permit = self.connections.idle().try_take()?;
-        Some(KeptIdle { _permit: permit, of_key: Arc::clone(of_key) })
+        Some(KeptIdle { _permit: permit, of_key: Arc::clone(of_key) }).filter(KeptIdle::may_stay)
     }
 
     /// Whether connections come from proxies, which say first who is behind them.

@@ -111,10 +111,17 @@ impl Reception {
                 Gate::new(name, sources, rules, keys, is_shared, (admissions, arrivals), connections.clone());
             let gate = Arc::new(gate);
             match role {
-                Role::Initiator { key } => {
-                    let initiator =
-                        Arc::new(Initiator::new(common, key, Some(Arc::clone(&gate)), upstream, stats));
+                Role::Initiator { key, spares } => {
+                    let initiator = Arc::new(Initiator::new(
+                        common,
+                        key,
+                        Some(Arc::clone(&gate)),
+                        upstream,
+                        stats,
+                        spares,
+                    ));
                     checks.push(initiator.checks());
+                    initiator.make_ready();
                     return Self { gate, life: Life::Initiator(initiator), connections, _checks: checks };
                 }
                 Role::Responder { keys } => {

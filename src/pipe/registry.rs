@@ -100,6 +100,15 @@ impl Registry {
                  on open files (LimitNOFILE=, ulimit -n) to {enough}, or lower -n"
             );
         }
+        let spares = specs.iter().map(|spec| spec.role.spares()).fold(0, usize::saturating_add);
+        if spares > budget.idle {
+            warn!(
+                wanted = spares,
+                possible = budget.idle,
+                descriptors,
+                "--spares asks for more tunnels than may be idle, which is a sixteenth of the open files and at most 1024; lower it"
+            );
+        }
         self.connections.set_budget(budget);
     }
 

@@ -42,6 +42,8 @@ pub enum Role {
     Initiator {
         /// The key that it proves.
         key: Arc<Key>,
+        /// How many tunnels are to be ready for clients to come, however few have come lately.
+        spares: usize,
     },
     /// `-d`: accepts sealed connections and opens them.
     Responder {
@@ -59,10 +61,18 @@ impl Role {
         }
     }
 
+    /// How many tunnels are to be ready for clients to come.
+    pub fn spares(&self) -> usize {
+        match self {
+            Self::Initiator { spares, .. } => *spares,
+            Self::Responder { .. } => 0,
+        }
+    }
+
     /// Each of its keys.
     pub fn keys(&self) -> &[Arc<Key>] {
         match self {
-            Self::Initiator { key } => std::slice::from_ref(key),
+            Self::Initiator { key, .. } => std::slice::from_ref(key),
             Self::Responder { keys } => keys,
         }
     }
@@ -117,7 +127,7 @@ pub struct Spec {
 impl Spec {
     /// An initiator at `source` that carries clients to the responder `target`, with defaults for the rest.
     pub fn initiator(source: Source, target: Target, key: Arc<Key>, ciphers: Ciphers) -> Self {
-        Self::new(source, target, Role::Initiator { key }, ciphers)
+        Self::new(source, target, Role::Initiator { key, spares: 0 }, ciphers)
     }
 
     /// A responder at `source` that carries peers with one of `keys` to `target`, with defaults for the rest.

@@ -74,7 +74,7 @@ impl AnyTunnel {
         let (sealer, opener) = (parts.sealer.renew_first(), parts.opener.renew());
         // An empty inbox may still have a buffer.
         let idle = Idle::new(parts.wire, sealer, opener, Inbox::new(), parts.kind, parts.history);
-        idle.may_go_on().then_some(idle)
+        idle.may_go_on(Duration::ZERO).then_some(idle)
     }
 
     /// The same at a responder.
@@ -119,15 +119,15 @@ impl<S, O> Idle<S, O> {
 }
 
 impl IdleInitiator {
-    /// Whether another connection may begin, as far as its age and the number of its uses go.
-    fn may_go_on(&self) -> bool {
-        self.history.established.elapsed() < REUSED_FOR && self.history.uses < USES_MAX
+    /// Whether another connection may begin so much `later`, as far as its age and the number of its uses go.
+    pub fn may_go_on(&self, later: Duration) -> bool {
+        self.history.established.elapsed() + later < REUSED_FOR && self.history.uses < USES_MAX
     }
 
-    /// Whether another connection may begin: also, the responder has not given it up.
-    pub fn is_usable(&self) -> bool {
-        // Between connections, a responder says nothing but that.
-        self.may_go_on() && !self.wire.is_readable()
+    /// Whether the responder has given it up, or the wire has ended.
+    pub fn is_given_up(&self) -> bool {
+        // Between connections, a responder says nothing else.
+        self.wire.is_readable()
     }
 
     /// How long it is since the peer was heard of.

@@ -29,6 +29,8 @@ pub struct Known {
     health: Mutex<Health>,
     /// Whether the target is a responder that was found not to know what an acknowledgement is.
     is_older: AtomicBool,
+    /// Whether the target is a responder that has a handshake for each connection.
+    shakes_hands_each_time: AtomicBool,
     /// Whether an administrator wants new connections to get other targets.
     is_drained: AtomicBool,
     /// Told each time that checks have found the target down.
@@ -41,9 +43,9 @@ impl Known {
     /// Of a target that was never tried.
     pub fn new(target: Target) -> Self {
         let (connections, health) = (AtomicUsize::new(0), Mutex::new(Health::new(Instant::now())));
-        let [is_older, is_drained] = [(); 2].map(|()| AtomicBool::new(false));
+        let [is_older, shakes_hands_each_time, is_drained] = [(); 3].map(|()| AtomicBool::new(false));
         let (downs, stats) = (watch::Sender::new(()), OfTarget::default());
-        Self { target, connections, health, is_older, is_drained, downs, stats }
+        Self { target, connections, health, is_older, shakes_hands_each_time, is_drained, downs, stats }
     }
 
     /// The target, as it was written.
@@ -133,6 +135,16 @@ impl Candidate {
         self.known.is_older.store(!answers_probes, Ordering::Relaxed);
     }
 
+    /// Whether a tunnel to this responder may wait for a client.
+    pub fn may_keep_tunnels(&self) -> bool {
+        !self.known.shakes_hands_each_time.load(Ordering::Relaxed)
+    }
+
+    /// Takes note whether this responder `keeps_tunnels` for other connections.
+    pub fn note_reuse(&self, keeps_tunnels: bool) {
+        self.known.shakes_hands_each_time.store(!keeps_tunnels, Ordering::Relaxed);
+    }
+
     /// Connects to it, whatever is known of it. It gets to see `preamble` first.
     ///
     /// # Errors
@@ -171,6 +183,11 @@ impl Upstream {
     /// How its targets are to be checked, if they are.
     pub fn check(&self) -> Option<&Check> {
         self.check.as_ref()
+    }
+
+    /// Whether connections are spread over the targets that are up.
+    pub fn spreads(&self) -> bool {
+        self.balance != Balance::Failover
     }
 
     /// Whether there is another target to pass on to.

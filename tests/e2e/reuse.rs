@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use spipe::proto::cipher::Cipher;
 
 use crate::support::peer::{ABORT, Begun, DATA, END, OPEN, Tunnel};
 use crate::support::pipe::{End, Key, Pipe, field};
-use crate::support::process::Process;
+use crate::support::process::{Process, run};
 use crate::support::random::Random;
 use crate::support::socket::{
     Service, assert_echoes, assert_ends, assert_reads, assert_reset, connect, echo, reset,
@@ -286,12 +286,7 @@ fn a_tunnel_is_made_in_reserve_for_as_many_clients_as_there_were_at_a_time() {
     reset(second);
     other.await_close();
     // Nobody asks for the other one.
-    let begun = Begun::read(played.service.accept(), &played.key_file);
-    let mut spare = begun.granting(REUSE).reply(Cipher::ChaCha20Poly1305);
-    assert_eq!(spare.receive(OPEN), [7, 0, 0], "the field that says so, and no other");
-    spare.receive(END);
-    spare.send(END, b"");
-    spare.renew();
+    let spare = played.accept_spare();
     // Whoever comes next needs no handshake.
     let mut clients = [played.ask(), played.ask()];
     let mut tunnels = [one, spare];
@@ -304,6 +299,124 @@ fn a_tunnel_is_made_in_reserve_for_as_many_clients_as_there_were_at_a_time() {
     for client in &mut clients {
         assert_reads(client, "1");
     }
+}
+
+impl Played {
+    /// Takes a tunnel that nobody has asked for.
+    fn accept_spare(&self) -> Tunnel {
+        let mut spare = self.begin().granting(REUSE).reply(Cipher::ChaCha20Poly1305);
+        assert_eq!(spare.receive(OPEN), [7, 0, 0], "the field that says so, and no other");
+        spare.receive(END);
+        spare.send(END, b"");
+        spare.renew();
+        spare
+    }
+}
+
+#[test]
+fn tunnels_can_be_ready_before_the_first_client_comes() {
+    let played = Played::with(&["--spares", "2"]);
+    let mut ready = [played.accept_spare(), played.accept_spare()];
+    let mut clients = [played.ask(), played.ask()];
+    for tunnel in &mut ready {
+        tunnel.receive(OPEN);
+        tunnel.send(DATA, b"");
+        assert_eq!(tunnel.receive(DATA), b"INCR");
+        tunnel.send(DATA, b"1");
+    }
+    for client in &mut clients {
+        assert_reads(client, "1");
+    }
+}
+
+#[test]
+fn tunnels_that_were_taken_are_made_anew() {
+    let played = Played::with(&["--spares", "1"]);
+    let mut ready = played.accept_spare();
+    let _client = played.ask();
+    ready.receive(OPEN);
+    let _next = played.accept_spare();
+}
+
+#[test]
+fn a_responder_that_keeps_no_tunnels_is_asked_for_one_once() {
+    let played = Played::with(&["--spares", "3"]);
+    played.begin().granting(0).reply(Cipher::ChaCha20Poly1305).await_close();
+    played.initiator.await_line(&["WARN", "no spare tunnels", "--no-reuse"]);
+    // Longer than from one look at the tunnels to the next.
+    thread::sleep(Duration::from_secs(6));
+    played.service.assert_no_connection();
+    // It serves clients all the same.
+    let mut client = played.ask();
+    let mut tunnel = played.begin().granting(0).reply(Cipher::ChaCha20Poly1305);
+    tunnel.receive(OPEN);
+    answer(tunnel, &mut client);
+}
+
+#[test]
+fn a_responder_that_gives_spare_tunnels_up_at_once_is_asked_after_longer_and_longer_pauses() {
+    let played = Played::with(&["--spares", "1"]);
+    let start = Instant::now();
+    for _ in 0..3 {
+        played.accept_spare().send(ABORT, &[IDLE]);
+    }
+    // Every five seconds, it would be asked after ten for the third time.
+    assert!(start.elapsed() >= Duration::from_secs(14), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_tunnel_is_too_old_after_two_minutes_and_the_next_one_is_ready_before() {
+    let played = Played::with(&["--spares", "1"]);
+    let first = played.accept_spare();
+    let start = Instant::now();
+    thread::sleep(Duration::from_secs(100));
+    played.service.assert_no_connection();
+    let mut second = played.accept_spare();
+    let ready = start.elapsed();
+    assert!(ready < Duration::from_secs(119), "{ready:?}");
+    first.assert_closes();
+    let closed = start.elapsed();
+    assert!(closed >= Duration::from_secs(119), "{closed:?}");
+    let mut client = played.ask();
+    second.receive(OPEN);
+    second.send(DATA, b"");
+    answer(second, &mut client);
+}
+
+#[test]
+fn spare_tunnels_that_could_not_be_used_are_refused_with_the_reason() {
+    let (key, address) = (Key::new(), SocketAddr::from(([127, 0, 0, 1], 9)));
+    for (end, args, reason) in [
+        (End::responder(&key, address), &[][..], "and -d waits for them; give it to the other end"),
+        (End::initiator(&key, address), &["--no-reuse"], "and with --no-reuse no tunnel waits for a client"),
+        (
+            End::initiator(&key, address),
+            &["--protocol", "spiped"],
+            "and with --protocol spiped no tunnel can wait",
+        ),
+    ] {
+        let ended = run(&mut end.args(&["--spares", "1"]).args(args).command());
+        assert_eq!(ended.code, Some(2), "{args:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(reason), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn more_spare_tunnels_than_may_be_idle_are_a_warning() {
+    let end = End::initiator(&Key::new(), Service::start().address()).args(&["--spares", "1025"]).start();
+    end.await_line(&["WARN", "--spares asks for more tunnels than may be idle", "wanted=1025"]);
+}
+
+#[test]
+fn a_tunnel_carries_a_thousand_connections() {
+    const USES: usize = 1000;
+    let pipe = pipe(&[]);
+    for _ in 0..=USES {
+        visit(pipe.initiator.address(), "hello");
+    }
+    let peers = peers(&pipe.responder.process, USES + 1);
+    assert_eq!(HashSet::<_>::from_iter(&peers[..USES]).len(), 1);
+    assert_ne!(peers[USES - 1], peers[USES]);
 }
 
 #[test]

@@ -448,6 +448,7 @@ fn options_of_our_own_protocol_are_refused_with_the_reason() {
     for (args, reason) in [
         (&["--label", "x"][..], "--label is for spipe's own protocol"),
         (&["--cipher", "aes256gcm"], "--cipher is for spipe's own protocol"),
+        (&["--no-reuse"], "--no-reuse is for spipe's own protocol"),
         (&["-f", "-g"], "-g requires forward secrecy"),
     ] {
         let ended = run(&mut End::responder(&key, echo()).args(&SPIPED).args(args).command());

@@ -17,11 +17,11 @@ const AT_ONCE: usize = 64;
 
 pub(crate) fn run(pipe: &Pipe, settle: Duration) -> Result<Values> {
     // What an end makes ready before there is a client, it has had the time to.
-    sleep(settle);
+    sleep(settle + pipe.readies);
     let first = answer(pipe.entrance)?;
     let mut in_turn = (0..IN_TURN).map(|_| answer(pipe.entrance)).collect::<io::Result<Vec<_>>>()?;
     in_turn.sort_unstable();
-    sleep(settle);
+    sleep(settle + pipe.readies);
     let mut at_once = answers_at_once(pipe.entrance)?;
     at_once.sort_unstable();
     let millis = |time: Duration| time.as_secs_f64() * 1e3;
