@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::carry::{Carrying, Ended, carry};
 use super::commit::{Committed, FirstBytes, Hold};
-use super::reserve::{LOOK, Reserve, Waiting, look_after};
+use super::reserve::{Keeper, LOOK, Reserve, Waiting, look_after};
 use super::{Common, ConnectionError, NoneLeft, SetupError, random_id};
 use crate::addr::Name;
 use crate::gate::{Admitted, ClientPlace, Establishing, Gate, OfSource};
@@ -109,34 +109,16 @@ impl Initiator {
     }
 
     fn look_after_reserve(self: &Arc<Self>, delay: Duration) {
-        let initiator = Arc::downgrade(self);
-        tokio::spawn(look_after(initiator, delay, |initiator| &*initiator.reserve, Self::make_spare));
+        tokio::spawn(look_after(Arc::downgrade(self), delay));
     }
 
-    /// Shakes hands for a client that may come. Gives whether there is one more tunnel then.
-    async fn make_spare(self: Arc<Self>) -> bool {
-        match self.spare().await {
-            Ok(Some(waiting)) => {
-                self.put(waiting);
-                true
-            }
-            Ok(None) => false,
-            Err(error) => {
-                // The next client tells how the responder is doing.
-                let (pipe, reason) = (self.common.pipe(), error.to_string());
-                debug!(pipe, reason, "no spare tunnel");
-                false
-            }
-        }
-    }
-
+    /// Shakes hands for a client that may come.
     async fn spare(&self) -> Result<Option<Waiting>, ConnectionError> {
         let Some(kept) = self.gate.as_ref().and_then(|gate| gate.keep_idle()) else { return Ok(None) };
         let Some(chosen) = self.target_of_spare() else { return Ok(None) };
         let (candidate, features) = (chosen.candidate(), self.features());
-        let info = ConnectionInfo { purpose: Purpose::Spare, ..ConnectionInfo::default() };
         let deadline = Instant::now() + self.common.timeout;
-        let (mut tunnel, remote) = self.shake_hands(candidate, features, &info, deadline).await?;
+        let (mut tunnel, remote) = self.shake_hands(candidate, features, &SPARE, deadline).await?;
         if !tunnel.is_reusable() {
             // Told once: from here on, that is known of it.
             let (pipe, target) = (self.common.pipe(), candidate.target());
@@ -378,6 +360,51 @@ impl Initiator {
             }
         }
         Ok((tunnel, remote))
+    }
+}
+
+/// What is said of a connection that is none so far.
+const SPARE: ConnectionInfo =
+    ConnectionInfo { purpose: Purpose::Spare, client: None, id: None, reached: None, proxied: Vec::new() };
+
+impl Keeper for Initiator {
+    fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
+
+    async fn make_spare(self: Arc<Self>) -> bool {
+        match self.spare().await {
+            Ok(Some(waiting)) => {
+                let (pipe, target) = (self.common.pipe(), waiting.target.clone());
+                self.put(waiting);
+                debug!(pipe, %target, result = "kept", "a spare tunnel");
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                // The next client tells how the responder is doing.
+                let (pipe, reason) = (self.common.pipe(), error.to_string());
+                debug!(pipe, reason, "no spare tunnel");
+                false
+            }
+        }
+    }
+
+    async fn refresh(self: Arc<Self>, Waiting { tunnel, target, remote, kept }: Waiting) {
+        let mut tunnel = AnyTunnel::from(tunnel.begin(&SPARE));
+        match tunnel.probe(Instant::now() + self.common.timeout).await {
+            Ok(()) => {
+                if let Some(tunnel) = tunnel.rest_at_initiator() {
+                    self.put(Waiting { tunnel, target, remote, kept });
+                }
+            }
+            // Given up, but the responder is well.
+            Err(PumpError::Aborted(_)) => {}
+            Err(error) => {
+                debug!(pipe = self.common.pipe(), %target, %error, "an idle tunnel was dead: no client had it");
+                self.reserve.give_up(&target);
+            }
+        }
     }
 }
 

@@ -40,6 +40,8 @@ struct State {
     most: usize,
     /// The most of them recently: from a peak, it falls by one with each look.
     recent: usize,
+    /// How many tunnels were wanted at the last look.
+    wanted: usize,
 }
 
 /// A client that is here until this is dropped. It does not keep the reserve: after a reload, connections that run are no reason to keep
@@ -143,15 +145,25 @@ impl Reserve {
         state.is_looked_after = self.ready > 0 || !state.idle.is_empty() || state.recent > 1;
         // A single client at a time finds the tunnel of the one before, or waits for a handshake as the first one did.
         let crowd = if state.recent > 1 { state.recent } else { 0 };
+        state.wanted = crowd.saturating_sub(state.clients).max(self.ready);
         // Those that are too old soon are made anew before.
         let lasting = state.idle.iter().filter(|waiting| waiting.may_stay(2 * LOOK)).count();
-        let lacking = crowd.saturating_sub(state.clients + lasting).max(self.ready.saturating_sub(lasting));
+        let lacking = state.wanted.saturating_sub(lasting);
         let found = Found { lacking, some_given_up: !given_up.is_empty() };
         let answer = state.is_looked_after.then_some(found);
         drop(state);
         // Closing takes time, so not under the lock.
         drop((given_up, too_old));
         answer
+    }
+
+    /// Takes out one of the tunnels that are wanted and whose responder was not heard of lately.
+    fn take_quiet(&self) -> Option<Waiting> {
+        let mut state = self.state();
+        let first = state.idle.len().saturating_sub(state.wanted);
+        let is_quiet = |waiting: &Waiting| waiting.tunnel.idle_for() > LOOK && waiting.may_stay(2 * LOOK);
+        let place = state.idle[first..].iter().position(is_quiet)?;
+        Some(state.idle.remove(first + place))
     }
 
     /// Gives up the tunnels to `target`: one of them was dead, and so are the others, as like as not.
@@ -166,20 +178,23 @@ impl Reserve {
     }
 }
 
-/// Looks after the tunnels of an initiator from `delay` on, until there are none, or the pipe is gone. `make_spare` gives whether it has
-/// made one.
-pub(super) async fn look_after<I, F: Future<Output = bool>>(
-    initiator: Weak<I>,
-    delay: Duration,
-    reserve: impl Fn(&I) -> &Reserve,
-    make_spare: impl Fn(Arc<I>) -> F,
-) {
+/// Whose tunnels wait here.
+pub(super) trait Keeper: Send + Sync + 'static {
+    fn reserve(&self) -> &Reserve;
+
+    /// Makes one more tunnel. Gives whether there is one.
+    fn make_spare(self: Arc<Self>) -> impl Future<Output = bool> + Send;
+
+    /// Has the responder be heard of over a tunnel, and puts that back if it was.
+    fn refresh(self: Arc<Self>, waiting: Waiting) -> impl Future<Output = ()> + Send;
+}
+
+/// Looks after the tunnels of `keeper` from `delay` on, until there are none, or it is gone.
+pub(super) async fn look_after(keeper: Weak<impl Keeper>, delay: Duration) {
     sleep(delay).await;
     let (mut pause, mut next) = (LOOK, Instant::now());
     loop {
-        let Some(found) = initiator.upgrade().and_then(|initiator| reserve(&initiator).look()) else {
-            return;
-        };
+        let Some(found) = keeper.upgrade().and_then(|keeper| keeper.reserve().look()) else { return };
         let mut is_in_vain = found.some_given_up;
         if !is_in_vain && next <= Instant::now() {
             if found.lacking == 0 {
@@ -187,8 +202,8 @@ pub(super) async fn look_after<I, F: Future<Output = bool>>(
                 pause = LOOK;
             }
             for _ in 0..found.lacking.min(SPARES) {
-                let Some(initiator) = initiator.upgrade() else { return };
-                is_in_vain = !make_spare(initiator).await;
+                let Some(keeper) = keeper.upgrade() else { return };
+                is_in_vain = !keeper.make_spare().await;
                 if is_in_vain {
                     break;
                 }
@@ -197,6 +212,12 @@ pub(super) async fn look_after<I, F: Future<Output = bool>>(
         if is_in_vain {
             next = Instant::now() + pause;
             pause = (2 * pause).min(PAUSE_MAX);
+        }
+        // One after the other, so that all but one are there for clients.
+        while let Some(keeper) = keeper.upgrade()
+            && let Some(waiting) = keeper.reserve().take_quiet()
+        {
+            keeper.refresh(waiting).await;
         }
         sleep(LOOK).await;
     }
@@ -247,26 +268,45 @@ mod tests {
         assert_eq!(lacking(&reserve), Some(3));
     }
 
+    /// Makes tunnels in vain.
+    struct Unlucky {
+        reserve: Reserve,
+        start: Instant,
+        attempts: Mutex<Vec<u64>>,
+    }
+
+    impl Unlucky {
+        fn new() -> Self {
+            Self { reserve: Reserve::new(1), start: Instant::now(), attempts: Mutex::default() }
+        }
+    }
+
+    impl Keeper for Unlucky {
+        fn reserve(&self) -> &Reserve {
+            &self.reserve
+        }
+
+        async fn make_spare(self: Arc<Self>) -> bool {
+            self.attempts.lock().unwrap().push(self.start.elapsed().as_secs());
+            false
+        }
+
+        async fn refresh(self: Arc<Self>, _: Waiting) {
+            unreachable!("there is none");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_tunnel_that_cannot_be_made_is_tried_again_after_longer_and_longer_pauses() {
-        let (reserve, start) = (Arc::new(Reserve::new(1)), Instant::now());
-        let attempts = Mutex::new(Vec::new());
-        let looking = look_after(
-            Arc::downgrade(&reserve),
-            Duration::ZERO,
-            |reserve| reserve,
-            |_| async {
-                attempts.lock().unwrap().push(start.elapsed().as_secs());
-                false
-            },
-        );
+        let keeper = Arc::new(Unlucky::new());
+        let looking = look_after(Arc::downgrade(&keeper), Duration::ZERO);
         let _over = tokio::time::timeout(Duration::from_secs(500), looking).await;
-        assert_eq!(attempts.into_inner().unwrap(), [0, 5, 15, 35, 75, 155, 275, 395]);
+        assert_eq!(*keeper.attempts.lock().unwrap(), [0, 5, 15, 35, 75, 155, 275, 395]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_looks_after_a_reserve_that_is_gone() {
-        let gone = Arc::downgrade(&Arc::new(Reserve::new(1)));
-        look_after(gone, Duration::ZERO, |reserve| reserve, |_| std::future::ready(true)).await;
+        let gone = Arc::downgrade(&Arc::new(Unlucky::new()));
+        look_after(gone, Duration::ZERO).await;
     }
 }

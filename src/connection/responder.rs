@@ -17,6 +17,7 @@ use crate::proto::connection_info::{ConnectionId, ConnectionInfo, Purpose};
 use crate::proto::frame::AbortReason;
 use crate::proto::key::{Fingerprint, Key};
 use crate::proxy_header::{KEY_FINGERPRINT, KEY_NAME, Told};
+use crate::pump::PumpError;
 use crate::stats::{Ends, OfPipe};
 use crate::stream::Remote;
 use crate::tunnel::{Answered, AnyTunnel, Protocol, Tunnel};
@@ -96,6 +97,12 @@ impl Responder {
         peer: Remote,
     ) -> Result<Outcome, SetupError> {
         let started = Instant::now();
+        let deadline = started + self.common.timeout;
+        if info.purpose == Purpose::Spare {
+            // No connection: the initiator wants to hear of us over a tunnel that was quiet.
+            let heard = Box::pin(self.keep_spare(tunnel.into(), peer, deadline)).await?;
+            return Ok(heard.map_or(Outcome::Over, Outcome::Spare));
+        }
         let of_source = match self.gate.arrive_again(peer) {
             Ok(of_source) => of_source,
             Err(error) => {
@@ -105,7 +112,6 @@ impl Responder {
             }
         };
         self.stats.reused.fetch_add(1, Ordering::Relaxed);
-        let deadline = started + self.common.timeout;
         self.serve((tunnel.into(), info), peer, of_source, started, deadline).await
     }
 
@@ -124,7 +130,10 @@ impl Responder {
                 return answering.await.map(|()| Outcome::Over);
             }
             (Purpose::Spare, tunnel) if tunnel.is_reusable() => {
-                return Box::pin(self.keep_spare(tunnel, peer, deadline)).await;
+                let kept = Box::pin(self.keep_spare(tunnel, peer, deadline)).await?;
+                let result = kept.as_ref().map_or_else(ToString::to_string, |_| "kept".into());
+                debug!(pipe = self.common.pipe(), %peer, result, "a spare tunnel");
+                return Ok(kept.map_or(Outcome::Over, Outcome::Spare));
             }
             (Purpose::Probe, tunnel) => (Visit::Probe, tunnel),
             (Purpose::Carry | Purpose::Ping | Purpose::Spare, tunnel) => (Visit::Carry, tunnel),
@@ -182,13 +191,13 @@ impl Responder {
         let _in_time = place.unless_turned_out(tunnel.abort(reason_for_the_peer(error))).await;
     }
 
-    /// Has a tunnel be idle that its initiator has no client for so far.
+    /// Has a tunnel be idle that its initiator has no client for so far. Gives why it broke meanwhile, if it did.
     async fn keep_spare(
         &self,
         mut tunnel: AnyTunnel,
         peer: Remote,
         deadline: Instant,
-    ) -> Result<Outcome, SetupError> {
+    ) -> Result<Result<Box<AnyTunnel>, PumpError>, SetupError> {
         if let Err(error) = self.gate.may_rest(tunnel.key()) {
             let error = error.into();
             self.turn_away(&mut tunnel, peer, &error).await;
@@ -197,10 +206,7 @@ impl Responder {
         // From here on it has the place of an idle one: no limit on connections counts it.
         let place = self.gate.rest(peer);
         let probing = place.unless_turned_out(tunnel.probe(deadline)).await;
-        let (pipe, kept) = (self.common.pipe(), probing.ok_or(SetupError::TurnedOut)?);
-        let result = kept.as_ref().map_or_else(ToString::to_string, |()| "kept".into());
-        debug!(pipe, %peer, result, "a spare tunnel");
-        Ok(kept.map_or(Outcome::Over, |()| Outcome::Spare(Box::new(tunnel))))
+        Ok(probing.ok_or(SetupError::TurnedOut)?.map(|()| Box::new(tunnel)))
     }
 
     /// What a target is told of a connection first, if it is told: who the client is, and what both ends know of it.

@@ -1,5 +1,6 @@
 //! One connection after another over one tunnel (PROTOCOL.md, section 5.7).
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -197,6 +198,8 @@ struct Played {
     _key: Key,
     key_file: Vec<u8>,
     initiator: End,
+    /// How many tunnels it has made that nobody had asked for.
+    spares: Cell<usize>,
 }
 
 impl Played {
@@ -207,8 +210,8 @@ impl Played {
     fn with(args: &[&str]) -> Self {
         let (key, service) = (Key::new(), Service::start());
         let key_file = std::fs::read(key.path()).expect("the key can be read");
-        let initiator = End::initiator(&key, service.address()).args(args).start();
-        Self { service, _key: key, key_file, initiator }
+        let initiator = End::initiator(&key, service.address()).args(&["--verbose"]).args(args).start();
+        Self { service, _key: key, key_file, initiator, spares: Cell::default() }
     }
 
     /// Takes message 1 of the initiator, which has a new client.
@@ -287,6 +290,8 @@ fn a_tunnel_is_made_in_reserve_for_as_many_clients_as_there_were_at_a_time() {
     other.await_close();
     // Nobody asks for the other one.
     let spare = played.accept_spare();
+    be_heard(&mut one);
+    thread::sleep(BACK);
     // Whoever comes next needs no handshake.
     let mut clients = [played.ask(), played.ask()];
     let mut tunnels = [one, spare];
@@ -305,12 +310,66 @@ impl Played {
     /// Takes a tunnel that nobody has asked for.
     fn accept_spare(&self) -> Tunnel {
         let mut spare = self.begin().granting(REUSE).reply(Cipher::ChaCha20Poly1305);
-        assert_eq!(spare.receive(OPEN), [7, 0, 0], "the field that says so, and no other");
-        spare.receive(END);
-        spare.send(END, b"");
-        spare.renew();
+        be_heard(&mut spare);
+        self.spares.set(self.spares.get() + 1);
+        self.initiator.process.await_lines(self.spares.get(), "a spare tunnel");
         spare
     }
+}
+
+/// Longer than an initiator takes to read that it was answered, and less than until it asks again.
+const BACK: Duration = Duration::from_millis(500);
+
+/// Answers an initiator that has no client for `tunnel` so far.
+fn be_heard(tunnel: &mut Tunnel) {
+    assert_eq!(tunnel.receive(OPEN), [7, 0, 0], "the field that says so, and no other");
+    tunnel.receive(END);
+    tunnel.send(END, b"");
+    tunnel.renew();
+}
+
+#[test]
+fn a_client_that_comes_after_a_quiet_time_takes_one_round_trip_over_a_tunnel_that_is_ready() {
+    let played = Played::with(&["--spares", "1"]);
+    let (mut ready, start) = (played.accept_spare(), Instant::now());
+    while start.elapsed() < QUIET {
+        be_heard(&mut ready);
+    }
+    thread::sleep(BACK);
+    let mut client = played.ask();
+    ready.receive(OPEN);
+    // Not held until the target stands.
+    assert_eq!(ready.receive(DATA), b"INCR");
+    ready.send(DATA, b"");
+    ready.send(DATA, b"1");
+    assert_reads(&mut client, "1");
+}
+
+#[test]
+fn a_tunnel_that_is_ready_and_has_died_is_made_anew_before_a_client_comes() {
+    let played = Played::with(&["--spares", "1", "-o", "1"]);
+    let mut dead = played.accept_spare();
+    dead.receive(OPEN);
+    // No answer.
+    let mut ready = played.accept_spare();
+    dead.await_close();
+    let mut client = played.ask();
+    ready.receive(OPEN);
+    ready.send(DATA, b"");
+    answer(ready, &mut client);
+}
+
+#[test]
+fn tunnels_that_are_looked_after_count_as_no_connections() {
+    let pipe = Pipe::to(echo())
+        .initiator_args(&["--spares", "1"])
+        .responder_args(&["--verbose", "--rate-per-source", "1"])
+        .start();
+    pipe.responder.await_line(&["a spare tunnel", "kept"]);
+    // Long enough for it to be looked after once.
+    thread::sleep(Duration::from_secs(11));
+    visit(pipe.initiator.address(), "hello");
+    assert_eq!(pipe.responder.process.log().matches("a spare tunnel").count(), 1);
 }
 
 #[test]
@@ -367,16 +426,23 @@ fn a_responder_that_gives_spare_tunnels_up_at_once_is_asked_after_longer_and_lon
 #[test]
 fn a_tunnel_is_too_old_after_two_minutes_and_the_next_one_is_ready_before() {
     let played = Played::with(&["--spares", "1"]);
-    let first = played.accept_spare();
-    let start = Instant::now();
+    let (mut first, start) = (played.accept_spare(), Instant::now());
+    let closed = thread::spawn(move || {
+        while !first.is_at_end() {
+            be_heard(&mut first);
+        }
+        start.elapsed()
+    });
     thread::sleep(Duration::from_secs(100));
     played.service.assert_no_connection();
     let mut second = played.accept_spare();
     let ready = start.elapsed();
-    assert!(ready < Duration::from_secs(119), "{ready:?}");
-    first.assert_closes();
-    let closed = start.elapsed();
-    assert!(closed >= Duration::from_secs(119), "{closed:?}");
+    while !closed.is_finished() {
+        be_heard(&mut second);
+    }
+    let closed = closed.join().expect("it does not panic");
+    assert!(ready < closed && closed >= Duration::from_secs(119), "{ready:?} {closed:?}");
+    thread::sleep(BACK);
     let mut client = played.ask();
     second.receive(OPEN);
     second.send(DATA, b"");

@@ -329,6 +329,11 @@ impl Tunnel {
         self.wire.write_all(bytes).expect("the other end reads");
     }
 
+    /// Whether the other end closes the connection, and does not say anything before.
+    pub(crate) fn is_at_end(&mut self) -> bool {
+        matches!(self.wire.peek(&mut [0]), Ok(0) | Err(_))
+    }
+
     /// Waits until the other end closes the connection. Gives the bytes that came before.
     pub(crate) fn await_close(mut self) -> Vec<u8> {
         let mut rest = Vec::new();
