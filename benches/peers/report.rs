@@ -59,7 +59,7 @@ pub(crate) fn work(results: &Results, work: Work) -> String {
         }
     }
     let mut rows = vec![heading];
-    for peer in results.peers() {
+    for peer in results.peers().into_iter().filter(|peer| peer.takes_part_in(work)) {
         let mut row = vec![peer.name().to_owned()];
         for &metric in &metrics {
             let spread = results.spread(work, peer, metric);
