@@ -18,7 +18,8 @@ pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// more, or cannot be reached.
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
-/// The most spare tunnels that are made at one look, one after the other, so that they take no time from clients.
+/// The most spare tunnels that are made at one look, one after the other, so that they take no time from clients. Of those for a crowd
+/// that may come again, the responder is heard of over as many.
 const SPARES: usize = 64;
 
 /// Idle tunnels, as long as the pipe is as it was when they were made: a reload brings another one.
@@ -40,8 +41,8 @@ struct State {
     most: usize,
     /// The most of them recently: from a peak, it falls by one with each look.
     recent: usize,
-    /// How many tunnels were wanted at the last look.
-    wanted: usize,
+    /// Over how many tunnels the responder is to be heard of, since the last look.
+    fresh: usize,
 }
 
 /// A client that is here until this is dropped. It does not keep the reserve: after a reload, connections that run are no reason to keep
@@ -145,10 +146,11 @@ impl Reserve {
         state.is_looked_after = self.ready > 0 || !state.idle.is_empty() || state.recent > 1;
         // A single client at a time finds the tunnel of the one before, or waits for a handshake as the first one did.
         let crowd = if state.recent > 1 { state.recent } else { 0 };
-        state.wanted = crowd.saturating_sub(state.clients).max(self.ready);
+        let for_crowd = crowd.saturating_sub(state.clients);
+        state.fresh = for_crowd.min(SPARES).max(self.ready);
         // Those that are too old soon are made anew before.
         let lasting = state.idle.iter().filter(|waiting| waiting.may_stay(2 * LOOK)).count();
-        let lacking = state.wanted.saturating_sub(lasting);
+        let lacking = for_crowd.max(self.ready).saturating_sub(lasting);
         let found = Found { lacking, some_given_up: !given_up.is_empty() };
         let answer = state.is_looked_after.then_some(found);
         drop(state);
@@ -157,10 +159,10 @@ impl Reserve {
         answer
     }
 
-    /// Takes out one of the tunnels that are wanted and whose responder was not heard of lately.
+    /// Takes out a tunnel over which the responder is to be heard of, and was not lately.
     fn take_quiet(&self) -> Option<Waiting> {
         let mut state = self.state();
-        let first = state.idle.len().saturating_sub(state.wanted);
+        let first = state.idle.len().saturating_sub(state.fresh);
         let is_quiet = |waiting: &Waiting| waiting.tunnel.idle_for() > LOOK && waiting.may_stay(2 * LOOK);
         let place = state.idle[first..].iter().position(is_quiet)?;
         Some(state.idle.remove(first + place))
@@ -213,8 +215,10 @@ pub(super) async fn look_after(keeper: Weak<impl Keeper>, delay: Duration) {
             next = Instant::now() + pause;
             pause = (2 * pause).min(PAUSE_MAX);
         }
-        // One after the other, so that all but one are there for clients.
-        while let Some(keeper) = keeper.upgrade()
+        // One after the other, so that all but one are there for clients; and not for ever, where there are more than there is time for.
+        let enough = Instant::now() + LOOK;
+        while Instant::now() < enough
+            && let Some(keeper) = keeper.upgrade()
             && let Some(waiting) = keeper.reserve().take_quiet()
         {
             keeper.refresh(waiting).await;
