@@ -3,11 +3,9 @@
 //! The initiator decides when there is a next one. The responder may give up an idle tunnel at any time and says so, so that an
 //! initiator whose *Open* is on its way knows that no target has seen it.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Duration, Instant, timeout};
-use tracing::debug;
+use tokio::time::{Duration, Instant};
 
-use super::{AnyTunnel, FAREWELL, Tunnel, TunnelError, handshake};
+use super::{AnyTunnel, Tunnel, TunnelError, handshake, part};
 use crate::proto::cipher::Suite;
 use crate::proto::connection_info::ConnectionInfo;
 use crate::proto::features::Features;
@@ -201,19 +199,8 @@ pub struct Parting {
 }
 
 impl Parting {
-    /// Tells the initiator that the tunnel is given up, and waits a moment until it has closed it: closing a socket with unread bytes
-    /// would reset it and could overtake the word.
+    /// Tells the initiator that the tunnel is given up.
     pub async fn part(mut self) {
-        let (mut reader, mut writer) = self.wire.split();
-        let farewell = async {
-            self.seal.abort(AbortReason::Idle, &mut writer).await?;
-            writer.shutdown().await.map_err(PumpError::Wire)?;
-            let mut ignored = Buffer::take();
-            while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
-            Ok::<_, PumpError>(())
-        };
-        if let Ok(Err(error)) = timeout(FAREWELL, farewell).await {
-            debug!(%error, "the peer was gone before it could be told");
-        }
+        part(&mut self.wire, &mut self.seal, AbortReason::Idle).await;
     }
 }

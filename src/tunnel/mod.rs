@@ -416,24 +416,28 @@ impl<S: Seal, O: Open> Tunnel<S, O> {
         let _closed_or_not = timeout(PARTING, reader.read(&mut [0])).await;
     }
 
-    /// Tells the peer why this end gives up, and waits until it has hung up: closing a socket with unread bytes would reset
-    /// it and could overtake the farewell.
+    /// Tells the peer why this end gives up, and waits a moment until it has closed the connection.
     pub async fn abort(&mut self, reason: AbortReason) {
-        let Self { wire, seal, .. } = self;
-        let (mut reader, mut writer) = wire.split();
-        let farewell = async {
-            if seal.abort(reason, &mut writer).await? == Told::Impossible {
-                return Ok(Told::Impossible);
-            }
-            writer.shutdown().await.map_err(PumpError::Wire)?;
-            let mut ignored = Buffer::take();
-            while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
-            Ok::<_, PumpError>(Told::Yes)
-        };
-        match timeout(FAREWELL, farewell).await {
-            Ok(Ok(Told::Impossible)) => wire.arm_reset(),
-            Ok(Ok(Told::Yes)) | Err(_) => {}
-            Ok(Err(error)) => debug!(%error, "the peer was gone before it could be told"),
+        part(&mut self.wire, &mut self.seal, reason).await;
+    }
+}
+
+/// Tells the peer at `wire` why this end gives up, and waits a moment until it has hung up: closing a socket with unread bytes would reset
+/// it and could overtake the farewell.
+async fn part(wire: &mut Stream, seal: &mut SealPump<impl Seal>, reason: AbortReason) {
+    let (mut reader, mut writer) = wire.split();
+    let farewell = async {
+        if seal.abort(reason, &mut writer).await? == Told::Impossible {
+            return Ok(Told::Impossible);
         }
+        writer.shutdown().await.map_err(PumpError::Wire)?;
+        let mut ignored = Buffer::take();
+        while reader.read(&mut ignored).await.map_err(PumpError::Wire)? > 0 {}
+        Ok::<_, PumpError>(Told::Yes)
+    };
+    match timeout(FAREWELL, farewell).await {
+        Ok(Ok(Told::Impossible)) => wire.arm_reset(),
+        Ok(Ok(Told::Yes)) | Err(_) => {}
+        Ok(Err(error)) => debug!(%error, "the peer was gone before it could be told"),
     }
 }

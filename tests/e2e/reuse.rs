@@ -295,15 +295,7 @@ fn a_tunnel_is_made_in_reserve_for_as_many_clients_as_there_were_at_a_time() {
     // Whoever comes next needs no handshake.
     let mut clients = [played.ask(), played.ask()];
     let mut tunnels = [one, spare];
-    for tunnel in &mut tunnels {
-        tunnel.receive(OPEN);
-        tunnel.send(DATA, b"");
-        assert_eq!(tunnel.receive(DATA), b"INCR");
-        tunnel.send(DATA, b"1");
-    }
-    for client in &mut clients {
-        assert_reads(client, "1");
-    }
+    answer_all(&mut tunnels, &mut clients);
 }
 
 impl Played {
@@ -377,15 +369,7 @@ fn tunnels_can_be_ready_before_the_first_client_comes() {
     let played = Played::with(&["--spares", "2"]);
     let mut ready = [played.accept_spare(), played.accept_spare()];
     let mut clients = [played.ask(), played.ask()];
-    for tunnel in &mut ready {
-        tunnel.receive(OPEN);
-        tunnel.send(DATA, b"");
-        assert_eq!(tunnel.receive(DATA), b"INCR");
-        tunnel.send(DATA, b"1");
-    }
-    for client in &mut clients {
-        assert_reads(client, "1");
-    }
+    answer_all(&mut ready, &mut clients);
 }
 
 #[test]
@@ -506,6 +490,19 @@ fn visit_service(address: SocketAddr, service: &Service) {
     let client = connect(address);
     let served = service.accept();
     drop((client, served));
+}
+
+/// Answers the clients that come over `tunnels`, whichever of them each has.
+fn answer_all(tunnels: &mut [Tunnel], clients: &mut [TcpStream]) {
+    for tunnel in tunnels {
+        tunnel.receive(OPEN);
+        tunnel.send(DATA, b"");
+        assert_eq!(tunnel.receive(DATA), b"INCR");
+        tunnel.send(DATA, b"1");
+    }
+    for client in clients {
+        assert_reads(client, "1");
+    }
 }
 
 /// Answers the client that comes over `tunnel`.
