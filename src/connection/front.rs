@@ -98,7 +98,7 @@ impl Front {
                 };
                 let Some(idle) = idle else { break };
                 let rest = front.upgrade().map(|front| front.rest(door, peer));
-                let next = Box::pin(next(*idle, rest)).await.transpose();
+                let next = Box::pin(await_next(*idle, rest)).await.transpose();
                 establishing = match (next, front.upgrade()) {
                     (None, _) | (Some(Err(_)), None) => break,
                     (Some(next), Some(front)) => Box::pin(front.establish_again(next, door, peer)),
@@ -246,7 +246,7 @@ impl Rest {
 }
 
 /// Waits for the next connection over an idle tunnel. None, if there will be none.
-async fn next(
+async fn await_next(
     idle: IdleResponder,
     mut rest: Option<Rest>,
 ) -> Result<Option<Box<(Tunnel, ConnectionInfo)>>, TunnelError> {
@@ -256,7 +256,7 @@ async fn next(
         Next::GivenUp(parting) => {
             match &mut rest {
                 Some(Rest { place, .. }) => {
-                    place.advance(Stage::Parting);
+                    place.part();
                     let _in_time = place.unless_turned_out(parting.part()).await;
                 }
                 // After a reload, as many as there were connections.

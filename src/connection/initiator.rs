@@ -1,7 +1,7 @@
 //! A connection of an initiator (`-e`): a client is carried to a responder.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 
 use tokio::time::{Duration, Instant};
 use tracing::{debug, warn};
@@ -33,6 +33,8 @@ pub struct Initiator {
     failures: Arc<Repeated>,
     /// Tunnels that have carried others.
     reserve: Arc<Reserve>,
+    /// Whether the log was told that `--spares` is of no use.
+    told: Once,
 }
 
 impl Initiator {
@@ -56,7 +58,16 @@ impl Initiator {
                 );
             }
         });
-        Self { common, key, gate, upstream, stats, failures, reserve: Arc::new(Reserve::new(spares)) }
+        Self {
+            common,
+            key,
+            gate,
+            upstream,
+            stats,
+            failures,
+            reserve: Arc::new(Reserve::new(spares)),
+            told: Once::new(),
+        }
     }
 
     /// Carries `client` from here to its end.
@@ -115,19 +126,33 @@ impl Initiator {
     /// Shakes hands for a client that may come.
     async fn spare(&self) -> Result<Option<Waiting>, ConnectionError> {
         let Some(kept) = self.gate.as_ref().and_then(|gate| gate.keep_idle()) else { return Ok(None) };
-        let Some(chosen) = self.target_of_spare() else { return Ok(None) };
+        let Some(chosen) = self.target_of_spare() else {
+            self.tell_of_handshakes();
+            return Ok(None);
+        };
         let (candidate, features) = (chosen.candidate(), self.features());
         let deadline = Instant::now() + self.common.timeout;
         let (mut tunnel, remote) = self.shake_hands(candidate, features, &SPARE, deadline).await?;
         if !tunnel.is_reusable() {
-            // Told once: from here on, that is known of it.
-            let (pipe, target) = (self.common.pipe(), candidate.target());
-            warn!(pipe, %target, "no spare tunnels: the responder is older or has --no-reuse; upgrade it, or leave --spares out here");
+            self.tell_of_handshakes();
             return Ok(None);
         }
         tunnel.probe(deadline).await?;
         let target = candidate.target().clone();
         Ok(tunnel.rest_at_initiator().map(|tunnel| Waiting { tunnel, target, remote, kept }))
+    }
+
+    /// Tells the log, once, of the responders that have a handshake for each connection, if tunnels are to be ready.
+    fn tell_of_handshakes(&self) {
+        let candidates = self.upstream.candidates().iter();
+        for candidate in
+            candidates.filter(|candidate| self.reserve.is_to_be_ready() && !candidate.may_keep_tunnels())
+        {
+            let (pipe, target) = (self.common.pipe(), candidate.target());
+            self.told.call_once(|| {
+                warn!(pipe, %target, "no spare tunnels: the responder is older or has --no-reuse; upgrade it, or leave --spares out here");
+            });
+        }
     }
 
     /// The responder that the next client gets; where clients are spread, the one with the fewest tunnels.

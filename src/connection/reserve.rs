@@ -90,9 +90,14 @@ impl Reserve {
         Self { ready, state: Mutex::default() }
     }
 
+    /// Whether tunnels are to be there, however few clients have come lately.
+    pub(super) fn is_to_be_ready(&self) -> bool {
+        self.ready > 0
+    }
+
     /// Whether somebody is to look after it before there is a tunnel.
     pub(super) fn begin(&self) -> bool {
-        self.ready > 0 && !std::mem::replace(&mut self.state().is_looked_after, true)
+        self.is_to_be_ready() && !std::mem::replace(&mut self.state().is_looked_after, true)
     }
 
     /// A tunnel to `candidate` over which another connection may begin.
@@ -143,7 +148,7 @@ impl Reserve {
             state.idle.extract_if(.., |waiting| !waiting.may_stay(Duration::ZERO)).collect();
         state.recent = state.most.max(state.recent.saturating_sub(1));
         state.most = state.clients;
-        state.is_looked_after = self.ready > 0 || !state.idle.is_empty() || state.recent > 1;
+        state.is_looked_after = self.is_to_be_ready() || !state.idle.is_empty() || state.recent > 1;
         // A single client at a time finds the tunnel of the one before, or waits for a handshake as the first one did.
         let crowd = if state.recent > 1 { state.recent } else { 0 };
         let for_crowd = crowd.saturating_sub(state.clients);

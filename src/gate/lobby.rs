@@ -167,10 +167,9 @@ impl Lobby {
         LobbyPlace { lobby, stage, source, ticket, turned_out, of_source: None, _counted: None }
     }
 
-    /// Turns out all idle tunnels.
-    pub(super) fn turn_idle_out(&self) {
-        let mut crowds = self.crowds();
-        while crowds.idle.turn_out() {}
+    /// Has all idle tunnels be given up. Nobody else needs their places, so they have them until their peers have closed.
+    pub(super) fn give_up_idle(&self) {
+        self.crowds().idle.strangers().for_each(|stranger| stranger.turned_out.notify_one());
     }
 
     /// For want of descriptors, turns out a peer that has nothing to wait for, an idle tunnel, or a stranger, if there is one that has
@@ -218,6 +217,15 @@ impl LobbyPlace {
         (self.ticket, self.turned_out) = crowds.add(self.stage, source);
         drop(crowds);
         (self.source, self.of_source) = (source, of_source);
+    }
+
+    /// The peer is told that this end gives up, and is to close the connection. If another has taken the place, it has one among those
+    /// that are told so, until another one needs that.
+    pub fn part(&mut self) {
+        let is_taken = !self.lobby.crowds().at(self.stage).has(self.source, self.ticket);
+        if is_taken {
+            self.advance(Stage::Parting);
+        }
     }
 
     /// The connection has got as far as `stage`, and takes a place there.
@@ -280,6 +288,19 @@ impl Crowd {
     fn add(&mut self, source: Source, stranger: Stranger) {
         self.taken += 1;
         self.blocks.entry(source.block()).or_default().entry(source).or_default().push_back(stranger);
+    }
+
+    /// All of them, in no order.
+    fn strangers(&self) -> impl Iterator<Item = &Stranger> {
+        self.blocks.values().flat_map(Block::values).flatten()
+    }
+
+    /// Whether a stranger is here, and was not turned out.
+    fn has(&self, source: Source, ticket: u64) -> bool {
+        let strangers = self.blocks.get(&source.block()).and_then(|block| block.get(&source));
+        strangers.is_some_and(|strangers| {
+            strangers.binary_search_by_key(&ticket, |stranger| stranger.ticket).is_ok()
+        })
     }
 
     /// Takes away a stranger, if it was not turned out.
@@ -580,12 +601,22 @@ mod tests {
     async fn a_peer_that_does_not_close_its_connection_makes_room_for_the_next_that_is_to() {
         let lobby = lobby();
         lobby.set_parting_places(3);
-        let given_up = [lobby.rest(from("192.0.2.1"))];
-        let parting: Vec<_> = (0..3).map(|_| lobby.part(from("192.0.2.1"))).collect();
-        let [mut one_more] = given_up;
-        one_more.advance(Stage::Parting);
+        let parting: Vec<_> = (0..4).map(|_| lobby.part(from("192.0.2.1"))).collect();
         assert_eq!(out(&parting).await, [0]);
-        assert!(!is_out(&one_more).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_tunnel_whose_place_another_needs_has_one_among_those_that_are_to_close() {
+        let lobby = lobby();
+        lobby.set_idle_places(1);
+        lobby.set_parting_places(1);
+        let mut given_up = lobby.rest(from("192.0.2.1"));
+        let _other = lobby.rest(from("192.0.2.1"));
+        assert!(is_out(&given_up).await);
+        given_up.part();
+        assert!(!is_out(&given_up).await);
+        let _one_more = lobby.part(from("192.0.2.1"));
+        assert!(is_out(&given_up).await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -601,7 +632,22 @@ mod tests {
         let lobby = lobby();
         lobby.set_idle_places(9);
         let idle: Vec<_> = (0..9).map(|_| lobby.rest(from("192.0.2.1"))).collect();
-        lobby.turn_idle_out();
+        lobby.give_up_idle();
         assert_eq!(out(&idle).await.len(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_tunnels_that_are_given_up_at_once_have_their_places_until_they_have_closed() {
+        let lobby = lobby();
+        lobby.set_idle_places(9);
+        lobby.set_parting_places(1);
+        let mut idle: Vec<_> = (0..9).map(|_| lobby.rest(from("192.0.2.1"))).collect();
+        lobby.give_up_idle();
+        assert_eq!(out(&idle).await.len(), 9);
+        idle.iter_mut().for_each(LobbyPlace::part);
+        assert!(out(&idle).await.is_empty());
+        // A new one needs a place.
+        let _new = lobby.rest(from("192.0.2.1"));
+        assert_eq!(out(&idle).await, [0]);
     }
 }

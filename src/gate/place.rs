@@ -132,7 +132,7 @@ impl Connections {
 
     /// Has responders give up their idle tunnels, whichever key these have: a new one costs a handshake.
     pub(crate) fn give_up_idle(&self) {
-        self.0.lobby.turn_idle_out();
+        self.0.lobby.give_up_idle();
     }
 
     /// Tells the connections whose key is one of `these` to end, and why. Gives how many were told.

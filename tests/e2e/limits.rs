@@ -226,7 +226,7 @@ fn for_want_of_descriptors_a_stranger_goes_and_a_key_holder_gets_in() {
 #[test]
 fn peers_that_were_turned_away_and_do_not_close_hold_few_descriptors() {
     /// Places that a process with descriptors enough has for them.
-    const PLACES: usize = 64;
+    const PLACES: usize = 256;
     const PEERS: usize = 3 * PLACES;
     let key = Key::new();
     let key_file = std::fs::read(key.path()).expect("the key can be read");

@@ -352,16 +352,39 @@ fn a_tunnel_that_is_ready_and_has_died_is_made_anew_before_a_client_comes() {
 }
 
 #[test]
-fn tunnels_that_are_looked_after_count_as_no_connections() {
-    let pipe = Pipe::to(echo())
-        .initiator_args(&["--spares", "1"])
-        .responder_args(&["--verbose", "--rate-per-source", "1"])
-        .start();
-    pipe.responder.await_line(&["a spare tunnel", "kept"]);
-    // Long enough for it to be looked after once.
-    thread::sleep(Duration::from_secs(11));
-    visit(pipe.initiator.address(), "hello");
-    assert_eq!(pipe.responder.process.log().matches("a spare tunnel").count(), 1);
+fn a_slow_responder_does_not_keep_new_tunnels_from_being_made() {
+    const COUNT: usize = 3;
+    /// For all of them, longer than a tunnel may be quiet.
+    const SLOW: Duration = Duration::from_secs(3);
+    let played = Played::with(&["--spares", &COUNT.to_string(), "-o", "30"]);
+    let ready: Vec<_> = (0..COUNT).map(|_| played.accept_spare()).collect();
+    for mut tunnel in ready {
+        thread::spawn(move || {
+            while !tunnel.is_at_end() && tunnel.receive(OPEN) == [7, 0, 0] {
+                tunnel.receive(END);
+                thread::sleep(SLOW);
+                tunnel.send(END, b"");
+                tunnel.renew();
+            }
+            // A client has it.
+            tunnel.await_close();
+        });
+    }
+    let _client = played.ask();
+    let _next = played.accept_spare();
+}
+
+#[test]
+fn the_log_tells_of_a_responder_that_has_come_to_keep_no_tunnels() {
+    let played = Played::with(&["--spares", "1"]);
+    let mut ready = played.accept_spare();
+    ready.vanish();
+    // A client finds that out.
+    let mut client = played.ask();
+    let mut tunnel = played.begin().granting(0).reply(Cipher::ChaCha20Poly1305);
+    tunnel.receive(OPEN);
+    answer(tunnel, &mut client);
+    played.initiator.await_line(&["WARN", "no spare tunnels", "--no-reuse"]);
 }
 
 #[test]

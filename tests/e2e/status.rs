@@ -62,6 +62,20 @@ fn responder(key: &Key, target: SocketAddr) -> EndBuilder {
 }
 
 #[test]
+fn words_over_a_tunnel_that_is_ready_count_as_no_connections() {
+    let pipes = Pipe::to(echo()).args(&STATUS).initiator_args(&["--spares", "1"]).start();
+    let status = status_of(&pipes.responder.process);
+    // Its handshake.
+    await_value(&status, "/connections/accepted", 1);
+    // Longer than until the responder is heard of for the first time.
+    std::thread::sleep(Duration::from_secs(12));
+    let connections = pipe(&status)["connections"].clone();
+    assert_eq!((&connections["accepted"], &connections["reused"]), (&1.into(), &0.into()));
+    assert_echoes(&mut pipes.connect(), "hello");
+    await_value(&status, "/connections/reused", 1);
+}
+
+#[test]
 fn both_ends_count_bytes_while_a_connection_runs() {
     let pipes = Pipe::to(echo()).args(&STATUS).start();
     let mut client = pipes.connect();
