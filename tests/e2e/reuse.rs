@@ -4,12 +4,14 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use spipe::proto::cipher::Cipher;
 
+use crate::support::DEADLINE;
 use crate::support::peer::{ABORT, Begun, DATA, END, OPEN, Tunnel};
 use crate::support::pipe::{End, Key, Pipe, field};
 use crate::support::process::{Process, run};
@@ -353,14 +355,17 @@ fn a_tunnel_that_is_ready_and_has_died_is_made_anew_before_a_client_comes() {
 
 #[test]
 fn a_slow_responder_does_not_keep_new_tunnels_from_being_made() {
-    const COUNT: usize = 3;
-    /// For all of them, longer than a tunnel may be quiet.
+    const COUNT: usize = 4;
+    /// For those that the client leaves, longer than a tunnel may be quiet: when the last one is heard of, the first one is to be again.
     const SLOW: Duration = Duration::from_secs(3);
     let played = Played::with(&["--spares", &COUNT.to_string(), "-o", "30"]);
     let ready: Vec<_> = (0..COUNT).map(|_| played.accept_spare()).collect();
+    let (begun, has_begun) = mpsc::channel();
     for mut tunnel in ready {
+        let begun = begun.clone();
         thread::spawn(move || {
             while !tunnel.is_at_end() && tunnel.receive(OPEN) == [7, 0, 0] {
+                let _first_only = begun.send(());
                 tunnel.receive(END);
                 thread::sleep(SLOW);
                 tunnel.send(END, b"");
@@ -370,6 +375,7 @@ fn a_slow_responder_does_not_keep_new_tunnels_from_being_made() {
             tunnel.await_close();
         });
     }
+    has_begun.recv_timeout(DEADLINE).expect("the initiator wants to hear of the responder");
     let _client = played.ask();
     let _next = played.accept_spare();
 }
